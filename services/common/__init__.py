@@ -1,0 +1,1 @@
+"""What two or more services need: contracts' domain types, errors, identity, store, transport."""
