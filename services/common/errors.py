@@ -15,6 +15,7 @@
     ├── OverloadedError           RESOURCE_EXHAUSTED   a queue or budget of the server is full
     ├── DeadlineExceededError     DEADLINE_EXCEEDED    the deadline passed
     └── UnavailableError          UNAVAILABLE          starting, draining, dependency down
+        └── StoreUnavailableError UNAVAILABLE          the embedding store cannot be used now
 
 Everything else is a bug: INTERNAL with a fixed text outside, the traceback in the log. The classes
 know no transport; ``GRPC_STATUS`` maps them for gRPC and the gateway maps them for HTTP.
@@ -124,6 +125,12 @@ class UnavailableError(ChiasmError):
     default_reason = "UNAVAILABLE"
 
 
+class StoreUnavailableError(UnavailableError):
+    """The embedding store is down, slow, full or read-only."""
+
+    default_reason = "STORE_UNAVAILABLE"
+
+
 GRPC_STATUS: dict[type[ChiasmError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     MediaFetchError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -137,4 +144,5 @@ GRPC_STATUS: dict[type[ChiasmError], grpc.StatusCode] = {
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
 }

@@ -1,0 +1,308 @@
+"""Keep embeddings in Redis under their ids.
+
+An embedding is one manifest and its chunks, all of them plain strings::
+
+    chiasm:<tenant tag>:<embedding id>:m                  manifest, written last
+    chiasm:<tenant tag>:<embedding id>:<write id>:<n>     chunk n, at most 1 MiB
+
+Invariants:
+
+- Every write has its own write id, so chunks of two writers never mix.
+- Chunks are written before their manifest and outlive it, so a manifest promises its chunks; Redis
+  may evict any key at any time, and then the whole is a miss.
+- What is read back is believed only if the envelope's MAC, the lengths and the digests of the
+  chunks hold. An entry that fails is a miss, a metric and a delete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from chiasm.common.alias_store import AliasStore
+from chiasm.common.chunks import CHUNK_BYTES, chunk_spans, digest_chunks, fill_chunks
+from chiasm.common.envelope import MAX_ENVELOPE_BYTES, EnvelopeError
+from chiasm.common.errors import StoreUnavailableError
+from chiasm.common.guarded_redis import CallBudget, GuardedRedis, StoreRefusedError
+from chiasm.common.lease import Lease
+from chiasm.common.manifest import (
+    MAX_EMBEDDING_BYTES,
+    WRITE_ID_BYTES,
+    Manifest,
+    seal_manifest,
+    unseal_manifest,
+)
+from chiasm.common.media import Embedding
+from chiasm.common.metrics import STORE_BAD_ENTRIES, STORE_BYTES, STORE_LOOKUPS, STORE_SECONDS
+from chiasm.common.secrets import tenant_tag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from chiasm.common.guarded_redis import Command
+    from chiasm.common.lease import LeaseSettings
+    from chiasm.common.media import EmbeddingRef, MediaLayout
+    from chiasm.common.secrets import StoreSecrets
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DEFAULT_TTL_S = 24 * 3600.0
+
+_WINDOW_CHUNKS = 4  # chunks on their way at one time, per transfer
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEmbedding:
+    """What the store tells of an embedding without its tensors."""
+
+    ref: EmbeddingRef
+    layout: MediaLayout
+
+
+class EmbeddingStore:
+    """The Redis-backed mapping from embedding id to embedding.
+
+    Every method ends within the call budget; ``StoreUnavailableError`` means that the store is
+    down, slow, full or read-only, and that nothing is known about the entry.
+    """
+
+    def __init__(
+        self, redis: GuardedRedis, secrets: StoreSecrets, ttl_s: float = DEFAULT_TTL_S
+    ) -> None:
+        self._redis = redis
+        self._secrets = secrets
+        self._manifest_ttl_ms = int(ttl_s * 1000)
+        self._chunk_ttl_ms = 2 * self._manifest_ttl_ms
+        self.aliases = AliasStore(redis, secrets, 2 * ttl_s)
+
+    @classmethod
+    def connect(
+        cls,
+        redis_url: str,
+        secrets: StoreSecrets,
+        ttl_s: float = DEFAULT_TTL_S,
+        budget: CallBudget | None = None,
+    ) -> EmbeddingStore:
+        """Return a store on the Redis at ``redis_url``; connections are made when needed.
+
+        Args:
+            redis_url: ``redis://``, ``rediss://`` or ``unix://``.
+            secrets: Secrets of the stack; all services of a stack have the same.
+            ttl_s: Seconds an embedding lives after its last use.
+            budget: How long calls may take; ``None`` for the defaults.
+        """
+        return cls(GuardedRedis.connect(redis_url, budget or CallBudget()), secrets, ttl_s)
+
+    async def lookup(self, tenant: str, embedding_id: bytes) -> StoredEmbedding | None:
+        """Return ref and layout of an embedding that is wholly there, and renew its time.
+
+        Raises:
+            StoreUnavailableError: The store cannot be used now.
+        """
+        with STORE_SECONDS.labels("lookup").time():
+            entry = await self._read_entry(tenant, embedding_id)
+            if entry is not None and not await self._renew_chunks(tenant, entry.manifest):
+                await self._discard(tenant, entry, "chunk_missing")
+                entry = None
+        STORE_LOOKUPS.labels("miss" if entry is None else "hit").inc()
+        return None if entry is None else StoredEmbedding(entry.manifest.ref, entry.manifest.layout)
+
+    async def get(self, tenant: str, ref: EmbeddingRef) -> Embedding | None:
+        """Return the embedding that ``ref`` names, and renew its time.
+
+        Args:
+            tenant: Tenant it belongs to.
+            ref: Must equal the stored ref: an entry of another shape is a miss.
+
+        Returns:
+            The embedding in memory of its own, or ``None`` if any of it is missing or wrong.
+
+        Raises:
+            StoreUnavailableError: The store cannot be used now.
+        """
+        with STORE_SECONDS.labels("get").time():
+            entry = await self._read_entry(tenant, ref.embedding_id)
+            if entry is None or entry.manifest.ref != ref:
+                return None
+            buffers = await _in_thread_if_large(ref.num_bytes, _allocate, ref)
+            async with self._redis.transfer(ref.num_bytes):
+                is_whole = await self._read_chunks(tenant, entry.manifest, buffers)
+            if not is_whole:
+                await self._discard(tenant, entry, "chunk")
+                return None
+        STORE_BYTES.labels("get").inc(ref.num_bytes)
+        return Embedding(ref, [buffer.toreadonly() for buffer in buffers])
+
+    async def put(self, tenant: str, embedding: Embedding, layout: MediaLayout) -> None:
+        """Store ``embedding``; when this returns, ``lookup`` and ``get`` find it.
+
+        Args:
+            tenant: Tenant it belongs to.
+            embedding: Its buffers must not change until this returns.
+            layout: How the item stands in the prompt.
+
+        Raises:
+            StoreUnavailableError: It was not stored; the caller sends it inline.
+            ValueError: Buffers, ref and layout contradict each other.
+        """
+        buffers = _byte_views(embedding, layout)
+        ref = embedding.ref
+        if ref.num_bytes > MAX_EMBEDDING_BYTES:
+            raise StoreUnavailableError("The embedding is too large for the store.")
+        chunks = [span.of(buffers) for span in chunk_spans(ref)]
+        with STORE_SECONDS.labels("put").time():
+            digests = await _in_thread_if_large(ref.num_bytes, digest_chunks, chunks)
+            write_id = os.urandom(WRITE_ID_BYTES)
+            manifest = Manifest(ref, layout, write_id, CHUNK_BYTES, tuple(digests))
+            async with self._redis.transfer(ref.num_bytes):
+                await self._write(tenant, manifest, chunks)
+        STORE_BYTES.labels("put").inc(ref.num_bytes)
+
+    async def delete(self, tenant: str, embedding_id: bytes) -> bool:
+        """Forget an embedding; tell whether it was there.
+
+        Raises:
+            StoreUnavailableError: The store cannot be used now.
+        """
+        entry = await self._read_entry(tenant, embedding_id)
+        if entry is None:
+            return False
+        keys = [_manifest_key(tenant, embedding_id), *_chunk_keys(tenant, entry.manifest)]
+        replies = await self._redis.execute([("UNLINK", key) for key in keys])
+        return bool(replies[0])
+
+    def lease(self, tenant: str, embedding_id: bytes, settings: LeaseSettings) -> Lease:
+        """Return a new claim on the work of encoding an embedding; it is not acquired yet."""
+        key = f"chiasm:{tenant_tag(tenant)}:{embedding_id.hex()}:l"
+        return Lease(self._redis, key, settings)
+
+    async def ping(self) -> bool:
+        """Tell whether the store can be used now."""
+        try:
+            await self._redis.execute([("PING",)])
+        except StoreUnavailableError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._redis.close()
+
+    async def _read_entry(self, tenant: str, embedding_id: bytes) -> _Entry | None:
+        key = _manifest_key(tenant, embedding_id)
+        # GETRANGE bounds what a foreign value under our key can make us read.
+        envelope, _ = await self._redis.execute(
+            [("GETRANGE", key, 0, MAX_ENVELOPE_BYTES), ("PEXPIRE", key, self._manifest_ttl_ms)]
+        )
+        if not isinstance(envelope, bytes) or not envelope:
+            return None
+        try:
+            manifest = unseal_manifest(self._secrets, tenant, embedding_id, envelope)
+            return _Entry(manifest, envelope)
+        except EnvelopeError as error:
+            STORE_BAD_ENTRIES.labels(f"manifest_{error}").inc()
+            await self._redis.execute_if(key, envelope, ("UNLINK", key))
+            return None
+
+    async def _renew_chunks(self, tenant: str, manifest: Manifest) -> bool:
+        keys = _chunk_keys(tenant, manifest)
+        return all(
+            await self._redis.execute([("PEXPIRE", key, self._chunk_ttl_ms) for key in keys])
+        )
+
+    async def _read_chunks(
+        self, tenant: str, manifest: Manifest, buffers: Sequence[memoryview]
+    ) -> bool:
+        keys, spans = _chunk_keys(tenant, manifest), manifest.spans()
+        for window in _windows(len(keys)):
+            num_bytes = sum(span.num_bytes for span in spans[window])
+            reads: list[Command] = [
+                ("GETRANGE", key, 0, span.num_bytes)
+                for key, span in zip(keys[window], spans[window], strict=True)
+            ]
+            renewals: list[Command] = [("PEXPIRE", key, self._chunk_ttl_ms) for key in keys[window]]
+            replies = await self._redis.execute(reads + renewals, num_bytes)
+            targets = [span.of(buffers) for span in spans[window]]
+            contents, digests = replies[: len(reads)], manifest.chunk_digests[window]
+            if not await _in_thread_if_large(num_bytes, fill_chunks, targets, contents, digests):
+                return False
+        return True
+
+    async def _write(self, tenant: str, manifest: Manifest, chunks: Sequence[memoryview]) -> None:
+        keys = _chunk_keys(tenant, manifest)
+        ref = manifest.ref
+        try:
+            for window in _windows(len(keys)):
+                writes: list[Command] = [
+                    ("SET", key, chunk, "PX", self._chunk_ttl_ms)
+                    for key, chunk in zip(keys[window], chunks[window], strict=True)
+                ]
+                await self._redis.execute(writes, sum(chunk.nbytes for chunk in chunks[window]))
+            envelope = seal_manifest(self._secrets.keys(tenant), manifest)
+            key = _manifest_key(tenant, ref.embedding_id)
+            await self._redis.execute([("SET", key, envelope, "PX", self._manifest_ttl_ms)])
+        except StoreRefusedError:
+            # A full Redis must not stay full of chunks that no manifest names.
+            await self._redis.execute([("UNLINK", key) for key in keys])
+            raise
+
+    async def _discard(self, tenant: str, entry: _Entry, reason: str) -> None:
+        STORE_BAD_ENTRIES.labels(reason).inc()
+        key = _manifest_key(tenant, entry.manifest.ref.embedding_id)
+        # Another writer may have replaced the manifest meanwhile; its entry stays.
+        await self._redis.execute_if(key, entry.envelope, ("UNLINK", key))
+        keys = _chunk_keys(tenant, entry.manifest)
+        await self._redis.execute([("UNLINK", key) for key in keys])
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A manifest and the bytes it was read from."""
+
+    manifest: Manifest
+    envelope: bytes
+
+
+def _manifest_key(tenant: str, embedding_id: bytes) -> str:
+    return f"chiasm:{tenant_tag(tenant)}:{embedding_id.hex()}:m"
+
+
+def _chunk_keys(tenant: str, manifest: Manifest) -> list[str]:
+    ref, write_id = manifest.ref, manifest.write_id
+    prefix = f"chiasm:{tenant_tag(tenant)}:{ref.embedding_id.hex()}:{write_id.hex()}"
+    return [f"{prefix}:{index}" for index in range(len(manifest.chunk_digests))]
+
+
+def _windows(num_chunks: int) -> Iterator[slice]:
+    for start in range(0, num_chunks, _WINDOW_CHUNKS):
+        yield slice(start, start + _WINDOW_CHUNKS)
+
+
+def _byte_views(embedding: Embedding, layout: MediaLayout) -> list[memoryview]:
+    ref = embedding.ref
+    views = [memoryview(buffer).cast("B") for buffer in embedding.buffers]
+    found, expected = [view.nbytes for view in views], [spec.num_bytes for spec in ref.tensors]
+    if found != expected:
+        raise ValueError(f"The buffers have {found} bytes, the ref says {expected}.")
+    if layout.num_embedding_tokens != ref.num_splice_rows:
+        raise ValueError(
+            f"The layout has {layout.num_embedding_tokens} embedding tokens, the embedding"
+            f" {ref.num_splice_rows} rows."
+        )
+    return views
+
+
+def _allocate(ref: EmbeddingRef) -> list[memoryview]:
+    return [memoryview(bytearray(spec.num_bytes)) for spec in ref.tensors]
+
+
+async def _in_thread_if_large(
+    num_bytes: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Call ``function``, in a thread if going over ``num_bytes`` would hold up the event loop."""
+    if num_bytes > CHUNK_BYTES:
+        return await asyncio.to_thread(function, *args, **kwargs)
+    return function(*args, **kwargs)

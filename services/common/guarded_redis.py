@@ -1,0 +1,220 @@
+"""Call Redis so that nothing hangs: explicit timeouts, a deadline per call, a circuit breaker.
+
+Whatever goes wrong leaves as a ``StoreUnavailableError`` within the call's budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError, WatchError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from chiasm.common.circuit_breaker import BreakerSettings, CircuitBreaker
+from chiasm.common.errors import StoreUnavailableError
+from chiasm.common.metrics import STORE_BYPASSES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from redis.asyncio.client import Pipeline, PubSub
+
+T = TypeVar("T")
+Command: TypeAlias = "tuple[str | bytes | memoryview | int, ...]"
+Reply: TypeAlias = "bytes | int | bool | None"
+
+_MAX_LOGGED_CHARS = 200
+_RETRY_AFTER_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class StoreRefusedError(StoreUnavailableError):
+    """Redis is there but refuses the command: full, read-only, or not allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallBudget:
+    """How long Redis may take before it counts as unavailable, and how much is sent at once.
+
+    Attributes:
+        stall_s: Seconds without progress: until a connection stands, until one reply has come.
+        base_s: Seconds that any call may take in all, however few bytes it moves.
+        bytes_per_s: Slowest transfer that is waited for, beyond ``base_s``.
+        max_calls: Commands or pipelines on their way at one time; others queue.
+        max_transfers: Embeddings on their way at one time; others queue before their time starts.
+    """
+
+    stall_s: float = 0.25
+    base_s: float = 0.25
+    bytes_per_s: float = 100e6
+    max_calls: int = 32
+    max_transfers: int = 2
+
+    def total_s(self, num_bytes: int) -> float:
+        """Return the seconds that a call moving ``num_bytes`` may take in all."""
+        return self.base_s + num_bytes / self.bytes_per_s
+
+
+class GuardedRedis:
+    """A Redis client whose every call ends within its budget."""
+
+    def __init__(self, client: Redis, budget: CallBudget, breaker: CircuitBreaker) -> None:
+        self._client = client
+        self._budget = budget
+        self._breaker = breaker
+        self._calls = asyncio.Semaphore(budget.max_calls)
+        self._transfers = asyncio.Semaphore(budget.max_transfers)
+
+    @classmethod
+    def connect(
+        cls, url: str, budget: CallBudget, breaker: CircuitBreaker | None = None
+    ) -> GuardedRedis:
+        """Return a client for ``url``; connections are made when the first call needs one."""
+        client = Redis.from_url(
+            url,
+            socket_connect_timeout=budget.stall_s,
+            socket_timeout=budget.stall_s,
+            # One immediate retry replaces a pooled connection that a restart of Redis has closed.
+            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+        )
+        return cls(client, budget, breaker or CircuitBreaker(BreakerSettings()))
+
+    async def execute(self, commands: Sequence[Command], num_bytes: int = 0) -> list[Reply]:
+        """Send ``commands`` in one pipeline and return their replies in order.
+
+        Args:
+            commands: Commands with one key each; they are not atomic together.
+            num_bytes: Payload that they move in either direction.
+
+        Returns:
+            One reply per command; ``None`` where the key holds another type than expected.
+
+        Raises:
+            StoreRefusedError: Redis refused one of them; others may have been carried out.
+            StoreUnavailableError: No answer within the budget, or the breaker is open.
+        """
+
+        async def run() -> list[Reply | Exception]:
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for command in commands:
+                    pipeline.execute_command(*command)
+                return cast("list[Reply | Exception]", await pipeline.execute(raise_on_error=False))
+
+        replies = await self._guard(run, num_bytes)
+        return [_checked(reply) for reply in replies]
+
+    async def execute_if(self, key: str, expected: bytes, command: Command) -> bool:
+        """Run ``command`` on ``key`` if its value still begins with ``expected``; tell whether.
+
+        Raises:
+            StoreUnavailableError: As ``execute``; then the command may have been carried out.
+        """
+
+        async def run() -> bool:
+            async with self._client.pipeline(transaction=True) as pipeline:
+                await pipeline.watch(key)
+                if await _begin_of(pipeline, key, len(expected)) != expected:
+                    return False
+                pipeline.multi()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+                pipeline.execute_command(*command)
+                try:
+                    await pipeline.execute()
+                except WatchError:
+                    return False
+                return True
+
+        return await self._guard(run, len(expected))
+
+    @asynccontextmanager
+    async def transfer(self, num_bytes: int) -> AsyncIterator[None]:
+        """Bound everything inside to the budget of one transfer of ``num_bytes``.
+
+        Transfers over the limit wait for their turn first; that wait is not part of the budget,
+        for it says nothing about Redis.
+
+        Raises:
+            StoreUnavailableError: The time is over; what was in flight has been cancelled.
+        """
+        async with self._transfers:
+            try:
+                async with asyncio.timeout(self._budget.total_s(num_bytes)):
+                    yield
+            except TimeoutError:
+                self._fail("slow")
+                raise _unavailable("The embedding store is too slow.") from None
+
+    def pubsub(self) -> PubSub:
+        """Return a subscriber with a connection of its own; the caller bounds its waits."""
+        return self._client.pubsub(ignore_subscribe_messages=True)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def _guard(self, operation: Callable[[], Awaitable[T]], num_bytes: int) -> T:
+        async with self._calls:
+            if not self._breaker.admit():
+                STORE_BYPASSES.labels("breaker").inc()
+                raise _unavailable("The embedding store is unavailable.")
+            try:
+                async with asyncio.timeout(self._budget.total_s(num_bytes)):
+                    result = await operation()
+            except (TimeoutError, RedisTimeoutError) as error:
+                self._fail("timeout")
+                raise _unavailable("The embedding store does not answer.") from error
+            except ResponseError as error:
+                self._succeed()
+                raise _refusal(error) from error
+            except (RedisError, OSError) as error:
+                self._fail("connection")
+                raise _unavailable("The embedding store is unreachable.") from error
+            except BaseException:
+                self._breaker.release()
+                raise
+            self._succeed()
+            return result
+
+    def _fail(self, why: str) -> None:
+        STORE_BYPASSES.labels(why).inc()
+        was_open = self._breaker.is_open
+        self._breaker.record_failure()
+        if self._breaker.is_open and not was_open:
+            log.warning("store_breaker_opened")
+
+    def _succeed(self) -> None:
+        if self._breaker.is_open:
+            log.info("store_breaker_closed")
+        self._breaker.record_success()
+
+
+async def _begin_of(pipeline: Pipeline, key: str, num_bytes: int) -> Reply:
+    # A watching pipeline answers at once instead of queueing, which its types do not tell.
+    reply = pipeline.execute_command("GETRANGE", key, 0, num_bytes - 1)
+    return cast("Reply", await cast("Awaitable[object]", reply))
+
+
+def _checked(reply: Reply | Exception) -> Reply:
+    if not isinstance(reply, Exception):
+        return reply
+    if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+        return None
+    raise _refusal(reply) from reply
+
+
+def _refusal(error: Exception) -> StoreRefusedError:
+    STORE_BYPASSES.labels("refused").inc()
+    log.warning("store_refused_command", error=str(error)[:_MAX_LOGGED_CHARS])
+    return StoreRefusedError("The embedding store refuses commands.", retry_after_s=_RETRY_AFTER_S)
+
+
+def _unavailable(message: str) -> StoreUnavailableError:
+    return StoreUnavailableError(message, retry_after_s=_RETRY_AFTER_S)

@@ -1,0 +1,30 @@
+"""Fixtures for all tests: a real Redis shared by the session."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from chiasm.common.embedded_redis import EmbeddedRedis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """Yield the URL of a real Redis for the whole session; tests keep apart by tenant or secret."""
+    # Not tmp_path: a socket path has at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="chiasm-", dir="/tmp") as state_dir:
+        server = EmbeddedRedis(Path(state_dir), max_memory_bytes=256 << 20)
+        with subprocess.Popen(server.command(), stdout=subprocess.DEVNULL) as process:
+            try:
+                asyncio.run(server.wait_ready())
+                yield server.url
+            finally:
+                process.terminate()
