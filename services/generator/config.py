@@ -1,0 +1,124 @@
+"""Settings of the generator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from chiasm.common.config import ServiceSettings, SettingsGroup
+
+
+class ModelSettings(SettingsGroup):
+    """Which checkpoint, and how it is held."""
+
+    model: Path = Field(description="Directory of the checkpoint, in the hub layout.")
+    served_model_name: str = Field(
+        default="", description="Name that clients ask for; empty takes the directory's name."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Element type of weights and KV cache; auto takes the checkpoint's.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the model computes; auto takes a GPU if there is one."
+    )
+    max_model_len: int | None = Field(
+        default=None,
+        ge=2,
+        description="Most tokens of prompt plus output; default: what model and cache allow.",
+    )
+
+
+class CacheSettings(SettingsGroup):
+    """How much is kept in memory."""
+
+    block_size: int = Field(default=16, ge=1, le=1024, description="Tokens per KV-cache block.")
+    kv_cache_bytes: int = Field(default=1 << 30, ge=1, description="Bytes of the KV cache.")
+    num_blocks: int | None = Field(
+        default=None, ge=1, description="Blocks of the KV cache; overrides --kv-cache-bytes."
+    )
+    embedding_cache_bytes: int = Field(
+        default=1 << 30,
+        ge=0,
+        description="Bytes of embeddings kept in host memory for later requests.",
+    )
+
+
+class SchedulingSettings(SettingsGroup):
+    """How much is computed and queued at once."""
+
+    max_step_tokens: int = Field(default=2048, ge=1, description="Token budget of one step.")
+    max_running_sequences: int = Field(
+        default=64, ge=1, description="Sequences that hold KV-cache blocks at once."
+    )
+    max_waiting_sequences: int = Field(
+        default=1024, ge=1, description="Sequences without a first token; more are refused."
+    )
+    max_waiting_tokens: int = Field(
+        default=1 << 20, ge=1, description="Prompt tokens of those sequences; more are refused."
+    )
+    max_embedding_bytes: int = Field(
+        default=4 << 30,
+        ge=1,
+        description="Bytes of the embeddings of live sequences; more are refused.",
+    )
+    span_wait_s: float = Field(
+        default=30.0, gt=0, description="Seconds that a sequence waits for its embeddings."
+    )
+
+
+class GeneratorSettings(ServiceSettings):
+    """Settings of the generator service."""
+
+    flag_aliases: ClassVar = {
+        "max-num-seqs": "max_running_sequences",
+        "max-num-batched-tokens": "max_step_tokens",
+        "kv-cache-memory-bytes": "kv_cache_bytes",
+        "num-gpu-blocks-override": "num_blocks",
+    }
+    refused_flags: ClassVar = {
+        "trust-remote-code": "code from checkpoints is never run",
+    }
+
+    listen: str = Field(
+        default="127.0.0.1:0", description="Address of the gRPC port; port 0: any free."
+    )
+    metrics_port: int | None = Field(
+        default=None, description="Port of /metrics; default: none; 0: any."
+    )
+    service_token_file: Path = Field(description="File with the stack's service token.")
+    store_secret_file: Path = Field(description="File with the secrets of the embedding store.")
+    redis_url: str = Field(
+        default="",
+        description="Redis that keeps embeddings; empty: they all come with the requests.",
+    )
+    core_page: Path | None = Field(
+        default=None, description="File by which services of one host share its cores."
+    )
+    cores: int | None = Field(default=None, ge=1, description="Cores to use; default: all.")
+    step_trace: Path | None = Field(
+        default=None, description="File to which one JSON line per engine step is appended."
+    )
+    drain_s: float = Field(
+        default=30.0, ge=0, description="Seconds that calls may go on after SIGTERM."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe level that is logged."
+    )
+    language_model: ModelSettings
+    cache: CacheSettings = CacheSettings()
+    scheduling: SchedulingSettings = SchedulingSettings()
+
+    @model_validator(mode="after")
+    def _check_step_fits_decode(self) -> Self:
+        if self.scheduling.max_running_sequences > self.scheduling.max_step_tokens:
+            raise ValueError("max_running_sequences must not be above max_step_tokens")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """Served model name."""
+        settings = self.language_model
+        return settings.served_model_name or settings.model.resolve().name

@@ -1,0 +1,1 @@
+"""The engine: sequences, blocks, scheduling, sampling; synchronous below ``AsyncEngine``."""

@@ -1,0 +1,61 @@
+"""Record the figures of each step: metrics for dashboards, a trace for tests and benchmarks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+from chiasm.common import metrics
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from chiasm.generator.engine.outputs import StepStatistics
+
+
+class StepMetrics:
+    """Feeds the engine's metrics."""
+
+    def __init__(self, model_name: str, num_blocks: int) -> None:
+        self._running = metrics.NUM_REQUESTS_RUNNING.labels(model_name)
+        self._waiting = metrics.NUM_REQUESTS_WAITING.labels(model_name)
+        self._usage = metrics.KV_CACHE_USAGE_PERC.labels(model_name)
+        self._preemptions = metrics.NUM_PREEMPTIONS.labels(model_name)
+        self._tokens = metrics.ITERATION_TOKENS.labels(model_name)
+        self._queue_s = metrics.REQUEST_QUEUE_TIME_SECONDS.labels(model_name)
+        self._prefill_s = metrics.REQUEST_PREFILL_TIME_SECONDS.labels(model_name)
+        self._decode_s = metrics.REQUEST_DECODE_TIME_SECONDS.labels(model_name)
+        metrics.GENERATOR_BLOCKS.set(num_blocks)
+
+    def observe(self, statistics: StepStatistics) -> None:
+        """Take note of one step."""
+        self._running.set(statistics.num_running)
+        self._waiting.set(statistics.num_waiting)
+        self._usage.set(statistics.num_used_blocks / statistics.num_blocks)
+        self._preemptions.inc(statistics.num_preemptions)
+        self._tokens.observe(statistics.num_prefill_tokens + statistics.num_decode_tokens)
+        metrics.GENERATOR_BLOCKS_USED.set(statistics.num_used_blocks)
+        metrics.GENERATOR_STEP_SEQUENCES.observe(statistics.num_sequences)
+        metrics.GENERATOR_STEP_SECONDS.observe(
+            statistics.schedule_s + statistics.execute_s + statistics.update_s
+        )
+        for times in statistics.finished:
+            self._queue_s.observe(times.queue_s)
+            self._prefill_s.observe(times.prefill_s)
+            self._decode_s.observe(times.decode_s)
+
+
+class StepTrace:
+    """Appends one JSON object per step to a file, readable while the engine runs."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def observe(self, statistics: StepStatistics) -> None:
+        """Write one line."""
+        self._file.write(json.dumps(dataclasses.asdict(statistics)) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,112 @@
+"""Say what is reported about sequences and steps: tokens, needs, ends, statistics."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class FinishReason(enum.Enum):
+    """Why a sequence ended without an error; a cancelled one ends without a word."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """Tokens added to a sequence since its stream was last read, in order."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NeedEmbedding:
+    """An embedding that is not, or no longer, in the store; its sequence waits for it."""
+
+    embedding_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a sequence.
+
+    Attributes:
+        reason: Why it ended.
+        stop_token_id: Token that ended it; ``None`` unless the reason is ``STOP``.
+        num_prompt_tokens: Tokens of the prompt, placeholders expanded.
+        num_output_tokens: Tokens generated, the stop token included.
+    """
+
+    reason: FinishReason
+    stop_token_id: int | None
+    num_prompt_tokens: int
+    num_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The end of a sequence by an error; ``error`` is what its caller sees."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """What one step did to one sequence: its new tokens, and its end if it came."""
+
+    seq_id: int
+    token_ids: tuple[int, ...] = ()
+    end: Finished | Failed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceTimes:
+    """Where the time of a finished sequence went.
+
+    Attributes:
+        queue_s: Seconds from its arrival to its first step.
+        prefill_s: Seconds from its first step to its first token.
+        decode_s: Seconds from its first token to its last.
+    """
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepStatistics:
+    """Figures of one step, for metrics and the step trace.
+
+    Attributes:
+        step: Number of the step, from 1.
+        num_sequences: Sequences in the forward.
+        num_prefill_tokens: Tokens of prompts, recomputed ones included.
+        num_decode_tokens: Sequences that added one token to a computed context.
+        num_output_tokens: Tokens sampled.
+        num_running: Running sequences after the step.
+        num_waiting: Sequences that wait for room or for embeddings after the step.
+        num_used_blocks: Blocks in block tables after the step.
+        num_blocks: Blocks of the KV cache.
+        num_preemptions: Sequences preempted by this step.
+        schedule_s: Seconds to choose the sequences.
+        execute_s: Seconds of batch building, forward and sampling.
+        update_s: Seconds to append tokens and finish sequences.
+        finished: Times of the sequences that finished in this step.
+    """
+
+    step: int
+    num_sequences: int
+    num_prefill_tokens: int
+    num_decode_tokens: int
+    num_output_tokens: int
+    num_running: int
+    num_waiting: int
+    num_used_blocks: int
+    num_blocks: int
+    num_preemptions: int
+    schedule_s: float
+    execute_s: float
+    update_s: float
+    finished: tuple[SequenceTimes, ...] = ()

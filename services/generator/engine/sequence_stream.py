@@ -1,0 +1,74 @@
+"""Carry what happens to one sequence to the coroutine that waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+from chiasm.generator.engine.outputs import Failed, Finished, NeedEmbedding, TokenDelta
+
+if TYPE_CHECKING:
+    from chiasm.generator.engine.outputs import SequenceOutput
+
+
+class SequenceStream:
+    """Unread tokens and the end of one sequence; belongs to the event loop.
+
+    Tokens that the reader has not taken are merged, so that a slow reader costs a list of at most
+    as many token ids as the context length allows, and stalls nobody.
+    """
+
+    def __init__(self, seq_id: int) -> None:
+        self.seq_id = seq_id
+        self._needed: deque[bytes] = deque()
+        self._tokens: list[int] = []
+        self._end: Finished | Failed | None = None
+        self._has_news = asyncio.Event()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the end has come, read or not."""
+        return self._end is not None
+
+    def push(self, output: SequenceOutput) -> None:
+        """Add what one step did; ignored after the end."""
+        if self._end is None:
+            self._tokens.extend(output.token_ids)
+            self._end = output.end
+            self._has_news.set()
+
+    def fail(self, error: Exception) -> None:
+        """End the sequence by ``error``; ignored after the end."""
+        if self._end is None:
+            self._end = Failed(error)
+            self._has_news.set()
+
+    def need(self, embedding_id: bytes) -> None:
+        """Ask the reader for an embedding that is not in the store; at most once per span."""
+        self._needed.append(embedding_id)
+        self._has_news.set()
+
+    async def read(self) -> NeedEmbedding | TokenDelta | Finished:
+        """Wait for news.
+
+        Returns:
+            An embedding that is needed; or all tokens that were not read yet; or, after the last
+            of them, the end.
+
+        Raises:
+            Exception: The error that ended the sequence; tokens before it are delivered first.
+        """
+        while not self._needed and not self._tokens and self._end is None:
+            self._has_news.clear()
+            await self._has_news.wait()
+        if self._needed:
+            return NeedEmbedding(self._needed.popleft())
+        if self._tokens:
+            delta = TokenDelta(tuple(self._tokens))
+            self._tokens.clear()
+            return delta
+        if isinstance(self._end, Failed):
+            raise self._end.error
+        assert self._end is not None, "the loop above waits for it"
+        return self._end

@@ -1,0 +1,95 @@
+"""Run one request: admit it, wait for its embeddings, report its tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from chiasm.generator.engine.outputs import Finished, NeedEmbedding, TokenDelta
+from chiasm.generator.span_tracker import SpanTracker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+
+    from chiasm.generator.admission import Admission, GenerationRequest
+    from chiasm.generator.embedding_loader import EmbeddingLoader
+    from chiasm.generator.engine.async_engine import AsyncEngine
+    from chiasm.generator.span_tracker import SpanUpdate
+
+log = structlog.get_logger(__name__)
+
+# Longer prompts are checked in a thread; up to here it takes well below a millisecond.
+_MAX_INLINE_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The request is valid and queued."""
+
+    seq_id: int
+
+
+GenerationEvent = Admitted | NeedEmbedding | TokenDelta | Finished
+
+
+class GenerationService:
+    """What the generator does for a request, apart from transport."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        engine: AsyncEngine,
+        loader: EmbeddingLoader,
+        span_wait_s: float,
+    ) -> None:
+        self._admission = admission
+        self._engine = engine
+        self._loader = loader
+        self._span_wait_s = span_wait_s
+
+    async def generate(
+        self, request: GenerationRequest, updates: AsyncIterator[SpanUpdate]
+    ) -> AsyncGenerator[GenerationEvent, None]:
+        """Yield what happens to ``request``; the last event is ``Finished``.
+
+        Closing the generator at any point, or cancelling its task, frees the sequence's blocks
+        before the next step.
+
+        Args:
+            request: The prompt; nothing of it is checked yet.
+            updates: What the caller says about embeddings later.
+
+        Raises:
+            ChiasmError: The request is refused or cannot be finished.
+        """
+        if len(request.token_ids) > _MAX_INLINE_TOKENS:
+            prompt, sampling = await asyncio.to_thread(self._admission.check, request)
+        else:
+            prompt, sampling = self._admission.check(request)
+        stream = self._engine.submit(prompt, sampling)
+        tracker = SpanTracker(self._engine, self._loader, stream, request.context.tenant)
+        try:
+            yield Admitted(stream.seq_id)
+            tracker.start(prompt.spans, updates, self._span_wait_s)
+            while True:
+                event = await stream.read()
+                yield event
+                if isinstance(event, Finished):
+                    _log_finished(stream.seq_id, event)
+                    return
+        finally:
+            self._engine.close(stream.seq_id)
+            await tracker.close()
+
+
+def _log_finished(seq_id: int, finished: Finished) -> None:
+    log.info(
+        "sequence_finished",
+        seq_id=seq_id,
+        finish_reason=finished.reason.value,
+        num_prompt_tokens=finished.num_prompt_tokens,
+        num_output_tokens=finished.num_output_tokens,
+    )

@@ -1,0 +1,168 @@
+"""Attend over the paged KV cache, in plain torch.
+
+This is the attention function that transformers calls in every layer. Keys and values of the new
+tokens go into the cache; each prompt attends to itself, each decoding sequence to its context.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from chiasm.generator.model.forward_batch import DecodeGroup, ForwardBatch, PrefillSegment
+    from chiasm.generator.model.kv_cache import KVCache
+
+ATTENTION_NAME = "chiasm_paged"
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionContext:
+    """What the layers of one forward share; travels through the model as a keyword argument."""
+
+    batch: ForwardBatch
+    cache: KVCache
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRule:
+    """How scores are made: ``softcap * tanh(query · key * scale / softcap)`` within the window.
+
+    Attributes:
+        scale: Factor of the products.
+        window: Positions that a token sees, itself included; 0 is all before it.
+        softcap: Bound of the scores; 0 is none.
+    """
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+
+
+class LayerOptions(TypedDict, total=False):
+    """What a layer says besides its tensors; transformers adds more, which does not matter here.
+
+    Attributes:
+        scaling: Factor of the scores; always there.
+        paged: Batch and cache of this forward; always there.
+        sliding_window: Positions that a token sees; ``None`` is all before it.
+        softcap: Bound of the scores; ``None`` is none.
+        s_aux: Attention sinks; not supported.
+    """
+
+    scaling: float
+    paged: AttentionContext
+    sliding_window: int | None
+    softcap: float | None
+    s_aux: torch.Tensor | None
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Unpack[LayerOptions],
+) -> tuple[torch.Tensor, None]:
+    """Attend in one layer; the signature is that of transformers' attention functions.
+
+    Args:
+        module: Attention module, with its ``layer_idx``.
+        query: Queries with rotary positions applied. [1, num_q_heads, num_tokens, head_dim].
+        key: New keys, as ``query``. [1, num_kv_heads, num_tokens, head_dim].
+        value: New values, as ``key``.
+        attention_mask: ``None``; transformers builds no mask for this function.
+        **options: See ``LayerOptions``.
+
+    Returns:
+        The output, [1, num_tokens, num_q_heads, head_dim], and no weights.
+
+    Raises:
+        ValueError: The model asks for what this function does not do.
+    """
+    if attention_mask is not None or options.get("s_aux") is not None:
+        raise ValueError("Attention masks and attention sinks are not supported.")
+    window, softcap = options.get("sliding_window"), options.get("softcap")
+    rule = ScoreRule(options["scaling"], window or 0, softcap or 0.0)
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    layer = module.layer_idx
+    assert isinstance(layer, int), "transformers numbers the layers"
+    batch, cache = options["paged"].batch, options["paged"].cache
+    cache.store(layer, batch.slot_mapping, key, value)
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    for group in batch.decode_groups:
+        output[group.rows] = _attend_decode(query[group.rows], group, cache, layer, rule)
+    for segment in batch.prefill_segments:
+        rows = segment.rows
+        output[rows] = _attend_prefill(query[rows], key[rows], value[rows], segment, rule)
+    return output[None], None
+
+
+def _attend_decode(
+    query: torch.Tensor, group: DecodeGroup, cache: KVCache, layer: int, rule: ScoreRule
+) -> torch.Tensor:
+    """Attend with one query per sequence; queries that share a key head form its query rows."""
+    keys, values = cache.keys[layer], cache.values[layer]
+    num_sequences, num_q_heads, head_dim = query.shape
+    num_kv_heads = keys.shape[1]
+    plan = group.plan(rule.window, query.dtype, query.device)
+    shape = (num_sequences, -1, num_kv_heads, head_dim)
+    gathered_keys = keys.index_select(0, plan.slots).view(shape).transpose(1, 2)
+    gathered_values = values.index_select(0, plan.slots).view(shape).transpose(1, 2)
+    grouped = query.reshape(num_sequences, num_kv_heads, num_q_heads // num_kv_heads, head_dim)
+    output = _attend(grouped, gathered_keys, gathered_values, plan.mask, rule)
+    return output.reshape(num_sequences, num_q_heads, head_dim)
+
+
+def _attend_prefill(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segment: PrefillSegment,
+    rule: ScoreRule,
+) -> torch.Tensor:
+    """Attend causally within one prompt, whose keys and values are all new."""
+    query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+    is_plain = not rule.softcap and not 0 < rule.window < segment.length
+    if is_plain:
+        output = scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=rule.scale, enable_gqa=True
+        )
+        return output[0].transpose(0, 1)
+    num_groups = query.shape[1] // key.shape[1]
+    mask = _causal_mask(segment, rule.window, query)
+    key, value = (tensor.repeat_interleave(num_groups, dim=1) for tensor in (key, value))
+    return _attend(query, key, value, mask, rule)[0].transpose(0, 1)
+
+
+def _causal_mask(segment: PrefillSegment, window: int, like: torch.Tensor) -> torch.Tensor:
+    if window not in segment.masks:
+        index = torch.arange(segment.length, device=like.device)
+        distance = index[:, None] - index[None]
+        is_hidden = distance < 0
+        if window:
+            is_hidden |= distance >= window
+        mask = torch.zeros_like(is_hidden, dtype=like.dtype)
+        segment.masks[window] = mask.masked_fill_(is_hidden, float("-inf"))
+    return segment.masks[window]
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    rule: ScoreRule,
+) -> torch.Tensor:
+    """Attend with equal head counts; ``mask`` is added to the scores."""
+    if not rule.softcap:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=rule.scale)
+    scores = query @ key.transpose(-1, -2) * rule.scale
+    scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    if mask is not None:
+        scores = scores + mask
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value

@@ -1,0 +1,91 @@
+"""Read from a checkpoint's configuration what the engine must know about its language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chiasm.common.families import family_of
+
+if TYPE_CHECKING:
+    import transformers
+
+    from chiasm.common.families import PositionScheme
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsRule:
+    """What is done to the output of the head: ``cap * tanh(logits * scale / cap)``.
+
+    Attributes:
+        scale: Factor of the logits.
+        softcap: Bound of the logits; 0 is none.
+    """
+
+    scale: float = 1.0
+    softcap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Facts about a language model.
+
+    Attributes:
+        num_layers: Decoder layers.
+        num_kv_heads: Key heads of every layer.
+        head_dim: Width of a head.
+        hidden_size: Width of a hidden state and of an embedding row.
+        vocab_size: Rows of the token embedding; token ids are below it.
+        max_positions: Longest context that it was trained for.
+        eos_token_ids: Tokens that end a sequence.
+        positions: How positions are numbered.
+        logits: What is done to the logits.
+    """
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    eos_token_ids: frozenset[int]
+    positions: PositionScheme
+    logits: LogitsRule = LogitsRule()
+
+
+def read_model_spec(model: transformers.PreTrainedModel) -> ModelSpec:
+    """Return the facts about the language model of a loaded checkpoint.
+
+    Raises:
+        UnsupportedModelError: No family of ours has this model type.
+    """
+    text_config = model.config.get_text_config()
+    num_q_heads: int = text_config.num_attention_heads
+    return ModelSpec(
+        num_layers=text_config.num_hidden_layers,
+        num_kv_heads=getattr(text_config, "num_key_value_heads", None) or num_q_heads,
+        head_dim=getattr(text_config, "head_dim", None) or text_config.hidden_size // num_q_heads,
+        hidden_size=text_config.hidden_size,
+        vocab_size=text_config.vocab_size,
+        max_positions=text_config.max_position_embeddings,
+        eos_token_ids=_read_eos_token_ids(model),
+        positions=family_of(model.config.to_dict()).positions,
+        logits=_read_logits_rule(text_config),
+    )
+
+
+def _read_eos_token_ids(model: transformers.PreTrainedModel) -> frozenset[int]:
+    """Return the end tokens; ``generation_config.json`` outranks ``config.json``."""
+    generation_config = getattr(model, "generation_config", None)
+    for config in (generation_config, model.config.get_text_config()):
+        token_ids = getattr(config, "eos_token_id", None)
+        if token_ids is not None:
+            return frozenset([token_ids] if isinstance(token_ids, int) else token_ids)
+    return frozenset()
+
+
+def _read_logits_rule(text_config: transformers.PreTrainedConfig) -> LogitsRule:
+    divisor = getattr(text_config, "logits_scaling", None) or 1.0
+    factor = getattr(text_config, "logit_scale", None) or 1.0
+    softcap = getattr(text_config, "final_logit_softcapping", None) or 0.0
+    return LogitsRule(scale=factor / divisor, softcap=softcap)

@@ -1,0 +1,124 @@
+"""Number the positions of a prompt with media.
+
+Text counts up. A media item under M-RoPE is a box of merged patches: its tokens are numbered by
+time, row and column from the position that the item starts at, and the text behind it goes on
+after the longer side of the box.
+
+Source: M-RoPE, Wang et al. 2024, "Qwen2-VL", section 2.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chiasm.common.errors import InvalidRequestError
+from chiasm.common.families import PositionScheme
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chiasm.common.media import MediaLayout, MediaSpan
+
+NUM_MROPE_ROWS = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptPositions:
+    """Positions of the tokens of one sequence.
+
+    Attributes:
+        prompt: Positions of the prompt. [num_rows, num_prompt_tokens], int64; one row for linear
+            positions, three (time, row, column) for M-RoPE.
+        delta: What an output token's index is off its position on every row.
+    """
+
+    prompt: np.ndarray
+    delta: int
+
+    @property
+    def num_rows(self) -> int:
+        """Numbers per token."""
+        return len(self.prompt)
+
+    def of(self, start: int, stop: int) -> np.ndarray:
+        """Return the positions of tokens ``start`` to ``stop`` of prompt and output.
+
+        Returns:
+            [num_rows, stop - start], int64.
+        """
+        num_prompt_tokens = self.prompt.shape[1]
+        if stop <= num_prompt_tokens:
+            return self.prompt[:, start:stop]
+        first_output = max(start, num_prompt_tokens)
+        output = np.arange(first_output, stop) + self.delta
+        output = np.broadcast_to(output, (self.num_rows, len(output)))
+        return np.concatenate([self.prompt[:, start:], output], axis=1)
+
+
+def compute_positions(
+    scheme: PositionScheme, num_tokens: int, spans: Sequence[MediaSpan]
+) -> PromptPositions:
+    """Number the positions of a prompt.
+
+    Args:
+        scheme: How the family numbers positions.
+        num_tokens: Tokens of the prompt, placeholders expanded.
+        spans: Media items by ascending offset, within the prompt, not overlapping.
+
+    Returns:
+        The positions of the prompt and of what will follow it.
+
+    Raises:
+        InvalidRequestError: A layout has no grid, or not one token per merged patch, although
+            the scheme needs it (reason ``LAYOUT_MISMATCH``).
+    """
+    if scheme is PositionScheme.LINEAR:
+        return PromptPositions(np.arange(num_tokens)[None], delta=0)
+    pieces: list[np.ndarray] = []
+    index = position = 0
+    for number, span in enumerate(spans):
+        pieces.append(_count_up(position, span.offset - index))
+        position += span.offset - index
+        box, position = _number_layout(span.layout, position, f"spans[{number}].layout")
+        pieces.append(box)
+        index = span.end
+    pieces.append(_count_up(position, num_tokens - index))
+    prompt = np.concatenate(pieces, axis=1)
+    return PromptPositions(prompt, delta=int(prompt.max()) + 1 - num_tokens)
+
+
+def _number_layout(layout: MediaLayout, position: int, param: str) -> tuple[np.ndarray, int]:
+    """Return the positions of one item's expansion and the position behind it."""
+    grid, merge = layout.grid, layout.spatial_merge_size
+    embedding_runs = [run for run in layout.runs if run.is_embedding]
+    if grid is None or len(embedding_runs) != 1:
+        raise InvalidRequestError(
+            "The model needs a grid and one run of embedding tokens for each media item.",
+            reason="LAYOUT_MISMATCH",
+            param=param,
+        )
+    shape = (grid.t, grid.h // merge, grid.w // merge)
+    if embedding_runs[0].count != shape[0] * shape[1] * shape[2]:
+        raise InvalidRequestError(
+            f"A grid of {grid.t} x {grid.h} x {grid.w} patches merged by {merge} does not have"
+            f" {embedding_runs[0].count} tokens.",
+            reason="LAYOUT_MISMATCH",
+            param=param,
+        )
+    pieces: list[np.ndarray] = []
+    for run in layout.runs:
+        if run.is_embedding:
+            pieces.append(np.indices(shape).reshape(NUM_MROPE_ROWS, -1) + position)
+            position += max(shape[1], shape[2])
+        else:
+            pieces.append(_count_up(position, run.count))
+            position += run.count
+    return np.concatenate(pieces, axis=1), position
+
+
+def _count_up(position: int, num_tokens: int) -> np.ndarray:
+    row = np.arange(position, position + num_tokens)
+    return np.broadcast_to(row, (NUM_MROPE_ROWS, num_tokens))

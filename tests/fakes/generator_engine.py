@@ -1,0 +1,160 @@
+"""A language model that costs nothing, and engines built on it.
+
+The model keeps the value of every token in its paged cache and predicts a hash of the whole
+context, so that a wrong slot, block table, position or embedding shows in the next token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from chiasm.common.families import PositionScheme
+from chiasm.generator.engine.block_manager import BlockManager
+from chiasm.generator.engine.engine import Engine
+from chiasm.generator.engine.sampler import Sampler
+from chiasm.generator.engine.sampling_params import SamplingParams
+from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
+from chiasm.generator.engine.sequence import Prompt, Sequence
+from chiasm.generator.model.model_spec import ModelSpec
+from chiasm.generator.model.positions import compute_positions
+from chiasm.generator.model.runner import ModelRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from collections.abc import Sequence as Items
+
+    from chiasm.common.media import MediaSpan
+    from chiasm.generator.engine.engine import StepObserver
+    from chiasm.generator.model.forward_batch import ForwardBatch
+
+VOCAB_SIZE = 256
+EOS_TOKEN_ID = 0
+
+BYTE_SPEC = ModelSpec(
+    num_layers=1,
+    num_kv_heads=1,
+    head_dim=1,
+    hidden_size=1,
+    vocab_size=VOCAB_SIZE,
+    max_positions=512,
+    eos_token_ids=frozenset({EOS_TOKEN_ID}),
+    positions=PositionScheme.LINEAR,
+)
+
+
+class FakeDecoder:
+    """Predicts ``next_token`` of each context; optionally fails or breaks down on a token."""
+
+    def __init__(self, num_blocks: int, block_size: int, spec: ModelSpec = BYTE_SPEC) -> None:
+        self._spec = spec
+        self._block_size = block_size
+        self._cache = torch.full((num_blocks * block_size,), float("nan"))
+        self.failing_token: int | None = None
+        self.nan_token: int | None = None
+        self.num_sequences_per_forward: list[int] = []
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Facts about the model."""
+        return self._spec
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return torch.device("cpu")
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per block."""
+        return self._block_size
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """Return the prediction of each row that samples as its hidden state."""
+        if self.failing_token is not None and (batch.token_ids == self.failing_token).any():
+            raise RuntimeError("The fake decoder was told to fail.")
+        self.num_sequences_per_forward.append(len(batch.sequences))
+        values = batch.token_ids.float()
+        if batch.embeddings is not None:
+            values[batch.embedding_rows] = batch.embeddings[:, 0]
+        self._cache[batch.slot_mapping] = values
+        hidden = torch.zeros(batch.num_tokens, 1)
+        for group in batch.decode_groups:
+            plan = group.plan(0, torch.float32, self.device)
+            slots = plan.slots.view(group.num_sequences, -1)
+            for row, length in enumerate(group.context_lengths.tolist()):
+                hidden[group.start + row] = self._predict(self._cache[slots[row, :length]])
+        for segment in batch.prefill_segments:
+            last = segment.start + segment.length - 1
+            hidden[last] = self._predict(values[segment.rows])
+        return hidden
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return logits that put everything on the predicted token."""
+        logits = torch.zeros(len(hidden), VOCAB_SIZE)
+        is_nan = hidden[:, 0].isnan()
+        best = hidden[:, 0].nan_to_num().long()
+        logits[torch.arange(len(hidden)), best] = 50.0
+        logits[is_nan] = float("nan")
+        return logits
+
+    def _predict(self, context: torch.Tensor) -> float:
+        values = [int(value) for value in context.tolist()]
+        if self.nan_token in values:
+            return float("nan")
+        return float(next_token(values))
+
+
+def next_token(context: Items[int]) -> int:
+    """Return the token that the fake model predicts; never the end token."""
+    digest = hashlib.blake2s(b",".join(str(value).encode() for value in context)).digest()
+    return 1 + digest[0] % (VOCAB_SIZE - 1)
+
+
+def expected_tokens(prompt: Items[int], num_tokens: int) -> list[int]:
+    """Return what the fake model generates for ``prompt``."""
+    context = list(prompt)
+    for _ in range(num_tokens):
+        context.append(next_token(context))
+    return context[len(prompt) :]
+
+
+def make_prompt(token_ids: Items[int], spans: tuple[MediaSpan, ...] = ()) -> Prompt:
+    """Return a prompt with linear positions."""
+    positions = compute_positions(PositionScheme.LINEAR, len(token_ids), spans)
+    return Prompt(tuple(token_ids), spans, positions)
+
+
+def make_sequence(
+    seq_id: int, token_ids: Items[int], max_tokens: int = 8, stop: frozenset[int] = frozenset()
+) -> Sequence:
+    """Return a greedy sequence that has no media."""
+    sampling = SamplingParams(max_tokens, temperature=0.0, stop_token_ids=stop)
+    return Sequence(seq_id, make_prompt(token_ids), sampling)
+
+
+class EngineParts:
+    """An engine on the fake model with its parts at hand."""
+
+    def __init__(
+        self,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        max_running: int = 8,
+        max_step_tokens: int = 64,
+        observers: Items[StepObserver] = (),
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.decoder = FakeDecoder(num_blocks, block_size)
+        self.blocks = BlockManager(num_blocks, block_size)
+        self.scheduler = Scheduler(self.blocks, SchedulerLimits(max_step_tokens, max_running))
+        self.engine = Engine(self.scheduler, ModelRunner(self.decoder, Sampler()), observers, clock)
+
+    def run(self) -> None:
+        """Step until nothing is left to do, checking the invariants each time."""
+        while self.engine.has_work:
+            self.engine.step()
+            self.scheduler.check_invariants()

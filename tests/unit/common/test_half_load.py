@@ -1,0 +1,145 @@
+"""Halves of tiny checkpoints of the served families against the whole models."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from chiasm.common.half_load import CheckpointError, load_half
+from tests.fakes.checkpoints import make_llava, make_qwen2_5_vl, make_qwen2_vl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import transformers
+
+MAKERS = {"qwen2_vl": make_qwen2_vl, "qwen2_5_vl": make_qwen2_5_vl, "llava": make_llava}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    make: Callable[[Path], Path] = MAKERS[request.param]
+    return make(tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_qwen2_vl(tmp_path_factory.mktemp("qwen"))
+
+
+def _load_whole(path: Path) -> transformers.PreTrainedModel:
+    import transformers
+
+    model = transformers.AutoModelForImageTextToText.from_pretrained(path)
+    assert isinstance(model, transformers.PreTrainedModel)
+    return model
+
+
+def _count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_both_halves_together_are_the_whole_and_bit_equal(checkpoint: Path) -> None:
+    whole = _load_whole(checkpoint)
+    expected = dict(whole.named_parameters())
+
+    encoder, generator = load_half(checkpoint, "encoder"), load_half(checkpoint, "generator")
+
+    assert _count(encoder) + _count(generator) == _count(whole)
+    for half in (encoder, generator):
+        for name, parameter in half.named_parameters():
+            assert torch.equal(parameter, expected[name]), name
+            assert not parameter.requires_grad
+
+
+def test_generator_half_has_the_head_and_no_tower(checkpoint: Path) -> None:
+    names = {name for name, _ in load_half(checkpoint, "generator").named_parameters()}
+
+    assert "lm_head.weight" in names
+    assert not any("vis" in name or "projector" in name for name in names)
+
+
+def test_encoder_half_has_no_language_model(checkpoint: Path) -> None:
+    names = {name for name, _ in load_half(checkpoint, "encoder").named_parameters()}
+
+    assert names
+    assert not any("language_model" in name or "lm_head" in name for name in names)
+
+
+def test_calling_a_child_of_the_other_half_fails(qwen: Path) -> None:
+    generator = load_half(qwen, "generator")
+
+    with pytest.raises(RuntimeError, match=r"model\.visual is not loaded"):
+        generator.get_submodule("model.visual")(torch.zeros(1))
+
+
+def test_tied_head_stays_tied_in_the_generator(qwen: Path, tmp_path: Path) -> None:
+    whole = _load_whole(qwen)
+    config = whole.config
+    config.tie_word_embeddings = True
+    tied = type(whole)(config)
+    tied.save_pretrained(tmp_path)
+
+    encoder, generator = load_half(tmp_path, "encoder"), load_half(tmp_path, "generator")
+
+    head = generator.get_submodule("lm_head")
+    assert head.weight is generator.get_submodule("model.language_model.embed_tokens").weight
+    assert _count(encoder) + _count(generator) == _count(tied)
+
+
+def test_dtype_converts_parameters(qwen: Path) -> None:
+    generator = load_half(qwen, "generator", torch.bfloat16)
+
+    assert {parameter.dtype for parameter in generator.parameters()} == {torch.bfloat16}
+
+
+def test_without_dtype_the_checkpoint_decides(qwen: Path, tmp_path: Path) -> None:
+    whole = _load_whole(qwen)
+    torch.nn.Module.to(whole, torch.bfloat16)
+    whole.save_pretrained(tmp_path)
+
+    generator = load_half(tmp_path, "generator")
+
+    assert {parameter.dtype for parameter in generator.parameters()} == {torch.bfloat16}
+
+
+def test_missing_weight_is_refused_by_name(qwen: Path, tmp_path: Path) -> None:
+    whole = _load_whole(qwen)
+    state = {key: value for key, value in whole.state_dict().items() if "layers.1.mlp" not in key}
+    whole.save_pretrained(tmp_path, state_dict=state)
+
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp"):
+        load_half(tmp_path, "generator")
+
+
+def test_weight_missing_in_the_other_half_does_not_matter(qwen: Path, tmp_path: Path) -> None:
+    whole = _load_whole(qwen)
+    state = {key: value for key, value in whole.state_dict().items() if "visual" not in key}
+    whole.save_pretrained(tmp_path, state_dict=state)
+
+    assert _count(load_half(tmp_path, "generator")) > 0
+
+
+def test_folder_without_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="configuration"):
+        load_half(tmp_path, "generator")
+
+
+def test_unknown_architecture_is_refused(qwen: Path, tmp_path: Path) -> None:
+    config = json.loads((qwen / "config.json").read_text())
+    config["architectures"] = ["NoSuchModel"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(CheckpointError, match="NoSuchModel"):
+        load_half(tmp_path, "generator")
+
+
+def test_folder_without_weights_is_refused(qwen: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((qwen / "config.json").read_text())
+
+    with pytest.raises(CheckpointError, match="weights"):
+        load_half(tmp_path, "generator")

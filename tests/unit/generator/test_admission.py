@@ -1,0 +1,192 @@
+"""What is refused before any work, with which sentence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from chiasm.common.errors import ChiasmError, InvalidRequestError, NotFoundError
+from chiasm.common.limits import Limits
+from chiasm.common.media import (
+    DataType,
+    EmbeddingRef,
+    MediaLayout,
+    MediaSpan,
+    Modality,
+    RequestContext,
+    TensorRole,
+    TensorSpec,
+    TokenRun,
+)
+from chiasm.generator.admission import Admission, GenerationRequest, SamplingWishes
+from tests.fakes.generator_engine import BYTE_SPEC, EOS_TOKEN_ID
+
+MAX_MODEL_LEN = 32
+CONTEXT = RequestContext("request", "attempt", "tenant")
+ADMISSION = Admission(BYTE_SPEC, "tiny", MAX_MODEL_LEN, Limits(max_media_items=2))
+
+
+def _request(
+    token_ids: tuple[int, ...] = (1, 2, 3),
+    spans: tuple[MediaSpan, ...] = (),
+    context: RequestContext = CONTEXT,
+    **wishes: object,
+) -> GenerationRequest:
+    return GenerationRequest(context, token_ids, spans, SamplingWishes(**wishes))  # type: ignore[arg-type]  # tests pass wrong ones too
+
+
+def _span(
+    offset: int, num_rows: int = 2, width: int = 1, role: TensorRole = TensorRole.SPLICE
+) -> MediaSpan:
+    """Return a span whose expansion is 50, then 51 for each row."""
+    spec = TensorSpec(role, DataType.FLOAT32, (num_rows, width))
+    ref = EmbeddingRef(b"e" * 32, b"f" * 32, Modality.IMAGE, (spec,))
+    return MediaSpan(
+        offset, ref, MediaLayout((TokenRun(50, 1, False), TokenRun(51, num_rows, True))), True
+    )
+
+
+def _refusal(request: GenerationRequest) -> ChiasmError:
+    with pytest.raises(ChiasmError) as refused:
+        ADMISSION.check(request)
+    return refused.value
+
+
+def test_defaults_are_filled_in() -> None:
+    prompt, sampling = ADMISSION.check(_request())
+
+    assert prompt.token_ids == (1, 2, 3)
+    assert sampling.max_tokens == MAX_MODEL_LEN - 3
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (1.0, 0, 1.0)
+    assert sampling.stop_token_ids == {EOS_TOKEN_ID}
+
+
+def test_requests_without_seed_get_different_ones() -> None:
+    seeds = {ADMISSION.check(_request())[1].seed for _ in range(8)}
+
+    assert len(seeds) == 8
+
+
+def test_wishes_are_kept() -> None:
+    _, sampling = ADMISSION.check(
+        _request(
+            max_tokens=4,
+            temperature=0.5,
+            top_p=0.25,
+            top_k=7,
+            seed=9,
+            stop_token_ids=(4, 5),
+            ignore_eos=True,
+        )
+    )
+
+    assert (sampling.max_tokens, sampling.temperature) == (4, 0.5)
+    assert (sampling.top_p, sampling.top_k, sampling.seed) == (0.25, 7, 9)
+    assert sampling.stop_token_ids == {4, 5}
+
+
+def test_output_is_bounded_by_what_the_context_leaves() -> None:
+    _, sampling = ADMISSION.check(_request((1,) * 30, max_tokens=20))
+
+    assert sampling.max_tokens == 2
+
+
+def test_prompt_over_the_context_is_refused_in_the_words_of_vllm() -> None:
+    error = _refusal(_request((1,) * 33))
+
+    assert error.message == (
+        "This model's maximum context length is 32 tokens. However, your prompt contains 33 input"
+        " tokens, which exceeds this limit even without any output tokens. Please reduce the"
+        " length of the input prompt."
+    )
+    assert (error.reason, error.param) == ("PROMPT_TOO_LONG", "input_tokens")
+
+
+def test_prompt_that_leaves_no_room_for_output_is_refused() -> None:
+    error = _refusal(_request((1,) * 32))
+
+    assert error.reason == "PROMPT_TOO_LONG"
+    assert "plus the number of requested output tokens (at least 1)" in error.message
+
+
+def test_empty_prompt_is_refused() -> None:
+    assert _refusal(_request(())).message == "The decoder prompt cannot be empty."
+
+
+def test_token_beyond_the_vocabulary_is_refused() -> None:
+    assert _refusal(_request((1, 256))).message == "Token id 256 is out of vocabulary."
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1, got 0."),
+        (
+            {"max_tokens": 33},
+            "max_tokens=33 cannot be greater than max_model_len=32. Please request fewer output"
+            " tokens.",
+        ),
+        ({"temperature": -1.0}, "temperature must be non-negative, got -1.0."),
+        ({"temperature": math.nan}, "temperature must be non-negative, got nan."),
+        ({"temperature": math.inf}, "temperature must be non-negative, got inf."),
+        ({"temperature": 101.0}, "temperature must be at most 100, got 101.0."),
+        ({"top_p": 0.0}, "top_p must be in (0, 1], got 0.0."),
+        ({"top_p": 1.5}, "top_p must be in (0, 1], got 1.5."),
+        ({"top_p": math.nan}, "top_p must be in (0, 1], got nan."),
+        ({"stop_token_ids": (256,)}, "Token id 256 is out of vocabulary."),
+        ({"stop_token_ids": (1,) * 129}, "At most 128 stop token ids may be given."),
+    ],
+)
+def test_bad_sampling_values_are_refused_by_name(wishes: dict[str, Any], message: str) -> None:
+    error = _refusal(_request(**wishes))
+
+    assert isinstance(error, InvalidRequestError)
+    assert error.message == message
+    assert error.param in wishes
+
+
+def test_other_model_is_not_found() -> None:
+    error = _refusal(_request(context=replace(CONTEXT, model="other")))
+
+    assert isinstance(error, NotFoundError)
+    assert error.message == "The model `other` does not exist. Valid aliases: tiny."
+    ADMISSION.check(_request(context=replace(CONTEXT, model="tiny")))
+
+
+def test_adapter_is_not_found() -> None:
+    assert isinstance(_refusal(_request(context=replace(CONTEXT, adapter="lora"))), NotFoundError)
+
+
+def test_spans_at_their_expansions_are_admitted() -> None:
+    prompt, _ = ADMISSION.check(_request((9, 50, 51, 51, 50, 51, 51, 9), (_span(1), _span(4))))
+
+    assert len(prompt.spans) == 2
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "spans"),
+    [
+        pytest.param((9, 50, 51, 9), (_span(1),), id="another_token_in_the_expansion"),
+        pytest.param((9, 50, 51), (_span(1),), id="beyond_the_prompt"),
+        pytest.param((50, 51, 51, 51), (_span(0), _span(1)), id="overlapping"),
+        pytest.param((50, 51, 51, 50, 51, 51), (_span(3), _span(0)), id="not_in_order"),
+        pytest.param((50, 51, 51), (_span(0, width=2),), id="another_width"),
+        pytest.param((50, 51, 51), (_span(0, role=TensorRole.DEEPSTACK),), id="another_role"),
+    ],
+)
+def test_spans_that_do_not_fit_the_prompt_are_refused(
+    token_ids: tuple[int, ...], spans: tuple[MediaSpan, ...]
+) -> None:
+    error = _refusal(_request(token_ids, spans))
+
+    assert error.reason == "LAYOUT_MISMATCH"
+    assert error.param.startswith("spans[")
+
+
+def test_too_many_media_items_are_refused() -> None:
+    error = _refusal(_request((50, 51, 51) * 3, (_span(0), _span(3), _span(6))))
+
+    assert error.message == "At most 2 media items may be provided in one prompt."

@@ -1,0 +1,165 @@
+"""Attention over the paged cache against a plain one that sees each sequence alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from chiasm.common.families import PositionScheme
+from chiasm.generator.engine.scheduler import ScheduledSequence
+from chiasm.generator.model.attention import AttentionContext, paged_attention
+from chiasm.generator.model.forward_batch import build_forward_batch
+from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout, count_blocks
+from chiasm.generator.model.model_spec import ModelSpec
+from tests.fakes.generator_engine import make_sequence
+
+if TYPE_CHECKING:
+    from chiasm.generator.engine.sequence import Sequence
+
+HEAD_DIM = 8
+NUM_Q_HEADS = 4
+BLOCK_SIZE = 4
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class _Rule:
+    window: int | None = None
+    softcap: float | None = None
+
+
+class _Layer(torch.nn.Module):
+    layer_idx = 0
+
+
+def _spec(num_kv_heads: int) -> ModelSpec:
+    return ModelSpec(
+        num_layers=1,
+        num_kv_heads=num_kv_heads,
+        head_dim=HEAD_DIM,
+        hidden_size=HEAD_DIM,
+        vocab_size=16,
+        max_positions=64,
+        eos_token_ids=frozenset(),
+        positions=PositionScheme.LINEAR,
+    )
+
+
+def _reference(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: _Rule
+) -> torch.Tensor:
+    """Attend with the last queries of one sequence; all [tokens, heads, head_dim]."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    output = torch.empty_like(query)
+    for row in range(len(query)):
+        position = len(key) - len(query) + row
+        first = max(0, position + 1 - rule.window) if rule.window else 0
+        scores = torch.einsum("hd,thd->ht", query[row], key[first : position + 1])
+        scores = scores / math.sqrt(HEAD_DIM)
+        if rule.softcap:
+            scores = rule.softcap * torch.tanh(scores / rule.softcap)
+        output[row] = torch.einsum("ht,thd->hd", scores.softmax(-1), value[first : position + 1])
+    return output
+
+
+def _place(seq_id: int, num_tokens: int, free: list[int]) -> Sequence:
+    sequence = make_sequence(seq_id, [1] * num_tokens)
+    sequence.block_table.extend(free.pop() for _ in range(-(-num_tokens // BLOCK_SIZE)))
+    return sequence
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(
+    "rule", [_Rule(), _Rule(window=3), _Rule(softcap=2.0), _Rule(window=5, softcap=1.5)]
+)
+def test_packed_batch_equals_sequences_alone(num_kv_heads: int, rule: _Rule) -> None:
+    generator = torch.Generator().manual_seed(0)
+    free = torch.randperm(40, generator=generator).tolist()
+    cache = KVCache(_spec(num_kv_heads), KVCacheLayout(40, BLOCK_SIZE), torch.float32, CPU)
+    for tensor in (*cache.keys, *cache.values):
+        tensor.fill_(float("nan"))
+    # Contexts of sequences that decode, then lengths of whole prompts.
+    items = [(length, length - 1) for length in (9, 2, 30, 17)]
+    items += [(length, 0) for length in (7, 1, 13)]
+    keys = [torch.randn(n, num_kv_heads, HEAD_DIM, generator=generator) for n, _ in items]
+    values = [torch.randn(n, num_kv_heads, HEAD_DIM, generator=generator) for n, _ in items]
+    queries = [
+        torch.randn(n - start, NUM_Q_HEADS, HEAD_DIM, generator=generator) for n, start in items
+    ]
+    scheduled = []
+    for index, (length, start) in enumerate(items):
+        sequence = _place(index, length, free)
+        slots = torch.tensor(
+            [
+                sequence.block_table[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE
+                for p in range(start)
+            ]
+        ).long()
+        cache.store(0, slots, keys[index][:start], values[index][:start])
+        scheduled.append(ScheduledSequence(sequence, start, length - start))
+    batch = build_forward_batch(scheduled, BLOCK_SIZE, CPU)
+    order = [item.sequence.seq_id for item in batch.sequences]
+
+    def pack(tensors: list[torch.Tensor], whole: bool) -> torch.Tensor:
+        parts = [tensors[i] if whole else tensors[i][items[i][1] :] for i in order]
+        return torch.cat(parts).transpose(0, 1)[None]
+
+    output, _ = paged_attention(
+        _Layer(),
+        pack(queries, whole=True),
+        pack(keys, whole=False),
+        pack(values, whole=False),
+        None,
+        scaling=1 / math.sqrt(HEAD_DIM),
+        paged=AttentionContext(batch, cache),
+        sliding_window=rule.window,
+        softcap=rule.softcap,
+    )
+
+    expected = torch.cat([_reference(queries[i], keys[i], values[i], rule) for i in order])
+    torch.testing.assert_close(output[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sequences_of_similar_length_share_one_gather() -> None:
+    free = list(range(100_000))
+    lengths = [600, 300, 601, 200, 5000, 900]
+    scheduled = [
+        ScheduledSequence(_place(index, length, free), length - 1, 1)
+        for index, length in enumerate(lengths)
+    ]
+
+    batch = build_forward_batch(scheduled, BLOCK_SIZE, CPU)
+
+    groups = [group.context_lengths.tolist() for group in batch.decode_groups]
+    assert groups == [[200, 300], [600, 601, 900], [5000]]
+    assert [group.rows for group in batch.decode_groups] == [slice(0, 2), slice(2, 5), slice(5, 6)]
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "s_aux"])
+def test_what_is_not_supported_is_refused(name: str) -> None:
+    tensor = torch.zeros(1, 1, 1, HEAD_DIM)
+    arguments = {"attention_mask": None, name: tensor}
+
+    with pytest.raises(ValueError, match="not supported"):
+        paged_attention(
+            _Layer(),
+            tensor,
+            tensor,
+            tensor,
+            scaling=1.0,
+            paged=None,  # type: ignore[arg-type]  # refused before it is looked at
+            **arguments,  # type: ignore[arg-type]  # by name on purpose
+        )
+
+
+def test_budget_of_bytes_is_turned_into_blocks() -> None:
+    spec = _spec(num_kv_heads=2)
+    block_bytes = 2 * 2 * HEAD_DIM * 2 * BLOCK_SIZE
+
+    assert count_blocks(spec, torch.bfloat16, BLOCK_SIZE, block_bytes * 3 + 1) == 3
+    assert count_blocks(spec, torch.bfloat16, BLOCK_SIZE, block_bytes - 1) == 0

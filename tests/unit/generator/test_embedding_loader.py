@@ -1,0 +1,127 @@
+"""Embeddings in host memory: loaded once, kept within bytes, checked."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from chiasm.common.errors import InvalidRequestError
+from chiasm.common.media import DataType, Embedding, EmbeddingRef, Modality, TensorRole, TensorSpec
+from chiasm.generator.embedding_loader import EmbeddingLoader
+from tests.fakes.embedding_source import FakeEmbeddingSource
+
+ROWS = 3
+WIDTH = 4
+ROW_BYTES = ROWS * WIDTH * 4
+
+
+def _embedding(number: int, fill: float = 1.5) -> Embedding:
+    spec = TensorSpec(TensorRole.SPLICE, DataType.FLOAT32, (ROWS, WIDTH))
+    ref = EmbeddingRef(bytes([number]) * 32, b"f" * 32, Modality.IMAGE, (spec,))
+    return Embedding(ref, [memoryview(struct.pack("<f", fill) * (ROWS * WIDTH)).toreadonly()])
+
+
+def _loader(source: FakeEmbeddingSource | None, max_bytes: int = 10 * ROW_BYTES) -> EmbeddingLoader:
+    return EmbeddingLoader(source, torch.float32, max_bytes)
+
+
+async def test_rows_come_from_the_store_once_and_then_from_memory() -> None:
+    source, embedding = FakeEmbeddingSource(), _embedding(1)
+    source.put("a", embedding)
+    loader = _loader(source)
+
+    first = await loader.load("a", embedding.ref)
+    source.is_down = True
+    second = await loader.load("a", embedding.ref)
+
+    assert first is second
+    assert first is not None
+    assert first.tolist() == [[1.5] * WIDTH] * ROWS
+    assert source.num_gets == 1
+
+
+async def test_loads_at_once_share_one_get() -> None:
+    source, embedding = FakeEmbeddingSource(), _embedding(1)
+    source.put("a", embedding)
+    source.may_answer.clear()
+    loader = _loader(source)
+    loads = [asyncio.create_task(loader.load("a", embedding.ref)) for _ in range(4)]
+    await asyncio.sleep(0)
+
+    loads[0].cancel()
+    source.may_answer.set()
+    results = await asyncio.gather(*loads, return_exceptions=True)
+
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert all(isinstance(rows, torch.Tensor) for rows in results[1:])
+    assert source.num_gets == 1
+
+
+async def test_tenants_do_not_see_each_other() -> None:
+    source, embedding = FakeEmbeddingSource(), _embedding(1)
+    source.put("a", embedding)
+    loader = _loader(source)
+    await loader.load("a", embedding.ref)
+
+    assert await loader.load("b", embedding.ref) is None
+
+
+async def test_store_that_is_down_is_a_miss() -> None:
+    source, embedding = FakeEmbeddingSource(), _embedding(1)
+    source.is_down = True
+
+    assert await _loader(source).load("a", embedding.ref) is None
+    assert await _loader(None).load("a", embedding.ref) is None
+
+
+async def test_cache_keeps_the_last_used_within_its_bytes() -> None:
+    source = FakeEmbeddingSource()
+    embeddings = [_embedding(number) for number in range(3)]
+    for embedding in embeddings:
+        source.put("a", embedding)
+    loader = _loader(source, max_bytes=2 * ROW_BYTES)
+
+    for index in (0, 1, 0, 2):
+        await loader.load("a", embeddings[index].ref)
+    num_gets = source.num_gets
+    await loader.load("a", embeddings[0].ref)
+
+    assert source.num_gets == num_gets == 3
+    assert loader.cache_bytes == 2 * ROW_BYTES
+    await loader.load("a", embeddings[1].ref)
+    assert source.num_gets == 4
+
+
+async def test_embedding_larger_than_the_cache_is_not_kept() -> None:
+    loader = _loader(None, max_bytes=ROW_BYTES - 1)
+
+    rows = await loader.accept("a", _embedding(1))
+
+    assert rows.shape == (ROWS, WIDTH)
+    assert loader.cache_bytes == 0
+
+
+async def test_inline_embedding_is_kept_for_later_requests() -> None:
+    loader, embedding = _loader(None), _embedding(1)
+
+    rows = await loader.accept("a", embedding)
+
+    assert await loader.load("a", embedding.ref) is rows
+
+
+async def test_rows_are_converted_to_the_type_of_the_model() -> None:
+    loader = EmbeddingLoader(None, torch.bfloat16, 1 << 20)
+
+    assert (await loader.accept("a", _embedding(1))).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+async def test_rows_that_are_not_finite_are_refused(value: float) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        await _loader(None).accept("a", _embedding(1, fill=value))
+
+    assert refused.value.reason == "INVALID_EMBEDDING"

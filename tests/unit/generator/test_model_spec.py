@@ -1,0 +1,80 @@
+"""Facts about the language model, read from a checkpoint's configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from chiasm.common.families import PositionScheme
+from chiasm.common.half_load import load_half
+from chiasm.generator.model.model_spec import LogitsRule, read_model_spec
+from chiasm.generator.model.transformers_decoder import apply_logits_rule
+from tests.fakes.checkpoints import make_qwen2_vl
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import transformers
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> transformers.PreTrainedModel:
+    path: Path = make_qwen2_vl(tmp_path_factory.mktemp("qwen"))
+    return load_half(path, "generator")
+
+
+def test_sizes_come_from_the_text_configuration(model: transformers.PreTrainedModel) -> None:
+    spec = read_model_spec(model)
+
+    assert (spec.num_layers, spec.num_kv_heads, spec.head_dim) == (3, 2, 16)
+    assert (spec.hidden_size, spec.vocab_size, spec.max_positions) == (64, 320, 2048)
+    assert spec.positions is PositionScheme.MROPE
+    assert spec.logits == LogitsRule()
+
+
+def test_generation_configuration_decides_on_end_tokens(
+    model: transformers.PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model.generation_config is not None
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [4, 9])
+
+    assert read_model_spec(model).eos_token_ids == {4, 9}
+
+
+def test_end_tokens_fall_back_to_the_model_configuration(
+    model: transformers.PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "generation_config", None)
+
+    assert read_model_spec(model).eos_token_ids == {model.config.get_text_config().eos_token_id}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("logits_scaling", 4.0, LogitsRule(scale=0.25)),
+        ("logit_scale", 0.5, LogitsRule(scale=0.5)),
+        ("final_logit_softcapping", 30.0, LogitsRule(softcap=30.0)),
+    ],
+)
+def test_post_processing_of_logits_is_read(
+    model: transformers.PreTrainedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: float,
+    expected: LogitsRule,
+) -> None:
+    monkeypatch.setattr(model.config.get_text_config(), name, value, raising=False)
+
+    assert read_model_spec(model).logits == expected
+
+
+def test_logits_are_scaled_then_capped() -> None:
+    logits = torch.tensor([-100.0, 1.0, 100.0])
+
+    processed = apply_logits_rule(logits, LogitsRule(scale=0.5, softcap=2.0))
+
+    torch.testing.assert_close(processed, 2 * torch.tanh(logits * 0.5 / 2))
+    assert torch.equal(apply_logits_rule(logits, LogitsRule()), logits)

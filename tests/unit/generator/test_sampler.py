@@ -1,0 +1,142 @@
+"""Choice of tokens against simple references."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from chiasm.generator.engine.sampler import Sampler, uniform_of
+from chiasm.generator.engine.sampling_params import SamplingParams
+
+NUM_DRAWS = 4000
+
+
+def _draw_many(logits: list[float], **params: float) -> Counter[int | None]:
+    """Draw at many positions with one seed and count the tokens."""
+    rows = torch.tensor([logits]).expand(NUM_DRAWS, -1)
+    sampling = SamplingParams(1, seed=7, **params)  # type: ignore[arg-type]  # floats and ints
+    return Counter(Sampler().sample(rows, [sampling] * NUM_DRAWS, range(NUM_DRAWS)))
+
+
+def _frequencies(counts: Counter[int | None]) -> dict[int | None, float]:
+    return {token: count / NUM_DRAWS for token, count in counts.items()}
+
+
+def test_zero_temperature_takes_the_best_token() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
+
+    tokens = Sampler().sample(logits, [SamplingParams(1, temperature=0.0)] * 2, [0, 0])
+
+    assert tokens == [1, 0]
+
+
+def test_draws_follow_the_distribution() -> None:
+    probabilities = [0.5, 0.3, 0.15, 0.05]
+
+    seen = _frequencies(_draw_many([math.log(value) for value in probabilities]))
+
+    for token, probability in enumerate(probabilities):
+        assert seen[token] == pytest.approx(probability, abs=0.025)
+
+
+def test_temperature_flattens_the_distribution() -> None:
+    seen = _frequencies(_draw_many([math.log(0.9), math.log(0.1)], temperature=2.0))
+
+    assert seen[0] == pytest.approx(0.75, abs=0.025)
+
+
+def test_top_k_keeps_the_largest_and_their_ties() -> None:
+    assert set(_draw_many([1.0, 4.0, 3.0, 0.0], top_k=2)) == {1, 2}
+    assert set(_draw_many([1.0, 1.0, 1.0, 0.0], top_k=2)) == {0, 1, 2}
+
+
+def test_top_k_over_the_vocabulary_keeps_all() -> None:
+    assert set(_draw_many([1.0, 1.0, 1.0], top_k=100)) == {0, 1, 2}
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_the_mass() -> None:
+    logits = [math.log(value) for value in (0.1, 0.5, 0.3, 0.1)]
+
+    assert set(_draw_many(logits, top_p=0.4)) == {1}
+    assert set(_draw_many(logits, top_p=0.6)) == {1, 2}
+
+
+def test_top_p_looks_beyond_the_first_few_when_it_must() -> None:
+    num_tokens = 1000
+
+    seen = _draw_many([0.0] * num_tokens, top_p=0.999)
+
+    assert len(seen) > 900
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.99])
+def test_top_p_equals_a_full_sort(top_p: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(1, 2000, generator=generator) * 2
+    probabilities, order = logits.softmax(-1).sort(descending=True)
+    num_kept = int((probabilities.cumsum(-1) < top_p).sum()) + 1
+
+    seen = _draw_many(logits[0].tolist(), top_p=top_p)
+
+    assert set(seen) <= set(order[0, :num_kept].tolist())
+
+
+def test_top_k_is_applied_before_top_p() -> None:
+    logits = [math.log(value) for value in (0.4, 0.3, 0.3)]
+
+    assert set(_draw_many(logits, top_k=1, top_p=0.9)) == {0}
+
+
+def test_draw_does_not_depend_on_the_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 500, generator=generator)
+    params = [
+        SamplingParams(1, seed=11),
+        SamplingParams(1, seed=12, top_k=5),
+        SamplingParams(1, seed=13, top_p=0.9),
+        SamplingParams(1, temperature=0.0),
+        SamplingParams(1, seed=14, temperature=1.7, top_k=300, top_p=0.99),
+        SamplingParams(1, seed=11),
+    ]
+    positions = [3, 9, 27, 1, 5, 8]
+
+    together = Sampler().sample(logits, params, positions)
+    alone = [
+        Sampler().sample(logits[row : row + 1], [params[row]], [positions[row]])[0]
+        for row in range(len(params))
+    ]
+
+    assert together == alone
+
+
+def test_seed_and_position_fix_the_draw() -> None:
+    assert uniform_of(5, 10) == uniform_of(5, 10)
+    values = {uniform_of(seed, position) for seed in range(20) for position in range(20)}
+    assert len(values) == 400
+    assert all(0.0 <= value < 1.0 for value in values)
+
+
+def test_uniform_numbers_are_spread_evenly() -> None:
+    values = [uniform_of(2**64 - 1, position) for position in range(10_000)]
+    counts = Counter(int(value * 10) for value in values)
+
+    assert all(abs(count - 1000) < 150 for count in counts.values())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_row_that_is_not_finite_is_told_apart(bad: float, temperature: float) -> None:
+    logits = torch.tensor([[0.0, bad, 1.0], [0.0, 9e9, 1.0]])
+
+    tokens = Sampler().sample(logits, [SamplingParams(1, temperature=temperature)] * 2, [0, 0])
+
+    assert tokens == [None, 1]
+
+
+def test_half_precision_logits_are_sampled() -> None:
+    logits = torch.tensor([[0.0, 20.0, 0.0]], dtype=torch.bfloat16)
+
+    assert Sampler().sample(logits, [SamplingParams(1, seed=1)], [0]) == [1]
