@@ -88,10 +88,14 @@ class Lease:
 
         Losing Redis inside is no error: the work goes on, and others may do it too.
         """
-        heartbeat = asyncio.create_task(self._beat())
+        is_over = asyncio.Event()
+        heartbeat = asyncio.create_task(self._beat(is_over))
         try:
             yield
         finally:
+            # NOTE: the Redis client may turn a cancellation into an error of its own, so the
+            # heartbeat must not depend on it to end.
+            is_over.set()
             heartbeat.cancel()
             await asyncio.wait([heartbeat])
             await self._free()
@@ -118,9 +122,9 @@ class Lease:
         except (RedisError, OSError) as error:
             raise StoreUnavailableError("The embedding store is unreachable.") from error
 
-    async def _beat(self) -> None:
+    async def _beat(self, is_over: asyncio.Event) -> None:
         renew = ("PEXPIRE", self._key, self._duration_ms)
-        while True:
+        while not is_over.is_set():
             await asyncio.sleep(self._settings.heartbeat_s)
             try:
                 await self._redis.execute_if(self._key, self._owner, renew)

@@ -1,0 +1,174 @@
+"""An encoder that encodes nothing: a real gRPC server with a fixed layout per image."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from chiasm.common.convert import layout_to_proto, ref_to_proto
+from chiasm.common.errors import ChiasmError, InvalidRequestError
+from chiasm.common.grpc_server import GrpcServer
+from chiasm.common.media import (
+    DataType,
+    EmbeddingRef,
+    MediaLayout,
+    Modality,
+    TensorRole,
+    TensorSpec,
+    TokenRun,
+)
+from chiasm.v1 import encoder_pb2, encoder_pb2_grpc, media_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import grpc
+
+NUM_IMAGE_TOKENS = 5
+HIDDEN_SIZE = 4
+
+
+class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
+    """Plans every image as ``NUM_IMAGE_TOKENS`` placeholder tokens.
+
+    Attributes:
+        headers: Header of every call, in order.
+        sources: Bytes of every call, in order.
+        errors: Error to raise before the plan, by the item's bytes or URL.
+        id_of: Embedding ids of sources that must not have the usual one.
+        late_errors: Error to raise after the plan.
+        is_inline: Whether embeddings travel inline although STORE was asked for.
+        ready: Gate between plan and embedding; open at first.
+        planned: Gate before the plan; open at first.
+        cancelled: Set when a caller cancels.
+        refusals: Raised at once by the next calls, one each.
+    """
+
+    def __init__(self, placeholder_id: int, fingerprint: bytes = b"f" * 32) -> None:
+        self._placeholder_id = placeholder_id
+        self.fingerprint = fingerprint
+        self.forget()
+
+    def forget(self) -> None:
+        """Start afresh."""
+        self.headers: list[encoder_pb2.EncodeHeader] = []
+        self.sources: list[bytes] = []
+        self.errors: dict[bytes, ChiasmError] = {}
+        self.late_errors: dict[bytes, ChiasmError] = {}
+        self.id_of: dict[bytes, bytes] = {}
+        self.is_inline = False
+        self.ready = asyncio.Event()
+        self.ready.set()
+        self.planned = asyncio.Event()
+        self.planned.set()
+        self.cancelled = asyncio.Event()
+        self.refusals: list[ChiasmError] = []
+
+    def ref(self, source: bytes) -> EmbeddingRef:
+        """Return the ref of the item with these bytes or this URL."""
+        spec = TensorSpec(TensorRole.SPLICE, DataType.FLOAT32, (NUM_IMAGE_TOKENS, HIDDEN_SIZE))
+        embedding_id = self.id_of.get(source) or blake3(source).digest()
+        return EmbeddingRef(embedding_id, self.fingerprint, Modality.IMAGE, (spec,))
+
+    def layout(self) -> MediaLayout:
+        """Return the layout of every image."""
+        return MediaLayout((TokenRun(self._placeholder_id, NUM_IMAGE_TOKENS, is_embedding=True),))
+
+    async def Encode(  # noqa: N802 - named by the proto
+        self,
+        request_iterator: AsyncIterator[encoder_pb2.EncodeRequest],
+        context: grpc.aio.ServicerContext[encoder_pb2.EncodeRequest, encoder_pb2.EncodeResponse],
+    ) -> AsyncIterator[encoder_pb2.EncodeResponse]:
+        """Read the source, plan, wait for the gate, be ready."""
+        if self.refusals:
+            raise self.refusals.pop()
+        has_ended = False
+        try:
+            header = (await anext(request_iterator)).header
+            data = b"".join([request.chunk async for request in request_iterator])
+            source = data or header.url.encode() or header.uuid.encode()
+            self.headers.append(header)
+            self.sources.append(data)
+            if source in self.errors:
+                raise self.errors[source]
+            await self.planned.wait()
+            ref = self.ref(source)
+            planned = encoder_pb2.Planned(
+                ref=ref_to_proto(ref),
+                layout=layout_to_proto(self.layout()),
+                cache_status=media_pb2.CACHE_STATUS_MISS,
+            )
+            yield encoder_pb2.EncodeResponse(planned=planned)
+            await self.ready.wait()
+            if source in self.late_errors:
+                raise self.late_errors[source]
+            status = media_pb2.CACHE_STATUS_MISS
+            if self.is_inline or header.delivery == encoder_pb2.DELIVERY_INLINE:
+                status = media_pb2.CACHE_STATUS_INLINE
+                chunk = media_pb2.EmbeddingChunk(
+                    embedding_id=ref.embedding_id, data=bytes(ref.num_bytes), is_last=True
+                )
+                yield encoder_pb2.EncodeResponse(chunk=chunk)
+            yield encoder_pb2.EncodeResponse(ready=encoder_pb2.Ready(cache_status=status))
+            has_ended = True
+        except ChiasmError:
+            has_ended = True
+            raise
+        finally:
+            if not has_ended:
+                self.cancelled.set()
+
+    async def GetEncoderInfo(  # noqa: N802 - named by the proto
+        self,
+        request: encoder_pb2.GetEncoderInfoRequest,
+        context: grpc.aio.ServicerContext[
+            encoder_pb2.GetEncoderInfoRequest, encoder_pb2.GetEncoderInfoResponse
+        ],
+    ) -> encoder_pb2.GetEncoderInfoResponse:
+        """Describe an encoder of images."""
+        placeholder = encoder_pb2.Placeholder(
+            modality=media_pb2.MODALITY_IMAGE, token_id=self._placeholder_id
+        )
+        return encoder_pb2.GetEncoderInfoResponse(
+            model="fake",
+            fingerprint=self.fingerprint,
+            modalities=[media_pb2.MODALITY_IMAGE],
+            placeholders=[placeholder],
+        )
+
+    async def Plan(  # noqa: N802 - named by the proto
+        self,
+        request_iterator: AsyncIterator[encoder_pb2.PlanRequest],
+        context: grpc.aio.ServicerContext[encoder_pb2.PlanRequest, encoder_pb2.PlanResponse],
+    ) -> encoder_pb2.PlanResponse:
+        """Refuse: the gateway does not plan without encoding."""
+        raise InvalidRequestError("The fake encoder only encodes.")
+
+    async def Lookup(  # noqa: N802 - named by the proto
+        self,
+        request: encoder_pb2.LookupRequest,
+        context: grpc.aio.ServicerContext[encoder_pb2.LookupRequest, encoder_pb2.LookupResponse],
+    ) -> encoder_pb2.LookupResponse:
+        """Refuse: the gateway looks items up in the store itself."""
+        raise InvalidRequestError("The fake encoder only encodes.")
+
+    async def Delete(  # noqa: N802 - named by the proto
+        self,
+        request: encoder_pb2.DeleteRequest,
+        context: grpc.aio.ServicerContext[encoder_pb2.DeleteRequest, encoder_pb2.DeleteResponse],
+    ) -> encoder_pb2.DeleteResponse:
+        """Refuse: there is nothing to delete."""
+        raise InvalidRequestError("The fake encoder only encodes.")
+
+
+async def start_encoder(
+    encoder: FakeEncoder, token: str, address: str = "127.0.0.1:0"
+) -> tuple[GrpcServer, int]:
+    """Serve ``encoder``; return its server and port."""
+    server = GrpcServer(address=address, service_names=["chiasm.v1.EncoderService"], token=token)
+    encoder_pb2_grpc.add_EncoderServiceServicer_to_server(encoder, server.server)
+    port = await server.start()
+    await server.set_serving(True)
+    return server, port

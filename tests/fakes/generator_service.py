@@ -1,0 +1,166 @@
+"""A generator that says what it was told to: a real gRPC server with scripted tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chiasm.common.errors import ChiasmError, MediaNotFoundError
+from chiasm.common.grpc_server import GrpcServer
+from chiasm.v1 import generator_pb2, generator_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    import grpc
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What one call answers.
+
+    Attributes:
+        deltas: Token ids of each step.
+        finish_reason: Why it ends.
+        stop_token_id: Token that ended it.
+        needs: Embeddings that it asks for before the first step.
+        error: Raised after the steps instead of finishing.
+        hangs: Wait for ever after the steps.
+        breaks_off: End after the steps without finishing.
+    """
+
+    deltas: Sequence[Sequence[int]] = ()
+    finish_reason: generator_pb2.FinishReason.ValueType = generator_pb2.FINISH_REASON_STOP
+    stop_token_id: int | None = None
+    needs: tuple[bytes, ...] = ()
+    error: ChiasmError | None = None
+    hangs: bool = False
+    breaks_off: bool = False
+
+
+class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
+    """Waits until every span is ready, then follows the next script.
+
+    Attributes:
+        script: Followed by calls when ``scripts`` is empty.
+        scripts: Followed by the next calls, one each.
+        refusals: Raised at once by the next calls, one each.
+        starts: First message of every call, in order.
+        ready_ids: Embeddings reported as ready, after the start.
+        chunk_ids: Embeddings whose last chunk came.
+        failures: Embeddings reported as failed.
+        cancelled: Set when a caller cancels.
+    """
+
+    def __init__(
+        self, *, max_model_len: int = 512, vocab_size: int = 1000, eos_token_ids: Sequence[int] = ()
+    ) -> None:
+        self.info = generator_pb2.GetGeneratorInfoResponse(
+            model="fake",
+            max_model_len=max_model_len,
+            vocab_size=vocab_size,
+            eos_token_ids=eos_token_ids,
+        )
+        self.forget()
+
+    def forget(self) -> None:
+        """Start afresh."""
+        self.script = Script()
+        self.refusals: list[ChiasmError] = []
+        self.scripts: deque[Script] = deque()
+        self.starts: list[generator_pb2.GenerateStart] = []
+        self.ready_ids: list[bytes] = []
+        self.chunk_ids: list[bytes] = []
+        self.failures: list[generator_pb2.EmbeddingFailed] = []
+        self.cancelled = asyncio.Event()
+        self.started = asyncio.Event()
+
+    async def Generate(  # noqa: N802 - named by the proto
+        self,
+        request_iterator: AsyncIterator[generator_pb2.GenerateRequest],
+        context: grpc.aio.ServicerContext[
+            generator_pb2.GenerateRequest, generator_pb2.GenerateResponse
+        ],
+    ) -> AsyncIterator[generator_pb2.GenerateResponse]:
+        """Follow a script."""
+        if self.refusals:
+            raise self.refusals.pop()
+        has_ended = False
+        try:
+            start = (await anext(request_iterator)).start
+            self.starts.append(start)
+            self.started.set()
+            script = self.scripts.popleft() if self.scripts else self.script
+            yield generator_pb2.GenerateResponse(admitted=generator_pb2.Admitted(sequence_id=1))
+            missing = {span.ref.embedding_id for span in start.spans if not span.is_ready}
+            await self._wait(request_iterator, missing)
+            for embedding_id in script.needs:
+                need = generator_pb2.NeedEmbedding(embedding_id=embedding_id)
+                yield generator_pb2.GenerateResponse(need=need)
+                await self._wait(request_iterator, {embedding_id})
+            for token_ids in script.deltas:
+                delta = generator_pb2.TokenDelta(token_ids=token_ids)
+                yield generator_pb2.GenerateResponse(delta=delta)
+            if script.error:
+                raise script.error
+            if script.hangs:
+                await asyncio.Event().wait()
+            if not script.breaks_off:
+                yield self._finished(start, script)
+            has_ended = True
+        except ChiasmError:
+            has_ended = True
+            raise
+        finally:
+            if not has_ended:
+                self.cancelled.set()
+
+    async def GetGeneratorInfo(  # noqa: N802 - named by the proto
+        self,
+        request: generator_pb2.GetGeneratorInfoRequest,
+        context: grpc.aio.ServicerContext[
+            generator_pb2.GetGeneratorInfoRequest, generator_pb2.GetGeneratorInfoResponse
+        ],
+    ) -> generator_pb2.GetGeneratorInfoResponse:
+        """Describe the generator."""
+        return self.info
+
+    async def _wait(
+        self, requests: AsyncIterator[generator_pb2.GenerateRequest], missing: set[bytes]
+    ) -> None:
+        while missing:
+            request = await anext(requests)
+            kind = request.WhichOneof("message")
+            if kind == "ready":
+                self.ready_ids.append(request.ready.embedding_id)
+                missing.discard(request.ready.embedding_id)
+            elif kind == "chunk" and request.chunk.is_last:
+                self.chunk_ids.append(request.chunk.embedding_id)
+                missing.discard(request.chunk.embedding_id)
+            elif kind == "failed":
+                self.failures.append(request.failed)
+                raise MediaNotFoundError(request.failed.message, reason=request.failed.reason)
+
+    def _finished(
+        self, start: generator_pb2.GenerateStart, script: Script
+    ) -> generator_pb2.GenerateResponse:
+        finished = generator_pb2.Finished(
+            finish_reason=script.finish_reason,
+            stop_token_id=script.stop_token_id,
+            num_prompt_tokens=len(start.token_ids),
+            num_output_tokens=sum(map(len, script.deltas)),
+        )
+        return generator_pb2.GenerateResponse(finished=finished)
+
+
+async def start_generator(
+    generator: FakeGenerator, token: str, address: str = "127.0.0.1:0"
+) -> tuple[GrpcServer, int]:
+    """Serve ``generator``; return its server and port."""
+    server = GrpcServer(address=address, service_names=["chiasm.v1.GeneratorService"], token=token)
+    generator_pb2_grpc.add_GeneratorServiceServicer_to_server(generator, server.server)
+    port = await server.start()
+    await server.set_serving(True)
+    return server, port

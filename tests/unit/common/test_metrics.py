@@ -1,0 +1,83 @@
+"""Names and exposition of the metrics."""
+
+from __future__ import annotations
+
+import re
+import urllib.error
+import urllib.request
+
+import pytest
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.parser import text_string_to_metric_families
+
+from chiasm.common import metrics
+
+OURS = re.compile(r"chiasm_(gateway|encoder|generator|store)_[a-z_]+")
+
+
+def all_metrics() -> dict[str, MetricWrapperBase]:
+    return {
+        name: value for name, value in vars(metrics).items() if isinstance(value, MetricWrapperBase)
+    }
+
+
+def test_there_are_metrics() -> None:
+    assert len(all_metrics()) > 40
+
+
+@pytest.mark.parametrize("name", all_metrics())
+def test_name_is_ours_or_one_that_dashboards_know(name: str) -> None:
+    (family,) = list(all_metrics()[name].describe())
+
+    assert OURS.fullmatch(family.name) or family.name.startswith(("vllm:", "http_request"))
+
+
+@pytest.mark.parametrize("name", all_metrics())
+def test_help_is_a_sentence_and_times_are_in_seconds(name: str) -> None:
+    (family,) = list(all_metrics()[name].describe())
+
+    assert family.documentation.endswith(".")
+    assert not re.search(r"_(ms|millis|kb|mb|minutes)(_|$)", family.name)
+
+
+@pytest.mark.parametrize("name", all_metrics())
+def test_histogram_buckets_rise(name: str) -> None:
+    metric = all_metrics()[name]
+    assert isinstance(metric, Counter | Gauge | Histogram)
+    if isinstance(metric, Histogram):
+        bounds = metric._upper_bounds
+        assert list(bounds) == sorted(set(bounds))
+
+
+def test_labels_never_hold_a_request() -> None:
+    labels = {label for metric in all_metrics().values() for label in metric._labelnames}
+
+    assert labels.isdisjoint({"request_id", "tenant", "uuid", "url", "user"})
+
+
+def test_server_exposes_what_was_counted_and_stops() -> None:
+    metrics.STORE_BYPASSES.labels(why="test").inc(3)
+    stop = metrics.start_metrics_server(port := _free_port(), "127.0.0.1:0")
+
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+        families = list(text_string_to_metric_families(response.read().decode()))
+    stop()
+
+    values = {
+        sample.name: sample.value
+        for family in families
+        for sample in family.samples
+        if sample.labels == {"why": "test"}
+    }
+    assert values["chiasm_store_bypasses_total"] >= 3
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
