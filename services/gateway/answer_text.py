@@ -1,0 +1,44 @@
+"""Turn the tokens of one answer into the text that the client sees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .detokenizer import Detokenizer
+    from .stop_strings import StopStrings
+
+
+class AnswerText:
+    """Detokenises one answer, leaves out its stop token and ends it at a stop string."""
+
+    def __init__(
+        self, detokenizer: Detokenizer, stops: StopStrings, stop_token_ids: frozenset[int]
+    ) -> None:
+        """Start an answer.
+
+        Args:
+            detokenizer: Fresh detokenizer of the model.
+            stops: Stop strings of the request.
+            stop_token_ids: Tokens that end the answer and are not shown.
+        """
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._stop_token_ids = stop_token_ids
+
+    @property
+    def stop_string(self) -> str:
+        """The stop string that ended the answer; empty while none did."""
+        return self._stops.matched
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        """Return the text that ``token_ids`` add."""
+        shown = [token_id for token_id in token_ids if token_id not in self._stop_token_ids]
+        return self._stops.feed(self._detokenizer.feed(shown))
+
+    def flush(self) -> str:
+        """Return what was held back; the answer ended without a stop string."""
+        text = self._stops.feed(self._detokenizer.flush())
+        return text if self._stops.matched else text + self._stops.flush()

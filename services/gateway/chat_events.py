@@ -1,0 +1,93 @@
+"""What the pipeline answers with: a stream of deltas, the last of which says why it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens counted for a request so far; media placeholders count expanded."""
+
+    num_prompt_tokens: int = 0
+    num_media_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Why an answer ended.
+
+    Attributes:
+        reason: ``stop`` or ``length``.
+        stop_string: Stop string that ended it; empty: none.
+        stop_token_id: Stop token of the request, not of the model, that ended it.
+    """
+
+    reason: str
+    stop_string: str = ""
+    stop_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatDelta:
+    """A piece of an answer.
+
+    Attributes:
+        text: Text added; may be empty.
+        token_ids: Tokens added; may run ahead of the text.
+        usage: Tokens counted so far.
+        finish: Set in the last delta.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    usage: Usage
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerHead:
+    """What every message of an answer repeats.
+
+    Attributes:
+        request_id: Id of the call.
+        model: Served model name.
+        created_s: Start of the call, seconds since the Unix epoch.
+    """
+
+    request_id: str
+    model: str
+    created_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    """All deltas of an answer together."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    usage: Usage
+    finish: Finish
+
+
+async def collect(deltas: AsyncIterator[ChatDelta]) -> WholeAnswer:
+    """Return all deltas of an answer as one.
+
+    Raises:
+        ChiasmError: The answer failed.
+    """
+    texts: list[str] = []
+    token_ids: list[int] = []
+    last = None
+    async for last in deltas:
+        texts.append(last.text)
+        token_ids.extend(last.token_ids)
+    assert last is not None, "an answer has at least one delta"
+    assert last.finish is not None, "the last delta says why the answer ended"
+    return WholeAnswer("".join(texts), tuple(token_ids), last.usage, last.finish)

@@ -1,0 +1,200 @@
+"""Answer chat requests: the one pipeline behind REST and gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from chiasm.common.errors import DeadlineExceededError, NotFoundError
+from chiasm.common.logging import bind_request_id
+from chiasm.common.media import MediaSpan, RequestContext
+
+from .answer import Answer
+from .answer_text import AnswerText
+from .deadline import Deadline
+from .generator_client import GenerateStart
+from .media_batch import MediaBatch
+from .media_spans import expand
+from .media_task import MediaServices
+from .prompt_checks import (
+    check_characters,
+    check_expanded,
+    check_media,
+    check_sampling,
+    check_text,
+)
+from .request_metrics import RequestMetrics
+from .served_model import ModelCard
+from .stop_strings import StopStrings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from .budgets import ByteBudget
+    from .chat_events import ChatDelta
+    from .chat_request import Caller, ChatRequest, SamplingParams
+    from .encoder_client import EncoderClient
+    from .generator_client import GeneratorClient, GeneratorInfo
+    from .media_spans import ExpandedPrompt
+    from .media_task import PlannedItem
+    from .served_model import ServedModel
+    from .stack_info import StackInfo
+
+
+class ChatPipeline:
+    """Answers one conversation at a time per call of ``run``; keeps no state between calls."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        stack: StackInfo,
+        encoder: EncoderClient,
+        generator: GeneratorClient,
+        kept_sources: ByteBudget,
+    ) -> None:
+        self._model = model
+        self._stack = stack
+        self._encoder = encoder
+        self._generator = generator
+        self._kept_sources = kept_sources
+
+    @property
+    def model(self) -> ServedModel:
+        """The served model."""
+        return self._model
+
+    def model_card(self) -> ModelCard:
+        """Return what is told of the served model; its length is 0 while it is unknown."""
+        generator, encoder = self._stack.generator, self._stack.encoder
+        return ModelCard(
+            name=self._model.name,
+            max_model_len=generator.max_model_len if generator else 0,
+            modalities=tuple(encoder.modalities) if encoder else (),
+            created_s=self._model.created_s,
+        )
+
+    async def run(self, request: ChatRequest, caller: Caller) -> AsyncGenerator[ChatDelta, None]:
+        """Answer ``request``.
+
+        1. Check the request, render and encode the prompt; a text too long on its own ends here.
+        2. Start all media at once and wait until each is planned.
+        3. Splice the expansions in and start the generator; news of embeddings follow on its call.
+        4. Turn tokens into text until the answer ends.
+
+        Closing the generator cancels all work through to the peers.
+
+        Args:
+            request: Checked request.
+            caller: Who asks.
+
+        Yields:
+            Deltas; the last one has ``finish`` set.
+
+        Raises:
+            ChiasmError: The request is refused or failed, also after some deltas.
+        """
+        deadline = Deadline.after(caller.timeout_s)
+        context = self._context(request, caller)
+        bind_request_id(context.request_id)
+        with RequestMetrics(self._model.name, context.request_id) as metrics:
+            generator = self._check(request)
+            encoder = self._stack.require_encoder() if request.media_items else None
+            placeholder_ids = encoder.placeholder_ids if encoder else {}
+            prompt = await self._model.prompts.build(request, placeholder_ids)
+            check_text(prompt, generator.max_model_len)
+            services = MediaServices(self._encoder, self._stack.resolver, self._kept_sources)
+            async with MediaBatch(request.media_items, context, services, deadline) as batch:
+                planned = await _plan(batch, deadline)
+                expanded = expand(prompt, [item.layout for item in planned])
+                check_expanded(len(expanded.token_ids), generator.max_model_len)
+                start = self._start(request, context, expanded, planned, generator)
+                async with self._generator.generate(start, deadline) as call:
+                    batch.connect(call)
+                    text = self._text(request.stop, start.sampling, generator)
+                    answer = Answer(text, expanded, start.sampling.stop_token_ids, metrics)
+                    async with aclosing(answer.read(call, batch)) as deltas:
+                        async for delta in deltas:
+                            yield delta
+
+    def _check(self, request: ChatRequest) -> GeneratorInfo:
+        if request.model and request.model != self._model.name:
+            raise NotFoundError(
+                f"The model `{request.model}` does not exist. Valid aliases: {self._model.name}.",
+                reason="MODEL_NOT_FOUND",
+                param="model",
+            )
+        generator = self._stack.require_generator()
+        check_sampling(request.sampling, generator)
+        if request.media_items:
+            modalities = self._stack.require_encoder().modalities
+            check_media(request.media_items, modalities, self._model.max_items)
+        check_characters(
+            request.num_text_chars, self._model.tokenizer.max_token_chars, generator.max_model_len
+        )
+        return generator
+
+    def _context(self, request: ChatRequest, caller: Caller) -> RequestContext:
+        return RequestContext(
+            request_id=request.request_id,
+            attempt_id=uuid.uuid4().hex,
+            tenant=caller.tenant,
+            model=self._model.name,
+            cache_salt=request.cache_salt,
+            priority=request.priority,
+        )
+
+    def _start(
+        self,
+        request: ChatRequest,
+        context: RequestContext,
+        expanded: ExpandedPrompt,
+        planned: list[PlannedItem],
+        generator: GeneratorInfo,
+    ) -> GenerateStart:
+        spans = [
+            MediaSpan(offset, item.ref, item.layout, item.is_ready)
+            for offset, item in zip(expanded.offsets, planned, strict=True)
+        ]
+        room = generator.max_model_len - len(expanded.token_ids)
+        return GenerateStart(
+            context=context,
+            token_ids=expanded.token_ids,
+            spans=tuple(sorted(spans, key=lambda span: span.offset)),
+            sampling=self._resolve(request.sampling, room),
+        )
+
+    def _resolve(self, sampling: SamplingParams, room: int) -> SamplingParams:
+        """Fill in the checkpoint's defaults; at most ``room`` tokens are generated."""
+        defaults = self._model.defaults
+        wishes = (sampling.max_tokens, defaults.max_tokens, room)
+        wanted = next(tokens for tokens in wishes if tokens is not None)
+        temperature, top_p, top_k = sampling.temperature, sampling.top_p, sampling.top_k
+        return replace(
+            sampling,
+            max_tokens=min(wanted, room),
+            temperature=defaults.temperature if temperature is None else temperature,
+            top_p=defaults.top_p if top_p is None else top_p,
+            top_k=defaults.top_k if top_k is None else top_k,
+        )
+
+    def _text(
+        self, stop: tuple[str, ...], sampling: SamplingParams, generator: GeneratorInfo
+    ) -> AnswerText:
+        eos_ids = frozenset() if sampling.ignore_eos else generator.eos_token_ids
+        return AnswerText(
+            self._model.tokenizer.detokenizer(),
+            StopStrings(stop),
+            eos_ids.union(sampling.stop_token_ids),
+        )
+
+
+async def _plan(batch: MediaBatch, deadline: Deadline) -> list[PlannedItem]:
+    """Return the plan of every item, or raise ``DeadlineExceededError`` if it takes too long."""
+    try:
+        async with asyncio.timeout(deadline.remaining_s()):
+            return await batch.planned()
+    except TimeoutError:
+        raise DeadlineExceededError("The deadline passed before the media were planned.") from None

@@ -1,0 +1,130 @@
+"""Settings of the gateway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field, SecretStr, field_validator
+
+from chiasm.common.config import ServiceSettings, SettingsGroup
+from chiasm.common.media import Modality
+
+from .content_format import ContentFormat
+
+_MIB = 1 << 20
+
+ItemLimits = dict[str, int | dict[str, int]]
+
+
+class ModelSettings(SettingsGroup):
+    """The model and its text side."""
+
+    model: Path = Field(description="Folder of the checkpoint; weights are not read.")
+    served_model_name: str = Field(
+        "", description="Name of the model in requests; empty: the checkpoint folder's name."
+    )
+    chat_template: Path | None = Field(
+        None, description="Jinja file that replaces the checkpoint's chat template."
+    )
+    chat_template_content_format: ContentFormat = Field(
+        ContentFormat.AUTO,
+        description="What the template takes as content: auto, openai (parts) or string.",
+    )
+    limit_mm_per_prompt: ItemLimits = Field(
+        default_factory=dict,
+        description='Most media items per prompt, such as image=5,video=1 or {"image": 5}.',
+    )
+    trust_special_tokens: bool = Field(
+        False, description="Let spellings of special tokens in messages become special tokens."
+    )
+
+    @field_validator("limit_mm_per_prompt")
+    @classmethod
+    def _check_limits(
+        cls, value: dict[str, int | dict[str, int]]
+    ) -> dict[str, int | dict[str, int]]:
+        known = {modality.value for modality in Modality}
+        for name, limit in value.items():
+            count = limit.get("count", 0) if isinstance(limit, dict) else limit
+            if name not in known or count < 0:
+                raise ValueError(f"must give {', '.join(sorted(known))} a count of at least 0")
+        return value
+
+    @property
+    def max_items(self) -> dict[Modality, int]:
+        """Most items of each modality that ``limit_mm_per_prompt`` names."""
+        counts = {
+            name: limit.get("count") if isinstance(limit, dict) else limit
+            for name, limit in self.limit_mm_per_prompt.items()
+        }
+        return {Modality(name): count for name, count in counts.items() if count is not None}
+
+
+class PeerSettings(SettingsGroup):
+    """The other services and what is shared with them."""
+
+    encoders: str = Field(
+        "127.0.0.1:8021", description="Encoders: host:port names, separated by commas."
+    )
+    generators: str = Field(
+        "127.0.0.1:8031", description="Generators: host:port names, separated by commas."
+    )
+    service_token_file: Path = Field(
+        description="File with the token that internal ports ask for; mode 0600."
+    )
+    store_secret_file: Path = Field(
+        description="File with the secret that embedding ids are made with; mode 0600."
+    )
+    redis_url: str = Field(
+        "", description="Redis of the embedding store; empty: look nothing up before encoding."
+    )
+    store_ttl_s: float = Field(
+        24 * 3600.0, gt=0, description="Seconds an embedding is kept after its last use."
+    )
+
+
+class LimitSettings(SettingsGroup):
+    """Bounds on requests."""
+
+    request_timeout_s: float = Field(
+        600.0, gt=0, description="Most seconds from the arrival of a request to its last token."
+    )
+    body_timeout_s: float = Field(
+        60.0, gt=0, description="Most seconds for a request's body to arrive."
+    )
+    max_body_bytes: int = Field(64 * _MIB, gt=0, description="Most bytes of one request.")
+    max_inflight_body_bytes: int = Field(
+        512 * _MIB, gt=0, description="Most bytes of all request bodies being read or encoded."
+    )
+    max_kept_source_bytes: int = Field(
+        512 * _MIB,
+        ge=0,
+        description="Most bytes of media kept until their request's prefill has ended.",
+    )
+
+
+class GatewaySettings(ServiceSettings):
+    """Serve the OpenAI REST API and ChatService."""
+
+    env_aliases: ClassVar[dict[str, str]] = {"VLLM_API_KEY": "api_key"}
+
+    listen: str = Field("127.0.0.1:8000", description="host:port of the REST API.")
+    grpc_listen: str = Field("127.0.0.1:8001", description="host:port of ChatService.")
+    api_key: tuple[SecretStr, ...] = Field(
+        (), description="Keys that open /v1 and ChatService; none: everyone may call."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File with one 'TENANT KEY' per line; keys of --api-key are 'default'."
+    )
+    log_level: str = Field("info", description="Least severe level logged: debug to error.")
+    metrics_port: int | None = Field(
+        None, description="Port that serves /metrics besides the REST API; default: none."
+    )
+    core_page: Path | None = Field(
+        None, description="Shared core page of the host; the gateway takes no cores itself."
+    )
+    drain_s: float = Field(30.0, ge=0, description="Seconds for running requests when stopping.")
+    models: ModelSettings
+    peers: PeerSettings
+    limits: LimitSettings = LimitSettings()

@@ -1,0 +1,289 @@
+"""Translate ``chat.proto`` requests to domain types, checking every field on the way.
+
+Names of fields in errors follow the JSON of the REST API, which are those of the messages without
+the ``sampling`` level.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import orjson
+
+from chiasm.common.convert import modality_from_proto, options_from_proto
+from chiasm.common.data_url import decode_data_url, is_data_url
+from chiasm.common.errors import InvalidRequestError
+from chiasm.common.identity import validate_cache_salt, validate_uuid
+from chiasm.common.limits import check_size
+from chiasm.v1 import chat_pb2
+
+from .chat_request import (
+    BytesSource,
+    ChatMessage,
+    ChatRequest,
+    ChatRole,
+    MediaItem,
+    SamplingParams,
+    TextPart,
+    UrlSource,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from chiasm.common.limits import Limits
+    from chiasm.common.media import Modality
+    from chiasm.v1 import generator_pb2
+
+MAX_TEMPLATE_VARIABLES_BYTES = 16 * 1024
+_MAX_TEMPERATURE = 100.0
+_MAX_TEMPLATE_NUMBER = 1e6
+_MAX_NAME_CHARS = 64
+_RESERVED_VARIABLES = frozenset(
+    {"messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"}
+)
+
+_ROLES = {
+    chat_pb2.CHAT_ROLE_SYSTEM: ChatRole.SYSTEM,
+    chat_pb2.CHAT_ROLE_USER: ChatRole.USER,
+    chat_pb2.CHAT_ROLE_ASSISTANT: ChatRole.ASSISTANT,
+    chat_pb2.CHAT_ROLE_TOOL: ChatRole.TOOL,
+}
+ROLE_TO_PROTO = {role.value: value for value, role in _ROLES.items()}
+
+
+def chat_request_from_proto(message: chat_pb2.ChatCompletionRequest, limits: Limits) -> ChatRequest:
+    """Return the checked request of a message; data URLs are decoded.
+
+    Slow for large media: call it in a thread.
+
+    Raises:
+        InvalidRequestError: A field is wrong; names it.
+        TooLargeError: A media item is over its limit.
+    """
+    if message.cache_salt:
+        validate_cache_salt(message.cache_salt)
+    _check_request_id(message.request_id, limits)
+    check_size(
+        len(message.model), limits.max_model_name_chars, "characters of a model name", "model"
+    )
+    return ChatRequest(
+        model=message.model,
+        messages=_MessageReader(limits).read(message),
+        sampling=_sampling_from_proto(message.sampling, limits),
+        stop=_stop_from_proto(message, limits),
+        cache_salt=message.cache_salt,
+        request_id=message.request_id or uuid.uuid4().hex,
+        priority=message.priority,
+        template_variables=_template_variables(message.template_kwargs_json),
+        adds_generation_prompt=(
+            message.add_generation_prompt if message.HasField("add_generation_prompt") else True
+        ),
+    )
+
+
+class _MessageReader:
+    """Reads the messages of one request, counting texts and media as it goes."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._num_text_chars = 0
+        self._num_items: Counter[Modality] = Counter()
+
+    def read(self, message: chat_pb2.ChatCompletionRequest) -> tuple[ChatMessage, ...]:
+        count = len(message.messages)
+        if not 1 <= count <= self._limits.max_messages:
+            raise InvalidRequestError(
+                f"There must be 1 to {self._limits.max_messages} messages, got {count}.",
+                param="messages",
+            )
+        return tuple(
+            self._message(chat_message, f"messages[{index}]")
+            for index, chat_message in enumerate(message.messages)
+        )
+
+    def _message(self, message: chat_pb2.ChatMessage, param: str) -> ChatMessage:
+        if message.role not in _ROLES:
+            raise InvalidRequestError("The role of a message is not set.", param=f"{param}.role")
+        count = len(message.content)
+        if not 1 <= count <= self._limits.max_content_parts:
+            raise InvalidRequestError(
+                f"A message must have 1 to {self._limits.max_content_parts} content parts,"
+                f" got {count}.",
+                param=f"{param}.content",
+            )
+        if message.name and not _is_author_name(message.name):
+            raise InvalidRequestError(
+                f"A name must have 1 to {_MAX_NAME_CHARS} letters, digits, '_' or '-'.",
+                param=f"{param}.name",
+            )
+        content = tuple(
+            self._part(part, f"{param}.content[{index}]")
+            for index, part in enumerate(message.content)
+        )
+        return ChatMessage(_ROLES[message.role], content, message.name)
+
+    def _part(self, part: chat_pb2.ContentPart, param: str) -> TextPart | MediaItem:
+        kind = part.WhichOneof("part")
+        if kind == "text":
+            self._num_text_chars += len(part.text)
+            check_size(
+                self._num_text_chars, self._limits.max_text_chars, "characters of text", param
+            )
+            return TextPart(part.text)
+        if kind == "media":
+            return self._media(part.media, param)
+        raise InvalidRequestError("The content part is empty.", param=param)
+
+    def _media(self, media: chat_pb2.MediaPart, param: str) -> MediaItem:
+        modality = modality_from_proto(media.modality)
+        index = self._num_items[modality]
+        self._num_items[modality] += 1
+        check_size(
+            self._num_items.total(), self._limits.max_media_items, "media items in a request", param
+        )
+        if media.uuid:
+            validate_uuid(media.uuid, f"{param}.uuid")
+        source = self._source(media, param)
+        if source is None and not media.uuid:
+            name = modality.value
+            raise InvalidRequestError(
+                f"multi_modal_data['{name}'][{index}] is empty but"
+                f" multi_modal_uuids['{name}'][{index}] is missing.",
+                param=param,
+            )
+        return MediaItem(
+            modality=modality,
+            index=index,
+            param=param,
+            uuid=media.uuid,
+            options=options_from_proto(media.options),
+            source=source,
+        )
+
+    def _source(self, media: chat_pb2.MediaPart, param: str) -> UrlSource | BytesSource | None:
+        kind = media.WhichOneof("source")
+        if kind is None:
+            return None
+        max_bytes = self._limits.max_source_bytes
+        if kind == "data":
+            data = media.data
+            check_size(len(data), max_bytes, "bytes of media", param)
+            if not data:
+                raise InvalidRequestError("The media item has no bytes.", param=param)
+            return BytesSource(data)
+        url = media.url
+        if is_data_url(url):
+            return BytesSource(decode_data_url(url, max_bytes=max_bytes, param=param))
+        check_size(len(url), self._limits.max_url_chars, "characters of a URL", param)
+        return UrlSource(url)
+
+
+def _sampling_from_proto(message: generator_pb2.SamplingParams, limits: Limits) -> SamplingParams:
+    has = message.HasField
+    temperature = message.temperature if has("temperature") else None
+    top_p = message.top_p if has("top_p") else None
+    if has("max_tokens") and message.max_tokens < 1:
+        raise InvalidRequestError("max_tokens must be at least 1, got 0.", param="max_tokens")
+    if temperature is not None:
+        if not temperature >= 0:
+            raise InvalidRequestError(
+                f"temperature must be non-negative, got {temperature:g}.", param="temperature"
+            )
+        if temperature > _MAX_TEMPERATURE:
+            raise InvalidRequestError(
+                f"temperature must be at most {_MAX_TEMPERATURE:g}, got {temperature:g}.",
+                param="temperature",
+            )
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InvalidRequestError(f"top_p must be in (0, 1], got {top_p:g}.", param="top_p")
+    check_size(
+        len(message.stop_token_ids), limits.max_stop_token_ids, "stop token ids", "stop_token_ids"
+    )
+    return SamplingParams(
+        max_tokens=message.max_tokens if has("max_tokens") else None,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=message.top_k if has("top_k") else None,
+        seed=message.seed if has("seed") else None,
+        stop_token_ids=tuple(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+    )
+
+
+def _stop_from_proto(message: chat_pb2.ChatCompletionRequest, limits: Limits) -> tuple[str, ...]:
+    if len(message.stop) > limits.max_stop_strings:
+        raise InvalidRequestError(
+            f"stop must have at most {limits.max_stop_strings} strings, got {len(message.stop)}.",
+            param="stop",
+        )
+    for stop in message.stop:
+        if not 1 <= len(stop) <= limits.max_stop_chars:
+            raise InvalidRequestError(
+                f"A stop string must have 1 to {limits.max_stop_chars} characters,"
+                f" got {len(stop)}.",
+                param="stop",
+            )
+    return tuple(message.stop)
+
+
+def _template_variables(data: bytes) -> Mapping[str, bool | int | float | str]:
+    if not data:
+        return {}
+    param = "chat_template_kwargs"
+    check_size(len(data), MAX_TEMPLATE_VARIABLES_BYTES, f"bytes of {param}", param)
+    try:
+        variables = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"{param} is not valid JSON.", param=param) from error
+    if not isinstance(variables, dict):
+        raise InvalidRequestError(f"{param} must be an object.", param=param)
+    for name, value in variables.items():
+        if not name.isidentifier() or name in _RESERVED_VARIABLES:
+            raise InvalidRequestError(
+                f"{param} must not set '{name[:_MAX_NAME_CHARS]}'.", param=param
+            )
+        if not _is_bounded_scalar(value):
+            raise InvalidRequestError(
+                f"{param} must hold booleans, strings and numbers within"
+                f" ±{_MAX_TEMPLATE_NUMBER:.0f}.",
+                param=f"{param}.{name}",
+            )
+    return variables
+
+
+def _is_bounded_scalar(value: object) -> bool:
+    if isinstance(value, bool | str):
+        return True
+    if isinstance(value, int | float):
+        return math.isfinite(value) and abs(value) <= _MAX_TEMPLATE_NUMBER
+    return False
+
+
+def _check_request_id(request_id: str, limits: Limits) -> None:
+    if request_id and not is_request_id(request_id, limits):
+        raise InvalidRequestError(
+            f"request_id must have 1 to {limits.max_request_id_chars} characters of"
+            " A-Z a-z 0-9 . _ : -.",
+            param="request_id",
+        )
+
+
+def is_request_id(text: str, limits: Limits) -> bool:
+    """Return whether ``text`` may be the id of a request."""
+    return (
+        1 <= len(text) <= limits.max_request_id_chars
+        and text.isascii()
+        and all(char.isalnum() or char in "._:-" for char in text)
+    )
+
+
+def _is_author_name(name: str) -> bool:
+    return (
+        len(name) <= _MAX_NAME_CHARS
+        and name.isascii()
+        and all(char.isalnum() or char in "_-" for char in name)
+    )

@@ -1,0 +1,271 @@
+"""See one media item of a request through: known already, or encoded, or encoded again."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from chiasm.common.errors import ChiasmError, MediaNotFoundError
+from chiasm.common.identity import source_digest
+from chiasm.common.media import CacheStatus
+from chiasm.common.media_resolver import MediaQuery
+from chiasm.common.metrics import GATEWAY_MEDIA_ITEMS
+
+from .chat_request import BytesSource, UrlSource
+from .encoder_client import ItemChunk, ItemPlanned, ItemReady
+
+if TYPE_CHECKING:
+    from chiasm.common.media import EmbeddingRef, MediaLayout, RequestContext
+    from chiasm.common.media_resolver import MediaResolver
+    from chiasm.v1 import media_pb2
+
+    from .budgets import ByteBudget
+    from .chat_request import MediaItem
+    from .deadline import Deadline
+    from .encoder_client import EncoderClient
+
+_MAX_BYTES_HASHED_ON_LOOP = 1 << 20
+
+log = structlog.get_logger(__name__)
+
+
+class EmbeddingSink(Protocol):
+    """Where the news of a request's embeddings go: its ``Generate`` call."""
+
+    async def send_ready(self, embedding_id: bytes) -> None:
+        """Report that an embedding is in the store now."""
+        ...
+
+    async def send_chunk(self, chunk: media_pb2.EmbeddingChunk) -> None:
+        """Pass on a piece of an embedding."""
+        ...
+
+    async def send_failed(self, embedding_id: bytes, error: ChiasmError) -> None:
+        """Report that an embedding cannot be had."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedItem:
+    """What the prompt needs of an item; ``is_ready`` if its embedding is in the store."""
+
+    ref: EmbeddingRef
+    layout: MediaLayout
+    is_ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MediaServices:
+    """What media tasks work with.
+
+    Attributes:
+        encoder: Client of the encoders.
+        resolver: Finds what is stored already; ``None`` while the encoders' fingerprint is unknown.
+        kept_sources: Bytes of sources that may be kept for encoding again.
+    """
+
+    encoder: EncoderClient
+    resolver: MediaResolver | None
+    kept_sources: ByteBudget
+
+
+class MediaTask:
+    """The work on one media item, running from construction on.
+
+    1. The item is looked up by content or uuid; on a hit it is planned and ready.
+    2. Otherwise an encoder plans it, and later stores its embedding or sends it in chunks.
+    3. If the generator misses the embedding, it is encoded once more and sent in chunks.
+
+    What happens after the plan goes to the sink given to ``connect``. A failure before the plan is
+    raised by ``planned``, one after it is sent to the sink. ``close`` ends all work.
+    """
+
+    def __init__(
+        self,
+        item: MediaItem,
+        context: RequestContext,
+        services: MediaServices,
+        inline_ids: set[bytes],
+        deadline: Deadline,
+    ) -> None:
+        """Start work on ``item``; needs a running event loop.
+
+        Args:
+            item: The item.
+            context: Caller and request.
+            services: What to work with.
+            inline_ids: Embeddings of this request that some task sends in chunks; shared by its
+                tasks, so that items of equal content are sent once.
+            deadline: Bound on the whole request.
+        """
+        self._item = item
+        self._context = context
+        self._services = services
+        self._inline_ids = inline_ids
+        self._deadline = deadline
+        loop = asyncio.get_running_loop()
+        self._planned: asyncio.Future[PlannedItem] = loop.create_future()
+        self._sink: asyncio.Future[EmbeddingSink] = loop.create_future()
+        self._num_kept_bytes = self._keep_source()
+        self._has_resent = False
+        self._works = {asyncio.create_task(self._run(), name=f"media {item.param}")}
+
+    @property
+    def embedding_id(self) -> bytes | None:
+        """Id of the item's embedding; ``None`` before the plan."""
+        is_known = self._planned.done() and self._planned.exception() is None
+        return self._planned.result().ref.embedding_id if is_known else None
+
+    @property
+    def has_source(self) -> bool:
+        """Whether the item could be encoded now: its bytes are still there, or it has a URL."""
+        source = self._item.source
+        return source.data is not None if isinstance(source, BytesSource) else source is not None
+
+    async def planned(self) -> PlannedItem:
+        """Return the item's plan.
+
+        Raises:
+            ChiasmError: The item cannot be had.
+        """
+        return await asyncio.shield(self._planned)
+
+    def connect(self, sink: EmbeddingSink) -> None:
+        """Send what happens after the plan to ``sink``."""
+        self._sink.set_result(sink)
+
+    def resend(self) -> None:
+        """Have the embedding encoded again and sent in chunks; the second time fails."""
+        self._works.add(asyncio.create_task(self._resend(), name=f"resend {self._item.param}"))
+
+    def release_source(self) -> None:
+        """Forget the source: the generator has the embedding."""
+        if isinstance(self._item.source, BytesSource):
+            self._item.source.release()
+        self._services.kept_sources.release(self._num_kept_bytes)
+        self._num_kept_bytes = 0
+
+    async def close(self) -> None:
+        """Cancel what is still going on and forget the source."""
+        for work in self._works:
+            work.cancel()
+        await asyncio.gather(*self._works, return_exceptions=True)
+        for future in (self._planned, self._sink):
+            future.cancel()
+        if self._planned.done() and not self._planned.cancelled():
+            self._planned.exception()  # marks it as seen
+        self.release_source()
+
+    def _keep_source(self) -> int:
+        source = self._item.source
+        size = len(source.data or b"") if isinstance(source, BytesSource) else 0
+        return size if self._services.kept_sources.reserve(size) else 0
+
+    async def _run(self) -> None:
+        try:
+            stored = await self._find_stored()
+            if stored is not None:
+                self._count(CacheStatus.HIT)
+                self._planned.set_result(stored)
+            else:
+                await self._encode(inline=False)
+            self._drop_source_unless_kept()
+        except ChiasmError as error:
+            await self._fail(error)
+        except Exception as error:  # top of a background task: ends the request
+            log.exception("media_task_failed", request_id=self._context.request_id)
+            await self._fail(error)
+
+    async def _find_stored(self) -> PlannedItem | None:
+        resolver = self._services.resolver
+        if resolver is None:
+            return None
+        source = self._item.source
+        data = source.data if isinstance(source, BytesSource) else None
+        query = MediaQuery(
+            modality=self._item.modality,
+            options=self._item.options,
+            uuid=self._item.uuid,
+            source_digest=await _digest(data) if data is not None else None,
+            url=source.url if isinstance(source, UrlSource) else "",
+            index=self._item.index,
+            param=self._item.param,
+        )
+        stored = (await resolver.resolve(self._context, query)).stored
+        return None if stored is None else PlannedItem(stored.ref, stored.layout, is_ready=True)
+
+    async def _encode(self, *, inline: bool) -> None:
+        events = self._services.encoder.encode(
+            self._item, self._context, self._deadline, inline=inline
+        )
+        sends_chunks = False
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, ItemPlanned):
+                    self._plan(event)
+                elif isinstance(event, ItemChunk):
+                    sends_chunks = sends_chunks or self._claim_inline()
+                    if sends_chunks:
+                        await (await self._sink).send_chunk(event.chunk)
+                elif isinstance(event, ItemReady):
+                    await self._finish(event)
+
+    def _plan(self, event: ItemPlanned) -> None:
+        if not self._planned.done():
+            is_ready = event.cache_status is CacheStatus.HIT
+            self._planned.set_result(PlannedItem(event.ref, event.layout, is_ready))
+
+    async def _finish(self, event: ItemReady) -> None:
+        self._count(event.cache_status)
+        planned = await self.planned()
+        if event.cache_status is not CacheStatus.INLINE and not planned.is_ready:
+            await (await self._sink).send_ready(planned.ref.embedding_id)
+
+    def _claim_inline(self) -> bool:
+        embedding_id = self.embedding_id
+        if embedding_id is None or embedding_id in self._inline_ids:
+            return False
+        self._inline_ids.add(embedding_id)
+        return True
+
+    async def _resend(self) -> None:
+        try:
+            if self._has_resent or not self.has_source:
+                raise MediaNotFoundError(
+                    f"Cache miss for {self._item.modality.value} at index {self._item.index} but"
+                    " data is not provided.",
+                    param=self._item.param,
+                )
+            self._has_resent = True
+            self._inline_ids.discard((await self.planned()).ref.embedding_id)
+            await self._encode(inline=True)
+        except ChiasmError as error:
+            await self._fail(error)
+        except Exception as error:  # top of a background task: ends the request
+            log.exception("media_resend_failed", request_id=self._context.request_id)
+            await self._fail(error)
+
+    async def _fail(self, error: Exception) -> None:
+        if not self._planned.done():
+            self._planned.set_exception(error)
+            return
+        known = error if isinstance(error, ChiasmError) else ChiasmError("The server failed.")
+        sink = await self._sink
+        await sink.send_failed(self._planned.result().ref.embedding_id, known)
+
+    def _drop_source_unless_kept(self) -> None:
+        if not self._num_kept_bytes and isinstance(self._item.source, BytesSource):
+            self._item.source.release()
+
+    def _count(self, status: CacheStatus) -> None:
+        GATEWAY_MEDIA_ITEMS.labels(self._item.modality.value, status.value).inc()
+
+
+async def _digest(data: bytes) -> bytes:
+    if len(data) <= _MAX_BYTES_HASHED_ON_LOOP:
+        return source_digest(data)
+    return await asyncio.to_thread(source_digest, data)

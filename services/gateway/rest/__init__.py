@@ -1,0 +1,1 @@
+"""The REST API: a translation of ``ChatService`` and nothing more."""

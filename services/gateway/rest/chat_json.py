@@ -1,0 +1,243 @@
+"""Translate the JSON of ``POST /v1/chat/completions`` to ``chat.proto``, and check it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+
+from chiasm.common.errors import InvalidRequestError
+from chiasm.common.identity import validate_cache_salt
+from chiasm.v1 import chat_pb2, media_pb2
+
+from ..convert import ROLE_TO_PROTO, chat_request_from_proto
+from .content_json import content_to_proto, take_options
+from .fields import Fields, type_name
+
+if TYPE_CHECKING:
+    from chiasm.common.limits import Limits
+
+    from ..chat_request import ChatRequest
+
+_INT32 = 1 << 31
+_UINT32 = 1 << 32
+_UINT64 = 1 << 64
+_MAX_IGNORED_FIELDS = 32
+_FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "prompt_logprobs": (0,),
+    "response_format": ({"type": "text"},),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "functions": ([],),
+    "structured_outputs": ({},),
+    "modalities": (["text"],),
+    "use_beam_search": (False,),
+    "continue_final_message": (False,),
+    "echo": (False,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedChat:
+    """A chat request with what only its transport needs.
+
+    Attributes:
+        request: The request.
+        is_stream: Answer as a stream of events.
+        includes_usage: End the stream with the usage.
+        has_continuous_usage: Put the usage so far into every chunk.
+        ignored: Names of fields that had no effect.
+    """
+
+    request: ChatRequest
+    is_stream: bool
+    includes_usage: bool
+    has_continuous_usage: bool
+    ignored: tuple[str, ...]
+
+
+def parse_chat(body: bytes, request_id: str, limits: Limits) -> ParsedChat:
+    """Return the checked request of a JSON body; slow for large bodies: call it in a thread.
+
+    Args:
+        body: JSON of the request.
+        request_id: Id of the call, unless the body has one.
+        limits: Bounds on the request.
+
+    Raises:
+        InvalidRequestError: The JSON is malformed or a field is wrong; names it.
+        TooLargeError: A media item is over its limit.
+    """
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"The body is not valid JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise InvalidRequestError(f"The body must be an object, got {type_name(document)}.")
+    fields = Fields(document)
+    message = chat_pb2.ChatCompletionRequest(request_id=request_id)
+    is_stream = fields.take_bool("stream") or False
+    stream_options = _take_stream_options(fields, is_stream=is_stream)
+    _refuse_unsupported(fields)
+    _take_identity(fields, message)
+    _take_sampling(fields, message)
+    _take_template(fields, message)
+    ignored_kwargs = _take_messages(fields, message)
+    has_usage = stream_options.take_bool("include_usage") or False
+    continuous = stream_options.take_bool("continuous_usage_stats") or False
+    ignored = [
+        *fields.untaken(),
+        *map(stream_options.param, stream_options.untaken()),
+        *ignored_kwargs,
+    ]
+    return ParsedChat(
+        request=chat_request_from_proto(message, limits),
+        is_stream=is_stream,
+        includes_usage=has_usage,
+        has_continuous_usage=has_usage and continuous,
+        ignored=tuple(filter(_FIELD_NAME.fullmatch, ignored))[:_MAX_IGNORED_FIELDS],
+    )
+
+
+def _take_stream_options(fields: Fields, *, is_stream: bool) -> Fields:
+    options = fields.take_object("stream_options")
+    if options is not None and not is_stream:
+        raise fields.error(
+            "stream_options", "Stream options can only be defined when `stream=True`."
+        )
+    return Fields(options or {}, "stream_options")
+
+
+def _refuse_unsupported(fields: Fields) -> None:
+    """Refuse what would change the answer's form if it were ignored."""
+    count = fields.take_int("n")
+    if count not in (None, 1):
+        raise fields.error("n", f"n must be 1; more answers are not supported yet, got {count}.")
+    if fields.take("chat_template") is not None:
+        raise fields.error(
+            "chat_template",
+            "Chat template is passed with request, but --trust-request-chat-template is not set."
+            " Refused request with untrusted chat template.",
+        )
+    if fields.take("tool_choice") == "none":
+        fields.take("tools")
+    for name, neutral in _NEUTRAL_VALUES.items():
+        if name in fields.untaken():
+            value = fields.take(name)
+            if not any(type(value) is type(other) and value == other for other in neutral):
+                raise fields.error(name, f"`{name}` is not supported yet.")
+
+
+def _take_identity(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> None:
+    message.model = fields.take_str("model") or ""
+    message.request_id = fields.take_str("request_id") or message.request_id
+    message.priority = fields.take_int_within("priority", -_INT32, _INT32 - 1) or 0
+    cache_salt = fields.take_str("cache_salt")
+    if cache_salt is not None:
+        validate_cache_salt(cache_salt)
+        message.cache_salt = cache_salt
+
+
+def _take_sampling(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> None:
+    sampling = message.sampling
+    max_tokens = _take_max_tokens(fields)
+    if max_tokens is not None:
+        sampling.max_tokens = max_tokens
+    for name in ("temperature", "top_p"):
+        value = fields.take_number(name)
+        if value is not None:
+            setattr(sampling, name, value)
+    top_k = fields.take_int("top_k")
+    if top_k is not None:
+        if not -1 <= top_k < _UINT32:
+            raise fields.error("top_k", f"top_k must be 0 (disable), or at least 1, got {top_k}.")
+        sampling.top_k = max(top_k, 0)
+    seed = fields.take_int("seed")
+    if seed is not None:
+        sampling.seed = seed % _UINT64  # negative seeds are seeds too
+    sampling.ignore_eos = fields.take_bool("ignore_eos") or False
+    sampling.stop_token_ids.extend(_take_stop_token_ids(fields))
+    message.stop.extend(_take_stop(fields))
+
+
+def _take_max_tokens(fields: Fields) -> int | None:
+    found = None
+    for name in ("max_tokens", "max_completion_tokens"):
+        value = fields.take_int(name)
+        if value is None:
+            continue
+        if value < 1:
+            raise fields.error(name, f"{name} must be at least 1, got {value}.")
+        found = min(value, _UINT32 - 1)
+    return found
+
+
+def _take_stop_token_ids(fields: Fields) -> list[int]:
+    token_ids = []
+    for value in fields.take_list("stop_token_ids") or []:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _UINT32:
+            raise fields.error("stop_token_ids", "stop_token_ids must hold token ids.")
+        token_ids.append(value)
+    return token_ids
+
+
+def _take_stop(fields: Fields) -> list[str]:
+    stop = fields.take("stop")
+    if stop is None:
+        return []
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list):
+        raise fields.wrong_type("stop", "a string or an array of strings")
+    texts = [value for value in stops if isinstance(value, str)]
+    if len(texts) != len(stops):
+        raise fields.error("stop", "stop must hold strings only.")
+    return texts
+
+
+def _take_template(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> None:
+    variables = fields.take_object("chat_template_kwargs")
+    if variables:
+        message.template_kwargs_json = orjson.dumps(variables)
+    adds_prompt = fields.take_bool("add_generation_prompt")
+    if adds_prompt is not None:
+        message.add_generation_prompt = adds_prompt
+
+
+def _take_messages(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> list[str]:
+    """Translate the messages; return the names of processor kwargs that had no effect."""
+    defaults = media_pb2.ProcessingOptions()
+    kwargs = Fields(fields.take_object("mm_processor_kwargs") or {}, "mm_processor_kwargs")
+    take_options(kwargs, defaults)
+    messages = fields.take_list("messages")
+    if messages is None:
+        raise fields.wrong_type("messages", "an array")
+    for index, value in enumerate(messages):
+        path = f"messages[{index}]"
+        if not isinstance(value, dict):
+            raise InvalidRequestError(
+                f"{path} must be an object, got {type_name(value)}.", param=path
+            )
+        _take_message(Fields(value, path), message.messages.add(), defaults)
+    return [kwargs.param(name) for name in kwargs.untaken()]
+
+
+def _take_message(
+    fields: Fields, message: chat_pb2.ChatMessage, defaults: media_pb2.ProcessingOptions
+) -> None:
+    role = fields.take_str("role") or ""
+    if role == "developer":
+        role = "system"
+    if role not in ROLE_TO_PROTO:
+        known = ", ".join(ROLE_TO_PROTO)
+        raise fields.error("role", f"The role of a message must be one of {known}.")
+    message.role = ROLE_TO_PROTO[role]
+    message.name = fields.take_str("name") or ""
+    content = fields.take("content")
+    if content is None and role == "assistant":
+        content = ""
+    message.content.extend(content_to_proto(content, fields.param("content"), defaults))

@@ -1,0 +1,101 @@
+"""Write a streamed answer as server-sent events, from bytes that are built once per request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from .usage import usage_to_json
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ..chat_events import AnswerHead, ChatDelta, Finish, Usage
+
+DONE = b"data: [DONE]\n\n"
+
+_FIRST_DELTA = b'{"role":"assistant","content":""}'
+
+
+class ChunkWriter:
+    """Builds the chunks of one answer."""
+
+    def __init__(
+        self, head: AnswerHead, *, includes_usage: bool, has_continuous_usage: bool
+    ) -> None:
+        fixed = orjson.dumps(
+            {
+                "id": f"chatcmpl-{head.request_id}",
+                "object": "chat.completion.chunk",
+                "created": head.created_s,
+                "model": head.model,
+            }
+        )
+        self._start = b"data: " + fixed[:-1] + b',"choices":'
+        self._includes_usage = includes_usage
+        self._has_continuous_usage = has_continuous_usage
+
+    def first(self, usage: Usage) -> bytes:
+        """Return the chunk that opens the answer and names its author."""
+        return self._chunk(_FIRST_DELTA, None, usage)
+
+    def delta(self, delta: ChatDelta) -> bytes:
+        """Return the chunk of a piece of the answer; its last one says why it ended."""
+        content = b'{"content":' + orjson.dumps(delta.text) + b"}" if delta.text else b"{}"
+        return self._chunk(content, delta.finish, delta.usage)
+
+    def usage(self, usage: Usage) -> bytes:
+        """Return the chunk without choices that tells the usage at the end."""
+        return self._start + b'[],"usage":' + orjson.dumps(usage_to_json(usage)) + b"}\n\n"
+
+    def _chunk(self, delta: bytes, finish: Finish | None, usage: Usage) -> bytes:
+        return b"".join(
+            (
+                self._start,
+                b'[{"index":0,"delta":',
+                delta,
+                b',"logprobs":null,"finish_reason":',
+                _finish_json(finish),
+                b"}]",
+                self._usage_json(usage),
+                b"}\n\n",
+            )
+        )
+
+    def _usage_json(self, usage: Usage) -> bytes:
+        if self._has_continuous_usage:
+            return b',"usage":' + orjson.dumps(usage_to_json(usage))
+        return b',"usage":null' if self._includes_usage else b""
+
+
+async def stream_chunks(
+    first: ChatDelta, rest: AsyncIterator[ChatDelta], writer: ChunkWriter, *, includes_usage: bool
+) -> AsyncIterator[bytes]:
+    """Yield the events of an answer whose first delta has come.
+
+    Raises:
+        ChiasmError: The answer failed after it began.
+    """
+    yield writer.first(first.usage)
+    delta = first
+    if delta.text or delta.finish:
+        yield writer.delta(delta)
+    async for delta in rest:
+        if delta.text or delta.finish:
+            yield writer.delta(delta)
+    if includes_usage:
+        yield writer.usage(delta.usage)
+    yield DONE
+
+
+def error_event(envelope: bytes) -> bytes:
+    """Return the events that end a stream with an error."""
+    return b"data: " + envelope + b"\n\n" + DONE
+
+
+def _finish_json(finish: Finish | None) -> bytes:
+    if finish is None:
+        return b"null"
+    stop_reason = finish.stop_string or finish.stop_token_id
+    return orjson.dumps(finish.reason) + b',"stop_reason":' + orjson.dumps(stop_reason)

@@ -1,0 +1,46 @@
+"""The model that the gateway serves: its name, its text side, its defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from chiasm.common.media import Modality
+
+    from .checkpoint import SamplingDefaults
+    from .prompt_builder import PromptBuilder
+    from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What requests need of a checkpoint besides its weights.
+
+    Attributes:
+        name: Name in requests.
+        tokenizer: The checkpoint's tokenizer.
+        prompts: Builds prompts with the checkpoint's template.
+        defaults: Sampling of requests that do not say.
+        max_items: Most items of a modality in one prompt; absent: the limit on all items.
+        created_s: Start of serving, seconds since the Unix epoch.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    prompts: PromptBuilder
+    defaults: SamplingDefaults
+    max_items: Mapping[Modality, int]
+    created_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What clients are told of a model; ``max_model_len`` is 0 while it is unknown."""
+
+    name: str
+    max_model_len: int
+    modalities: tuple[Modality, ...]
+    created_s: int
