@@ -1,0 +1,91 @@
+"""Load everything the encoder needs of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from chiasm.common.families import UnsupportedModelError, family_of
+from chiasm.encoder.commands import EncoderDescription
+from chiasm.encoder.fingerprint import compute_fingerprint
+from chiasm.encoder.preprocess import ImagePreprocessor
+from chiasm.encoder.tower import Tower
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from chiasm.common.media import Modality
+
+_DTYPES = {
+    "auto": None,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderCheckpoint:
+    """The encoder half of a checkpoint.
+
+    Attributes:
+        tower: Vision tower and projector.
+        preprocessor: The checkpoint's image processor.
+        fingerprint: Digest of all that makes an embedding besides source and options; 32 bytes.
+        placeholder_ids: Token that stands for one item, by modality that can be encoded.
+    """
+
+    tower: Tower
+    preprocessor: ImagePreprocessor
+    fingerprint: bytes
+    placeholder_ids: Mapping[Modality, int]
+
+    @classmethod
+    def load(cls, path: Path, dtype: str = "auto", device: str = "auto") -> EncoderCheckpoint:
+        """Load a checkpoint from a directory in the hub layout; takes seconds.
+
+        Args:
+            path: The directory.
+            dtype: Element type of weights and embeddings; ``auto`` takes the checkpoint's own.
+            device: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
+
+        Raises:
+            CheckpointError: Weights are missing or the architecture is unknown.
+            OSError: A file is missing.
+            UnsupportedModelError: The family is not served, or a configuration is incomplete.
+        """
+        config = _read_config(path)
+        family = family_of(config)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        preprocessor = ImagePreprocessor.load(path, family, config)
+        tower = Tower.load(path, _DTYPES[dtype], torch.device(device))
+        placeholder_ids = {
+            modality: family.placeholder_token_id(config, modality)
+            for modality in family.modalities
+        }
+        fingerprint = compute_fingerprint(tower, preprocessor)
+        return cls(tower, preprocessor, fingerprint, placeholder_ids)
+
+    def describe(self, model: str, *, max_source_bytes: int, max_pixels: int) -> EncoderDescription:
+        """Return what callers are told of an encoder that serves this checkpoint as ``model``."""
+        return EncoderDescription(
+            model=model,
+            fingerprint=self.fingerprint,
+            placeholder_ids=self.placeholder_ids,
+            hidden_size=self.tower.hidden_size,
+            data_type=self.tower.data_type,
+            max_source_bytes=max_source_bytes,
+            max_pixels=max_pixels,
+        )
+
+
+def _read_config(path: Path) -> Mapping[str, object]:
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise UnsupportedModelError(f"{path / 'config.json'} does not hold a JSON object.")
+    return config

@@ -1,0 +1,136 @@
+"""Settings of the encoder."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from chiasm.common.config import ServiceSettings, SettingsGroup
+
+_MIB = 1 << 20
+
+
+class ModelSettings(SettingsGroup):
+    """Which checkpoint, and how its tower runs."""
+
+    model: Path = Field(description="Directory of the checkpoint, in the hub layout.")
+    served_model_name: str = Field(
+        "", description="Name that clients ask for; empty takes the directory's name."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Element type of weights and embeddings; auto: the checkpoint's."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the tower runs; auto takes a GPU if there is one."
+    )
+    max_batch_items: int | None = Field(
+        None, ge=1, description="Most items of one forward; default: 1 on a CPU, 16 on a GPU."
+    )
+    max_batch_pixels: int = Field(
+        4_000_000, ge=1, description="Most pixels of one forward of several items, after resizing."
+    )
+
+
+class FetchSettings(SettingsGroup):
+    """Which URLs are fetched, and for how long."""
+
+    allowed_media_domains: tuple[str, ...] = Field(
+        (), description="Host names that media URLs may name; empty allows every public host."
+    )
+    allow_private_media: tuple[str, ...] = Field(
+        (), description="Networks (CIDR) that may be dialled although they are not public."
+    )
+    media_redirects: int = Field(3, ge=0, le=10, description="Redirects followed per URL.")
+    image_fetch_timeout_s: float = Field(
+        5.0, gt=0, description="Seconds from the start of a fetch to the last byte of an image."
+    )
+
+    @field_validator("allow_private_media")
+    @classmethod
+    def _check_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ipaddress.ip_network(network)
+        return networks
+
+    @field_validator("allowed_media_domains")
+    @classmethod
+    def _lower(cls, domains: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(domain.lower() for domain in domains)
+
+
+class DecodeSettings(SettingsGroup):
+    """What decoding may take."""
+
+    decode_workers: int = Field(2, ge=1, le=64, description="Processes that decode pictures.")
+    decode_memory_bytes: int = Field(
+        1536 * _MIB, ge=256 * _MIB, description="Address space of one decode process."
+    )
+    decode_cpu_s: int = Field(10, ge=1, description="CPU seconds of one decode.")
+    decode_timeout_s: float = Field(60.0, gt=0, description="Seconds of one decode on the clock.")
+    max_image_pixels: int = Field(
+        33_000_000, ge=1, description="Most pixels of an image, by its header."
+    )
+
+
+class AdmissionSettings(SettingsGroup):
+    """How much may be in the encoder at one time; more is refused at once."""
+
+    max_items: int = Field(512, ge=1, description="Media items in the encoder.")
+    max_queue_source_bytes: int = Field(
+        1024 * _MIB, ge=1, description="Bytes of their sources together."
+    )
+    max_queue_pixels: int = Field(
+        2_000_000_000, ge=1, description="Pixels of the items together, by their headers."
+    )
+    max_items_in_work: int = Field(
+        4, ge=1, description="Items that are decoded, preprocessed or encoded at one time."
+    )
+    preprocess_threads: int = Field(1, ge=1, description="Threads that preprocess.")
+
+
+class EncoderSettings(ServiceSettings):
+    """Settings of the encoder service."""
+
+    flag_aliases: ClassVar = {}
+    env_aliases: ClassVar = {
+        "VLLM_IMAGE_FETCH_TIMEOUT": "image_fetch_timeout_s",
+        "VLLM_MAX_IMAGE_PIXELS": "max_image_pixels",
+    }
+    refused_flags: ClassVar = {
+        "trust-remote-code": "code from checkpoints is never run",
+    }
+
+    listen: str = Field("127.0.0.1:0", description="Address of the gRPC port; port 0: any free.")
+    metrics_port: int | None = Field(None, description="Port of /metrics; default: none; 0: any.")
+    service_token_file: Path = Field(description="File with the stack's service token.")
+    store_secret_file: Path = Field(description="File with the secrets of the embedding store.")
+    redis_url: str = Field(min_length=1, description="Redis that keeps embeddings.")
+    store_ttl_s: float = Field(
+        24 * 3600.0, gt=0, description="Seconds an embedding is kept after its last use."
+    )
+    core_page: Path | None = Field(
+        None, description="File by which services of one host share its cores."
+    )
+    cores: int | None = Field(None, ge=1, description="Cores to use; default: all.")
+    drain_s: float = Field(30.0, ge=0, description="Seconds that calls may go on after SIGTERM.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
+    tower: ModelSettings
+    fetch: FetchSettings = FetchSettings()
+    decode: DecodeSettings = DecodeSettings()
+    admission: AdmissionSettings = AdmissionSettings()
+
+    @model_validator(mode="after")
+    def _check_one_image_fits(self) -> Self:
+        if self.admission.max_queue_pixels < self.decode.max_image_pixels:
+            raise ValueError("max_queue_pixels must not be below max_image_pixels")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """Served model name."""
+        return self.tower.served_model_name or self.tower.model.resolve().name

@@ -1,0 +1,55 @@
+"""Name everything that decides what an embedding is, except the picture and the client's wishes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from typing import TYPE_CHECKING
+
+import torch
+from blake3 import blake3
+
+from chiasm.encoder.tower import bytes_of
+
+if TYPE_CHECKING:
+    from chiasm.encoder.preprocess import ImagePreprocessor
+    from chiasm.encoder.tower import Tower
+
+_PROTOCOL_VERSION = 1
+_LIBRARIES = ("torch", "torchvision", "pillow", "transformers")
+_NOT_OF_THE_TOWER = frozenset(
+    {"text_config", "_name_or_path", "transformers_version", "architectures", "dtype"}
+)
+
+
+def compute_fingerprint(tower: Tower, preprocessor: ImagePreprocessor) -> bytes:
+    """Return 32 bytes that differ whenever the same picture could give another embedding.
+
+    Covers the weights of tower and projector, their dtype and configuration, the preprocessor's
+    settings and backend, the versions of the libraries that change pixels, and the version of this
+    format. The language model's weights are no part of it, nor is where the checkpoint lies.
+    """
+    hasher = blake3(derive_key_context="chiasm encoder fingerprint")
+    config = {key: value for key, value in tower.config.items() if key not in _NOT_OF_THE_TOWER}
+    description = {
+        "protocol_version": _PROTOCOL_VERSION,
+        "dtype": tower.data_type.value,
+        "device": tower.device.type,
+        "config": config,
+        "preprocessor": dict(preprocessor.settings),
+        "backend": preprocessor.backend,
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+    }
+    hasher.update(json.dumps(description, sort_keys=True, default=str).encode())
+    for name, weight in tower.weights():
+        header = json.dumps([name, str(weight.dtype), list(weight.shape)]).encode()
+        hasher.update(len(header).to_bytes(8, "little") + header)
+        hasher.update(bytes_of(weight.detach().to("cpu", memory_format=torch.contiguous_format)))
+    return hasher.digest()
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,71 @@
+"""Hold the source and the pixels of an item in anonymous memory files.
+
+A memory file can be handed to another process without copying it. It is sealed at its size before
+it is: a process gone wrong can neither grow it nor shrink it under our feet.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import weakref
+from dataclasses import dataclass
+
+from chiasm.encoder.decode_wire import NUM_CHANNELS
+
+
+class MemoryFile:
+    """An anonymous file in memory, of fixed size; freed when nothing refers to it any more."""
+
+    def __init__(self, num_bytes: int) -> None:
+        """Make a file of ``num_bytes`` zero bytes; at least one."""
+        self._num_bytes = num_bytes
+        self._fd = os.memfd_create("chiasm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        weakref.finalize(self, os.close, self._fd)
+        os.ftruncate(self._fd, num_bytes)
+        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+
+    @classmethod
+    def of_bytes(cls, data: bytes | bytearray) -> MemoryFile:
+        """Return a read-only file that holds ``data``."""
+        memory = cls(len(data))
+        with memory.map() as contents:
+            contents[:] = data
+        fcntl.fcntl(memory._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        return memory
+
+    @property
+    def fd(self) -> int:
+        """Descriptor to hand to another process."""
+        return self._fd
+
+    def map(self) -> mmap.mmap:
+        """Return the contents, writable; the mapping outlives the file."""
+        return mmap.mmap(self._fd, self._num_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """What the header of a picture tells: its size once it stands upright."""
+
+    width: int
+    height: int
+
+    @property
+    def num_pixels(self) -> int:
+        """Pixels of the picture."""
+        return self.width * self.height
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the decoded picture."""
+        return self.num_pixels * NUM_CHANNELS
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """A decoded picture: ``data`` holds ``[height, width, 3]`` bytes, red first."""
+
+    header: ImageHeader
+    data: mmap.mmap

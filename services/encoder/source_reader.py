@@ -1,0 +1,107 @@
+"""Bring the bytes of an item in: from a URL, a data URL or the request stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chiasm.common.data_url import decode_data_url, is_data_url
+from chiasm.common.errors import InvalidRequestError
+from chiasm.common.identity import source_digest
+from chiasm.common.limits import check_size
+from chiasm.common.metrics import MEDIA_DOWNLOAD_BYTES, MEDIA_DOWNLOAD_LATENCY_SECONDS
+from chiasm.encoder.commands import BytesSource
+from chiasm.encoder.pixels import MemoryFile
+
+if TYPE_CHECKING:
+    from chiasm.common.media import Modality
+    from chiasm.encoder.admission import AdmissionTicket
+    from chiasm.encoder.commands import Source
+    from chiasm.encoder.fetch import MediaFetcher
+
+_SCHEMES = ("http://", "https://")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceData:
+    """The bytes of an item, their digest, and the seconds that fetching took (0 if it was sent)."""
+
+    memory: MemoryFile
+    digest: bytes
+    fetch_s: float
+
+
+class SourceReader:
+    """Reads sources within ``max_bytes``."""
+
+    def __init__(self, fetcher: MediaFetcher, max_bytes: int) -> None:
+        self._fetcher = fetcher
+        self._max_bytes = max_bytes
+
+    async def read(self, source: Source, modality: Modality, ticket: AdmissionTicket) -> SourceData:
+        """Return the bytes of a source, charged to ``ticket``.
+
+        Raises:
+            InvalidRequestError: URL or stream are malformed, or there are no bytes.
+            MediaFetchError: The URL could not be fetched.
+            TooLargeError: There are too many bytes.
+            OverloadedError: The sources in work take too many bytes together.
+        """
+        fetch_s = 0.0
+        if isinstance(source, BytesSource):
+            data = await self._collect(source, ticket)
+        elif is_data_url(source.url):
+            data = await asyncio.to_thread(
+                decode_data_url, source.url, max_bytes=self._max_bytes, param="url"
+            )
+            ticket.charge_source(len(data))
+        else:
+            data, fetch_s = await self._fetch(source.url, modality)
+            ticket.charge_source(len(data))
+        if not data:
+            raise InvalidRequestError("Failed to load image: it is empty", reason="INVALID_MEDIA")
+        return await asyncio.to_thread(_keep, data, fetch_s)
+
+    async def _collect(self, source: BytesSource, ticket: AdmissionTicket) -> bytes | bytearray:
+        check_size(source.num_bytes, self._max_bytes, "bytes of media", "bytes.num_bytes")
+        ticket.charge_source(source.num_bytes)
+        data = bytearray()
+        async for chunk in source.chunks:
+            data += chunk
+            if len(data) > source.num_bytes:
+                break
+        if len(data) != source.num_bytes:
+            raise InvalidRequestError(
+                f"{source.num_bytes} bytes were announced but"
+                f" {'more' if len(data) > source.num_bytes else len(data)} came.",
+                param="chunk",
+            )
+        return data
+
+    async def _fetch(self, url: str, modality: Modality) -> tuple[bytes, float]:
+        _check_scheme(url)
+        started = time.monotonic()
+        data = await self._fetcher.fetch(url)
+        fetch_s = time.monotonic() - started
+        MEDIA_DOWNLOAD_LATENCY_SECONDS.labels(modality.value).observe(fetch_s)
+        MEDIA_DOWNLOAD_BYTES.labels(modality.value).inc(len(data))
+        return data, fetch_s
+
+
+def _check_scheme(url: str) -> None:
+    lower = url[:8].lower()
+    if lower.startswith("file:"):
+        raise InvalidRequestError(
+            "Cannot load local files without `--allowed-local-media-path`.",
+            reason="INVALID_MEDIA_URL",
+        )
+    if not lower.startswith(_SCHEMES):
+        raise InvalidRequestError(
+            "The URL must be either a HTTP, data or file URL.", reason="INVALID_MEDIA_URL"
+        )
+
+
+def _keep(data: bytes | bytearray, fetch_s: float) -> SourceData:
+    return SourceData(MemoryFile.of_bytes(data), source_digest(data), fetch_s)

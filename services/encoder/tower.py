@@ -1,0 +1,114 @@
+"""Run the vision tower and projector of a checkpoint; the language model is never loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from chiasm.common.half_load import load_half
+from chiasm.common.media import DataType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import transformers
+
+    from chiasm.encoder.preprocess import TowerInputs
+
+_DATA_TYPES = {
+    torch.float32: DataType.FLOAT32,
+    torch.float16: DataType.FLOAT16,
+    torch.bfloat16: DataType.BFLOAT16,
+}
+
+
+class RowCountError(Exception):
+    """The tower gave another number of rows than the plan promised."""
+
+
+class Tower:
+    """The encoder half of a checkpoint on one device. Use it from one thread."""
+
+    def __init__(self, model: transformers.PreTrainedModel, device: torch.device) -> None:
+        # The wrapper around this method loses its types.
+        self._model = model.to(device)  # type: ignore[arg-type]
+        self._device = device
+
+    @classmethod
+    def load(cls, model_path: Path, dtype: torch.dtype | None, device: torch.device) -> Tower:
+        """Load the tower and projector of the checkpoint at ``model_path``.
+
+        Args:
+            model_path: Directory of the checkpoint.
+            dtype: Element type of weights and embeddings; ``None`` takes the checkpoint's own.
+            device: Where to run.
+
+        Raises:
+            CheckpointError: The checkpoint is incomplete or of an unknown architecture.
+        """
+        return cls(load_half(model_path, "encoder", dtype), device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower runs."""
+        return self._device
+
+    @property
+    def data_type(self) -> DataType:
+        """Element type of the embeddings."""
+        return _DATA_TYPES[self._model.dtype]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the embeddings' rows: that of the language model."""
+        return int(self._model.config.get_text_config().hidden_size)
+
+    @property
+    def num_parameter_bytes(self) -> int:
+        """Bytes of all parameters that this process holds."""
+        return sum(p.numel() * p.element_size() for p in self._model.parameters())
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """The checkpoint's configuration, in the form that transformers normalises it to."""
+        return dict(self._model.config.to_dict())
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield every parameter with its name, in a fixed order."""
+        yield from sorted(self._model.named_parameters())
+
+    @torch.inference_mode()
+    def encode(self, items: Sequence[TowerInputs]) -> list[torch.Tensor]:
+        """Encode items in one forward.
+
+        Args:
+            items: Preprocessed items; at least one.
+
+        Returns:
+            One tensor per item. [num_rows, hidden_size], the tower's dtype, contiguous, on the CPU.
+
+        Raises:
+            RowCountError: An item has another number of rows than planned.
+        """
+        arguments = {
+            name: torch.cat([item.tensors[name] for item in items]).to(self._device)
+            for name in items[0].tensors
+        }
+        for name, value in arguments.items():
+            if value.is_floating_point():
+                arguments[name] = value.to(self._model.dtype)
+        output = self._model.get_image_features(**arguments)
+        embeddings = [rows.reshape(-1, rows.shape[-1]) for rows in output.pooler_output]
+        for item, rows in zip(items, embeddings, strict=True):
+            if rows.shape != (item.num_rows, self.hidden_size):
+                raise RowCountError(
+                    f"planned [{item.num_rows}, {self.hidden_size}], got {list(rows.shape)}"
+                )
+        return [rows.to("cpu").contiguous() for rows in embeddings]
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return the elements of a contiguous CPU tensor as bytes, without copying them."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,130 @@
+"""Greedy tokens of the whole split stack equal those of the whole model by transformers.
+
+Real processes, the real Redis, real gRPC and REST; tiny random checkpoints in the hub layout.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+
+from chiasm.v1 import chat_pb2, chat_pb2_grpc
+from tests.fakes import checkpoints
+from tests.harness import chat
+from tests.harness.reference import ReferenceAnswer, ReferenceModel
+from tests.harness.stack import Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+NUM_TOKENS = 32
+MIN_DISTINCT_TOKENS = 20
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "qwen2_vl": checkpoints.make_qwen2_vl,
+    "qwen2_5_vl": checkpoints.make_qwen2_5_vl,
+    "llava": checkpoints.make_llava,
+}
+PROMPTS: list[tuple[str, list[bytes]]] = [
+    ("What color is the shape?", []),
+    ("Describe the picture.", [chat.picture(1, 97, 61)]),
+    (
+        "What is different?",
+        [chat.picture(n, *size) for n, size in ((2, (33, 140)), (3, (201, 57)), (4, (64, 64)))],
+    ),
+    ("Count to five, slowly please.", []),
+    ("Where?", [chat.picture(5, 31, 29)]),
+    ("Name the largest one of them.", [chat.picture(6, 300, 41)]),
+    ("Which picture shows a star?", [chat.picture(7, 90, 90), chat.picture(8, 45, 75)]),
+    ("And now?", [chat.picture(1, 97, 61), chat.picture(9, 77, 55), chat.picture(1, 97, 61)]),
+]
+
+
+class Family:
+    """A running stack of one family, with what the whole model says to every prompt."""
+
+    def __init__(self, stack: Stack, trace: Path, answers: list[ReferenceAnswer]) -> None:
+        self.stack = stack
+        self.trace = trace
+        self.answers = answers
+        self.prompts = [
+            (answer.question, pictures)
+            for answer, (_, pictures) in zip(answers, PROMPTS, strict=True)
+        ]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Family]:
+    directory = tmp_path_factory.mktemp(request.param)
+    path = FAMILIES[request.param](directory / "model")
+    reference = ReferenceModel(path)
+    answers = [reference.answer(question, pictures, NUM_TOKENS) for question, pictures in PROMPTS]
+    trace = directory / "steps.jsonl"
+    stack = Stack(path, ["--dtype", "float32", "--step-trace", str(trace)])
+    yield Family(stack, trace, answers)
+    assert stack.stop() == 0
+
+
+def ask(channel: grpc.Channel, prompt: tuple[str, list[bytes]]) -> chat_pb2.ChatCompletionResponse:
+    stub = chat_pb2_grpc.ChatServiceStub(channel)
+    request = chat.chat_request(*prompt, NUM_TOKENS)
+    return stub.ChatCompletion(request, timeout=chat.REQUEST_TIMEOUT_S)
+
+
+def test_the_reference_answers_wander(family: Family) -> None:
+    assert all(len(set(answer.token_ids)) >= MIN_DISTINCT_TOKENS for answer in family.answers)
+
+
+def test_each_prompt_alone_gives_the_tokens_of_the_whole_model(family: Family) -> None:
+    with grpc.insecure_channel(family.stack.grpc_address) as channel:
+        responses = [ask(channel, prompt) for prompt in family.prompts]
+
+    assert [list(r.token_ids) for r in responses] == [a.token_ids for a in family.answers]
+    assert [r.usage.prompt_tokens for r in responses] == [len(a.prompt_ids) for a in family.answers]
+    assert [r.text for r in responses] == [a.text for a in family.answers]
+
+
+def test_eight_at_once_give_the_same_tokens_in_shared_forwards(family: Family) -> None:
+    with (
+        grpc.insecure_channel(family.stack.grpc_address) as channel,
+        ThreadPoolExecutor(len(PROMPTS)) as pool,
+    ):
+        responses = list(pool.map(lambda prompt: ask(channel, prompt), family.prompts))
+
+    assert [list(r.token_ids) for r in responses] == [a.token_ids for a in family.answers]
+    steps = [json.loads(line) for line in family.trace.read_text().splitlines()]
+    assert max(step["num_sequences"] for step in steps) >= 4
+
+
+def test_a_grpc_stream_carries_the_same_tokens(family: Family) -> None:
+    for prompt, answer in zip(family.prompts, family.answers, strict=True):
+        with grpc.insecure_channel(family.stack.grpc_address) as channel:
+            stub = chat_pb2_grpc.ChatServiceStub(channel)
+            request = chat_pb2.StreamChatCompletionRequest(
+                request=chat.chat_request(*prompt, NUM_TOKENS), include_usage=True
+            )
+            responses = list(stub.StreamChatCompletion(request, timeout=chat.REQUEST_TIMEOUT_S))
+
+        assert [token for r in responses for token in r.token_ids] == answer.token_ids
+        assert "".join(r.text for r in responses) == answer.text
+        assert responses[-1].usage.completion_tokens == NUM_TOKENS
+
+
+def test_rest_gives_the_same_text_plain_and_streamed(family: Family) -> None:
+    for prompt, answer in zip(family.prompts, family.answers, strict=True):
+        body = chat.chat_body(*prompt, NUM_TOKENS)
+
+        plain = chat.post_chat(family.stack.base_url, body)
+        events = chat.stream_chat(family.stack.base_url, body)
+
+        assert plain["choices"][0]["message"]["content"] == answer.text
+        assert chat.joined_text(events) == answer.text
+        assert plain["usage"]["prompt_tokens"] == len(answer.prompt_ids)

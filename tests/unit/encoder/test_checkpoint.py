@@ -1,0 +1,204 @@
+"""The encoder half gives exactly what the whole model computes for the same picture."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from chiasm.common.families import UnsupportedModelError
+from chiasm.common.half_load import load_half
+from chiasm.common.media import DataType, Modality, ProcessingOptions
+from chiasm.encoder.checkpoint import EncoderCheckpoint
+from chiasm.encoder.pixels import ImageHeader, MemoryFile, Pixels
+from chiasm.encoder.tower import RowCountError, bytes_of
+from tests.fakes.checkpoints import (
+    load_whole,
+    make_llava,
+    make_qwen2_5_vl,
+    make_qwen2_vl,
+)
+from tests.fakes.pictures import noise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from PIL import Image
+
+MAKERS = {"qwen2_vl": make_qwen2_vl, "qwen2_5_vl": make_qwen2_5_vl, "llava": make_llava}
+SIZES = [(1, 1), (1, 3), (3, 1), (3, 4), (13, 14), (28, 29), (1, 200), (97, 131), (300, 20)]
+
+
+@pytest.fixture(scope="module", params=list(MAKERS))
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return MAKERS[request.param](tmp_path_factory.mktemp(request.param))
+
+
+@functools.cache
+def load(path: Path) -> EncoderCheckpoint:
+    return EncoderCheckpoint.load(path, device="cpu")
+
+
+@functools.cache
+def whole_of(path: Path) -> tuple[Any, Any]:
+    return load_whole(path)
+
+
+def pixels_of(image: Image.Image) -> Pixels:
+    header = ImageHeader(image.width, image.height)
+    memory = MemoryFile(header.num_bytes).map()
+    memory[:] = image.tobytes()
+    return Pixels(header, memory)
+
+
+def encode(checkpoint: EncoderCheckpoint, image: Image.Image, **options: int) -> torch.Tensor:
+    inputs = checkpoint.preprocessor.run(pixels_of(image), ProcessingOptions(**options))
+    return checkpoint.tower.encode([inputs])[0]
+
+
+@torch.inference_mode()
+def encode_whole(path: Path, image: Image.Image, **kwargs: object) -> torch.Tensor:
+    model, processor = whole_of(path)
+    text = processor.image_token
+    inputs = processor(text=[text], images=[image], return_tensors="pt", **kwargs)
+    features = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
+    rows = torch.cat(list(model.get_image_features(**features).pooler_output))
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == len(rows)
+    return rows
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_embeddings_equal_the_whole_model(path: Path, width: int, height: int) -> None:
+    image = noise(width, height)
+
+    rows = encode(load(path), image)
+
+    assert torch.equal(rows, encode_whole(path, image))
+
+
+def test_a_batch_equals_its_items_alone(path: Path) -> None:
+    checkpoint = load(path)
+    images = [noise(40, 60), noise(131, 97, seed=1), noise(5, 5, seed=2)]
+    inputs = [checkpoint.preprocessor.run(pixels_of(i), ProcessingOptions()) for i in images]
+
+    batch = checkpoint.tower.encode(inputs)
+
+    for image, rows in zip(images, batch, strict=True):
+        torch.testing.assert_close(rows, encode(checkpoint, image), rtol=0, atol=1e-5)
+
+
+def test_options_reach_the_tower(tmp_path: Path) -> None:
+    path = make_qwen2_vl(tmp_path)
+    image = noise(97, 131)
+    size = {"shortest_edge": 28 * 28, "longest_edge": 5000}
+
+    rows = encode(load(path), image, max_pixels=5000)
+
+    assert torch.equal(rows, encode_whole(path, image, images_kwargs={"size": size}))
+    assert len(rows) < len(encode(load(path), image))
+
+
+def test_no_weight_of_the_language_model_is_held(path: Path) -> None:
+    checkpoint = load(path)
+    whole, _ = whole_of(path)
+    language = load_half(path, "generator")
+
+    def num_bytes(model: torch.nn.Module) -> int:
+        return sum(p.numel() * p.element_size() for p in model.parameters())
+
+    held = checkpoint.tower.num_parameter_bytes
+    names = [name for name, _ in checkpoint.tower.weights()]
+
+    assert held + num_bytes(language) == num_bytes(whole)
+    assert not [name for name in names if "language_model" in name or "lm_head" in name]
+
+
+def test_rows_are_finite_float32_of_the_language_models_width(path: Path) -> None:
+    checkpoint = load(path)
+    rows = encode(checkpoint, noise(30, 30))
+
+    assert rows.dtype == torch.float32
+    assert checkpoint.tower.data_type is DataType.FLOAT32
+    assert rows.shape[1] == checkpoint.tower.hidden_size == 64
+    assert torch.isfinite(rows).all()
+    assert bytes_of(rows).nbytes == rows.numel() * 4
+    assert np.array_equal(np.frombuffer(bytes_of(rows), np.float32), rows.numpy().reshape(-1))
+
+
+def test_another_dtype_can_be_chosen(path: Path) -> None:
+    checkpoint = EncoderCheckpoint.load(path, dtype="bfloat16", device="cpu")
+
+    rows = encode(checkpoint, noise(30, 30))
+
+    assert rows.dtype == torch.bfloat16
+    assert bytes_of(rows).nbytes == rows.numel() * 2
+    assert checkpoint.fingerprint != load(path).fingerprint
+
+
+def test_a_wrong_number_of_rows_is_found(path: Path) -> None:
+    checkpoint = load(path)
+    inputs = checkpoint.preprocessor.run(pixels_of(noise(30, 30)), ProcessingOptions())
+    wrong = type(inputs)(inputs.tensors, inputs.num_pixels, inputs.num_rows + 1)
+
+    with pytest.raises(RowCountError, match="planned"):
+        checkpoint.tower.encode([wrong])
+
+
+def test_placeholders_come_from_the_configuration(path: Path) -> None:
+    whole, _ = whole_of(path)
+
+    assert load(path).placeholder_ids == {Modality.IMAGE: whole.config.image_token_id}
+
+
+def test_the_fingerprint_does_not_depend_on_the_place(path: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(path, tmp_path / "copy")
+
+    assert len(load(path).fingerprint) == 32
+    assert EncoderCheckpoint.load(copy, device="cpu").fingerprint == load(path).fingerprint
+
+
+def change_preprocessor(path: Path) -> None:
+    file = path / "processor_config.json"
+    config = json.loads(file.read_text())
+    config["image_processor"]["image_mean"] = [0.5, 0.5, 0.5]
+    file.write_text(json.dumps(config))
+
+
+def change_tower(path: Path) -> None:
+    make_qwen2_vl(path, seed=1)
+
+
+@pytest.mark.parametrize("change", [change_preprocessor, change_tower])
+def test_the_fingerprint_tells_checkpoints_apart(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    before = EncoderCheckpoint.load(make_qwen2_vl(tmp_path), device="cpu").fingerprint
+
+    change(tmp_path)
+
+    assert EncoderCheckpoint.load(tmp_path, device="cpu").fingerprint != before
+
+
+def test_the_fingerprint_ignores_the_language_model(tmp_path: Path) -> None:
+    path = make_qwen2_vl(tmp_path)
+    before = load(path).fingerprint
+    model, _ = load_whole(path)
+    with torch.no_grad():
+        model.lm_head.weight.add_(1.0)
+    model.save_pretrained(path)
+
+    assert EncoderCheckpoint.load(path, device="cpu").fingerprint == before
+
+
+@pytest.mark.parametrize("content", ["[]", '{"model_type": "bert"}', "{}"])
+def test_models_that_are_not_served_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+
+    with pytest.raises(UnsupportedModelError):
+        EncoderCheckpoint.load(tmp_path)
