@@ -1,0 +1,1 @@
+"""Command line of Chiasm: start services, supervise a local stack, probe health."""
