@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 import torch
+import uvloop
 
 import chiasm
 from chiasm.common.config import load_settings_or_exit
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     configure_logging("generator", settings.log_level)
     log.info("settings_resolved", **settings.log_fields())
     try:
-        asyncio.run(_serve(settings))
+        uvloop.run(_serve(settings))
     except _START_ERRORS as error:
         log.error("generator_not_started", reason=str(error))
         raise SystemExit(1) from None
@@ -147,7 +148,7 @@ async def _serve(settings: GeneratorSettings) -> None:
     add_GeneratorServiceServicer_to_server(servicer, server.server)
     stop_metrics = None
     if settings.metrics_port is not None:
-        stop_metrics = start_metrics_server(settings.metrics_port)
+        stop_metrics = start_metrics_server(settings.metrics_port, settings.listen)
     stop_requested = _catch_signals()
     generator.engine.start()
     try:
@@ -186,7 +187,7 @@ def _connect_store(settings: GeneratorSettings) -> EmbeddingStore | None:
     if not settings.redis_url:
         return None
     secrets = StoreSecrets.load(settings.store_secret_file)
-    return EmbeddingStore.connect(settings.redis_url, secrets)
+    return EmbeddingStore.connect(settings.redis_url, secrets, settings.store_ttl_s)
 
 
 async def _warm_up(generator: Generator) -> None:

@@ -94,6 +94,9 @@ class GeneratorSettings(ServiceSettings):
         default="",
         description="Redis that keeps embeddings; empty: they all come with the requests.",
     )
+    store_ttl_s: float = Field(
+        default=24 * 3600.0, gt=0, description="Seconds an embedding is kept after its last use."
+    )
     core_page: Path | None = Field(
         default=None, description="File by which services of one host share its cores."
     )
