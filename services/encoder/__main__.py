@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import structlog
+import uvloop
 
 from chiasm.common.config import load_settings_or_exit
 from chiasm.common.cores import CorePageError, open_cores
@@ -32,7 +33,7 @@ from chiasm.encoder.checkpoint import EncoderCheckpoint
 from chiasm.encoder.config import EncoderSettings
 from chiasm.encoder.decode_pool import DecodeLimits, DecodePool
 from chiasm.encoder.fetch import FetchLimits, MediaFetcher, SystemResolver
-from chiasm.encoder.item_encoder import ItemEncoder, Stages
+from chiasm.encoder.item_encoder import Encoded, ItemEncoder, Stages
 from chiasm.encoder.pipeline import EncodePipeline, PipelineParts
 from chiasm.encoder.servicer import EncoderServicer
 from chiasm.encoder.source_reader import SourceReader
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     configure_logging("encoder", settings.log_level)
     log.info("settings_resolved", **settings.log_fields())
     try:
-        asyncio.run(_serve(settings))
+        uvloop.run(_serve(settings))
     except _START_ERRORS as error:
         log.error("start_failed", reason=str(error))
         raise SystemExit(1) from None
@@ -126,7 +127,9 @@ async def _build(
     await fetcher.start()
     stack.push_async_callback(fetcher.stop)
     reader = SourceReader(fetcher, description.max_source_bytes)
-    parts = PipelineParts(admission, resolver, store, SingleFlight(store), reader, encoder)
+    flights: SingleFlight[Encoded] = SingleFlight(store)
+    stack.push_async_callback(flights.close)
+    parts = PipelineParts(admission, resolver, store, flights, reader, encoder)
     servicer = EncoderServicer(
         EncodePipeline(parts, description), Catalog(store, resolver), encoder, description
     )

@@ -72,9 +72,10 @@ class EncoderServiceServicer:
         file's header, before pixels are decoded), then `ready` when the embedding is in the store, or
         `chunk`s when it travels inline. On a hit `planned` and `ready` come at once.
 
-        Reasons: INVALID_ARGUMENT (INVALID_MEDIA, INVALID_MEDIA_URL, MEDIA_FETCH_FAILED, TOO_LARGE),
-        NOT_FOUND (MEDIA_NOT_FOUND), ALREADY_EXISTS (UUID_CONFLICT), RESOURCE_EXHAUSTED (OVERLOADED),
-        UNAVAILABLE (DRAINING, STORE_UNAVAILABLE), DEADLINE_EXCEEDED.
+        Reasons: INVALID_ARGUMENT (INVALID_REQUEST, INVALID_MEDIA, INVALID_MEDIA_URL, INVALID_UUID,
+        MEDIA_FETCH_FAILED, MEDIA_MISSING, MEDIA_URL_FORBIDDEN, TOO_LARGE, UNSUPPORTED_MODALITY,
+        UNSUPPORTED_SOURCE), NOT_FOUND (MEDIA_NOT_FOUND), ALREADY_EXISTS (UUID_CONFLICT),
+        RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (DRAINING, STORE_UNAVAILABLE), DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -60,9 +60,10 @@ class GeneratorServiceServicer:
         chunks, once. No initial metadata is sent before `admitted`. Cancelling the call frees its
         blocks at once.
 
-        Reasons: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, LAYOUT_MISMATCH), NOT_FOUND
-        (MODEL_NOT_FOUND), FAILED_PRECONDITION (EMBEDDING_EXPIRED), RESOURCE_EXHAUSTED (OVERLOADED),
-        UNAVAILABLE (DRAINING), DEADLINE_EXCEEDED (SPAN_TIMEOUT).
+        Reasons: INVALID_ARGUMENT (INVALID_REQUEST, INVALID_EMBEDDING, LAYOUT_MISMATCH,
+        PROMPT_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND), FAILED_PRECONDITION (EMBEDDING_EXPIRED),
+        RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (DRAINING),
+        DEADLINE_EXCEEDED (SPAN_TIMEOUT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,9 +44,10 @@ class GeneratorServiceStub:
     chunks, once. No initial metadata is sent before `admitted`. Cancelling the call frees its
     blocks at once.
 
-    Reasons: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, LAYOUT_MISMATCH), NOT_FOUND
-    (MODEL_NOT_FOUND), FAILED_PRECONDITION (EMBEDDING_EXPIRED), RESOURCE_EXHAUSTED (OVERLOADED),
-    UNAVAILABLE (DRAINING), DEADLINE_EXCEEDED (SPAN_TIMEOUT).
+    Reasons: INVALID_ARGUMENT (INVALID_REQUEST, INVALID_EMBEDDING, LAYOUT_MISMATCH,
+    PROMPT_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND), FAILED_PRECONDITION (EMBEDDING_EXPIRED),
+    RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (DRAINING),
+    DEADLINE_EXCEEDED (SPAN_TIMEOUT).
     """
     GetGeneratorInfo: _grpc.UnaryUnaryMultiCallable[_generator_pb2.GetGeneratorInfoRequest, _generator_pb2.GetGeneratorInfoResponse]
     """Describe this generator: model, context length, cache."""
@@ -65,9 +66,10 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
     chunks, once. No initial metadata is sent before `admitted`. Cancelling the call frees its
     blocks at once.
 
-    Reasons: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, LAYOUT_MISMATCH), NOT_FOUND
-    (MODEL_NOT_FOUND), FAILED_PRECONDITION (EMBEDDING_EXPIRED), RESOURCE_EXHAUSTED (OVERLOADED),
-    UNAVAILABLE (DRAINING), DEADLINE_EXCEEDED (SPAN_TIMEOUT).
+    Reasons: INVALID_ARGUMENT (INVALID_REQUEST, INVALID_EMBEDDING, LAYOUT_MISMATCH,
+    PROMPT_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND), FAILED_PRECONDITION (EMBEDDING_EXPIRED),
+    RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (DRAINING),
+    DEADLINE_EXCEEDED (SPAN_TIMEOUT).
     """
     GetGeneratorInfo: _aio.UnaryUnaryMultiCallable[_generator_pb2.GetGeneratorInfoRequest, _generator_pb2.GetGeneratorInfoResponse]  # type: ignore[assignment]
     """Describe this generator: model, context length, cache."""
@@ -89,9 +91,10 @@ class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
         chunks, once. No initial metadata is sent before `admitted`. Cancelling the call frees its
         blocks at once.
 
-        Reasons: INVALID_ARGUMENT (INVALID_REQUEST, PROMPT_TOO_LONG, LAYOUT_MISMATCH), NOT_FOUND
-        (MODEL_NOT_FOUND), FAILED_PRECONDITION (EMBEDDING_EXPIRED), RESOURCE_EXHAUSTED (OVERLOADED),
-        UNAVAILABLE (DRAINING), DEADLINE_EXCEEDED (SPAN_TIMEOUT).
+        Reasons: INVALID_ARGUMENT (INVALID_REQUEST, INVALID_EMBEDDING, LAYOUT_MISMATCH,
+        PROMPT_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND), FAILED_PRECONDITION (EMBEDDING_EXPIRED),
+        RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (DRAINING),
+        DEADLINE_EXCEEDED (SPAN_TIMEOUT).
         """
 
     @_abc_1.abstractmethod
