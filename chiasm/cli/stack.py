@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import sys
+import urllib.error
 import urllib.request
 from functools import partial
 from typing import TYPE_CHECKING
@@ -192,8 +193,12 @@ def served_model(url: str) -> str:
     try:
         with urllib.request.urlopen(f"{url}/v1/models", timeout=_PROBE_TIMEOUT_S) as response:
             return str(json.load(response)["data"][0]["id"])
+    except urllib.error.HTTPError as refusal:
+        # An HTTPError is the response itself and holds its socket open.
+        refusal.close()
     except (OSError, ValueError, LookupError):
-        return "MODEL"
+        pass
+    return "MODEL"
 
 
 async def _poll(probe: Callable[[], Awaitable[str | None]]) -> None:

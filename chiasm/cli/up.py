@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chiasm.cli.console import Console
@@ -37,6 +38,10 @@ class StateDirError(Exception):
     """The state directory cannot be used; the text says why."""
 
 
+class ModelPathError(Exception):
+    """MODEL names no checkpoint; the text says what is missing."""
+
+
 def run_up(argv: Sequence[str]) -> int:
     """Run a stack until it is told to stop.
 
@@ -53,6 +58,7 @@ def run_up(argv: Sequence[str]) -> int:
         settings = load_settings(UpSettings, "up", flags.own)
         state_dir = settings.state_dir or default_state_dir()
         files = StackFiles(state_dir.expanduser().absolute())
+        _check_model(settings.model)
         with _hold_state_dir(files):
             files.make_secrets()
             layout = StackLayout(settings, flags, models, files, _config_file(flags.own))
@@ -60,6 +66,7 @@ def run_up(argv: Sequence[str]) -> int:
     except (
         ConfigError,
         EmbeddedRedisError,
+        ModelPathError,
         ServiceTokenError,
         StateDirError,
         StoreSecretsError,
@@ -99,6 +106,14 @@ async def _supervise(settings: UpSettings, files: StackFiles, specs: list[Servic
             sys.stderr.write(f"chiasm up: {error} See {files.logs}.\n")
             return _FAILED
     return 0
+
+
+def _check_model(model: str) -> None:
+    if not (Path(model) / "config.json").is_file():
+        raise ModelPathError(
+            f"{model} has no config.json; MODEL must be the folder of a checkpoint in the layout of"
+            " the hub."
+        )
 
 
 @contextlib.contextmanager

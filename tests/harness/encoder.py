@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import signal
 import sys
@@ -188,10 +187,11 @@ class EncoderProcess:
         return EncoderClient(self.address, self._token)
 
     async def stop(self) -> int:
-        """Send SIGTERM and return the exit status."""
+        """Send SIGTERM, unless the process has ended its log, and return the exit status."""
         assert self._process is not None, "start() comes first"
         assert self._log is not None, "start() comes first"
-        with contextlib.suppress(ProcessLookupError):
+        if not self._log.done():
+            # NOTE: a signal to a process that ends anyway would take its status from the loop.
             self._process.send_signal(signal.SIGTERM)
         status = await asyncio.wait_for(self._process.wait(), _START_TIMEOUT_S)
         await self._log

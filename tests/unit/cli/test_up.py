@@ -13,6 +13,8 @@ from chiasm.cli.up import run_up
 if TYPE_CHECKING:
     from pathlib import Path
 
+MODEL = "models/demo"
+
 
 @pytest.mark.parametrize(
     ("argv", "sentence"),
@@ -20,11 +22,12 @@ if TYPE_CHECKING:
         ([], "--model is required"),
         (["m", "--encodres", "2"], "did you mean --encoders?"),
         (["m", "--encoders", "many"], "--encoders: "),
-        (["m", "--trust-remote-code"], "is refused"),
-        (["m", "--dtype", "int3"], "--dtype: "),
+        ([MODEL, "--trust-remote-code"], "is refused"),
+        ([MODEL, "--dtype", "int3"], "--dtype: "),
         (["m", "--config", "/absent.toml"], "cannot be read"),
-        (["m", "--state-dir", "/dev/null/x"], "cannot be used"),
-        (["m", "--state-dir", "/tmp/" + "x" * 120], "choose a shorter state directory"),
+        (["m"], "m has no config.json"),
+        ([MODEL, "--state-dir", "/dev/null/x"], "cannot be used"),
+        ([MODEL, "--state-dir", "/tmp/" + "x" * 120], "choose a shorter state directory"),
     ],
 )
 def test_wrong_use_ends_with_status_2_and_one_sentence(
@@ -46,7 +49,7 @@ def test_state_directory_of_a_running_stack_is_refused(
     lock = os.open(tmp_path / "up.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX)
 
-    assert run_up(["models/demo", "--state-dir", str(tmp_path)]) == 2
+    assert run_up([MODEL, "--state-dir", str(tmp_path)]) == 2
 
     os.close(lock)
     assert "Another stack uses" in capsys.readouterr().err

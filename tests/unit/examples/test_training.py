@@ -16,6 +16,7 @@ from examples.demo_model.dataset import Batch, collate, make_sample
 from examples.demo_model.held_out import make_questions
 from examples.demo_model.render import render_scene
 from examples.demo_model.scenes import sample_scene
+from examples.demo_model.tokenizer import name_ids
 from examples.demo_model.trainer import Trainer, schedule
 
 
@@ -24,7 +25,7 @@ def trainer(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     monkeypatch.setitem(demo_model.VISION, "depth", 1)
     monkeypatch.setitem(demo_model.TEXT, "num_hidden_layers", 1)
     toy = demo_model.build_model(demo_model.build_config(tokenizer), seed=1)
-    return Trainer(toy, learning_rate=3e-3)
+    return Trainer(toy, 3e-3, name_ids(tokenizer))
 
 
 @pytest.fixture
@@ -43,7 +44,8 @@ def test_a_restored_trainer_takes_the_same_step(
 ) -> None:
     trainer.train_step(batch, total_steps=10)
     trainer.save(tmp_path / "state.safetensors")
-    other = Trainer(demo_model.build_model(trainer.model.config, seed=2), learning_rate=3e-3)
+    toy = demo_model.build_model(trainer.model.config, seed=2)
+    other = Trainer(toy, 3e-3, name_ids(tokenizer))
     other.restore(tmp_path / "state.safetensors")
     assert other.step == trainer.step == 1
     assert [trainer.train_step(batch, 10) for _ in range(2)] == [
