@@ -6,7 +6,9 @@ import base64
 import io
 import json
 import random
+import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -73,6 +75,26 @@ def post_chat(base_url: str, body: dict[str, Any]) -> dict[str, Any]:
     with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as response:
         answer: dict[str, Any] = json.load(response)
     return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """How a request was refused: HTTP status, the envelope's error, and the retry header."""
+
+    status: int
+    error: dict[str, Any]
+    retry_after: str | None
+
+
+def refused_chat(base_url: str, body: dict[str, Any]) -> Refusal:
+    """Send a plain chat completion that must be refused and return how it was."""
+    try:
+        answer = post_chat(base_url, body)
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            error = json.load(refusal)["error"]
+            return Refusal(refusal.code, error, refusal.headers.get("retry-after"))
+    raise AssertionError(f"the request was answered: {answer}")
 
 
 def stream_chat(base_url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
