@@ -21,6 +21,8 @@ PROTO_FILES := $(wildcard protos/chiasm/v1/*.proto)
 CODE := services chiasm/cli chiasm/__init__.py tests examples benchmarks kernels requirements
 TYPED_FOLDERS := tests examples benchmarks requirements
 PYTEST := $(BIN)/python -m pytest
+# Status 5: there are no such tests. Any other is passed on.
+OR_NONE := { status=$$?; [ $$status -eq 5 ] || exit $$status; }
 
 .PHONY: help
 help: ## Show what can be made
@@ -51,11 +53,11 @@ test: $(STAMP) ## Run the tests that need no GPU and no patience
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## Run the tests that take minutes
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu" || $(OR_NONE)
 
 .PHONY: test-gpu
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
-	$(PYTEST) -m gpu
+	$(PYTEST) -m gpu || $(OR_NONE)
 
 .PHONY: check
 check: fmt-check lint types protos-check compose-check test test-slow ## Run everything that CI runs

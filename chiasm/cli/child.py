@@ -50,6 +50,11 @@ class ServiceSpec:
     drain_s: float = 10.0
 
 
+def child_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Return what a process with ``env`` of its own finds: this process's environment and that."""
+    return {**os.environ, **env}
+
+
 class Child:
     """A running process of a service, in a process group of its own.
 
@@ -75,7 +80,7 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=write_end,
                 stderr=write_end,
-                env={**os.environ, **spec.env},
+                env=child_environment(spec.env),
                 start_new_session=True,
             )
         except BaseException:
@@ -139,8 +144,14 @@ async def _read_lines(read_end: int, on_line: Callable[[str], None]) -> None:
             if len(pending) > _MAX_LINE_CHARS:
                 lines, pending = [*lines, pending], ""
             for line in lines:
-                on_line(line)
+                _hand_over(line, on_line)
         if pending:
-            on_line(pending)
+            _hand_over(pending, on_line)
     finally:
         transport.close()
+
+
+def _hand_over(line: str, on_line: Callable[[str], None]) -> None:
+    """Pass a line on; a full disk or a closed terminal must not end the reading."""
+    with contextlib.suppress(OSError, ValueError):
+        on_line(line)

@@ -99,6 +99,10 @@ def _aliases(model: type[ServiceSettings]) -> list[str]:
         f"`{alias}` for `--{name.replace('_', '-')}`"
         for alias, name in sorted(model.env_aliases.items())
     ]
+    variables += [
+        f"`{switch}=0` for `--{name.replace('_', '-')} {text}`"
+        for switch, (name, text) in sorted(model.env_off_switches.items())
+    ]
     refused = [f"`--{flag}`: {why}" for flag, why in sorted(model.refused_flags.items())]
     lines = [
         ("Also accepted: ", flags),

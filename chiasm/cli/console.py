@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class LogLine:
         if text.startswith("{"):
             try:
                 fields = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return cls(text, {})
             if isinstance(fields, dict):
                 return cls(text, fields)
@@ -68,7 +69,10 @@ class LogLine:
 
 
 class Console:
-    """Writes states to one stream and logs to another."""
+    """Writes states to one stream and logs to another.
+
+    What a stream does not take, such as a terminal that was closed, is lost without an error.
+    """
 
     def __init__(self, states: TextIO, logs: TextIO, log_level: str, width: int = 12) -> None:
         """Build the console.
@@ -86,8 +90,7 @@ class Console:
 
     def line(self, text: str = "") -> None:
         """Show a line as it is."""
-        self._states.write(f"{text}\n")
-        self._states.flush()
+        _write(self._states, f"{text}\n")
 
     def state(self, name: str, address: str, state: str, seconds: float | None = None) -> None:
         """Show that service ``name`` reached ``state``, after ``seconds`` if given."""
@@ -107,6 +110,11 @@ class Console:
 
     def show_log(self, name: str, line: LogLine) -> None:
         """Show a line of a service, marked with its name."""
-        for part in line.pretty().splitlines():
-            self._logs.write(f"{name:<{self._width}} | {part}\n")
-        self._logs.flush()
+        parts = line.pretty().splitlines()
+        _write(self._logs, "".join(f"{name:<{self._width}} | {part}\n" for part in parts))
+
+
+def _write(stream: TextIO, text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(text)
+        stream.flush()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chiasm.common.config import ConfigError, ServiceSettings
-from chiasm.common.config_schema import nearest, settings_of
+from chiasm.common.config_schema import nearest, settings_of, without_passwords
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ class FlagRouter:
         if flag == "-h":
             return ["--help"]
         if not flag.startswith("--"):
-            raise ConfigError(f"unexpected argument {flag}", key=flag)
+            raise ConfigError(f"unexpected argument {without_passwords(flag)}", key=flag)
         has_value = "=" not in flag and rest and not rest[0].startswith("--")
         return [flag, rest.pop(0)] if has_value else [flag]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from chiasm import __version__
+from chiasm.cli.thread_env import set_thread_defaults
 
 _FLAGS_GO_THROUGH = {
     "allow_extra_args": True,
@@ -100,6 +101,7 @@ def main() -> None:
 
 
 def _run_service(name: str, argv: list[str]) -> None:
+    set_thread_defaults()
     importlib.import_module(f"chiasm.{name}.__main__").main(argv)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,21 +22,29 @@ class ServiceLog:
         self._file = self._open()
 
     def write(self, text: str) -> None:
-        """Append one line."""
+        """Append one line.
+
+        Raises:
+            OSError: The line could not be kept, or not all of it; later ones are tried anew.
+        """
         data = text.encode("utf-8", "replace") + b"\n"
-        if self._num_bytes + len(data) > self._max_bytes:
-            self._file.close()
-            self.path.replace(self.path.with_name(f"{self.path.name}.1"))
-            self._file = self._open()
-            self._num_bytes = 0
-        self._file.write(data)
-        self._file.flush()
-        self._num_bytes += len(data)
+        if self._file.closed or self._num_bytes + len(data) > self._max_bytes:
+            self._start_next_file()
+        self._num_bytes += self._file.write(data)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def _open(self) -> BinaryIO:
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        return os.fdopen(descriptor, "wb")
+    def _start_next_file(self) -> None:
+        self._file.close()
+        # It is not there if an earlier attempt moved it and then could not make the next one.
+        with contextlib.suppress(FileNotFoundError):
+            self.path.replace(self.path.with_name(f"{self.path.name}.1"))
+        self._file = self._open()
+        self._num_bytes = 0
+
+    def _open(self) -> io.FileIO:
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        # Without a buffer, so that a line which cannot be written is not kept for the next one.
+        return io.FileIO(descriptor, "wb")

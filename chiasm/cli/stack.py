@@ -11,8 +11,9 @@ import urllib.request
 from functools import partial
 from typing import TYPE_CHECKING
 
-from chiasm.cli.child import ServiceSpec
+from chiasm.cli.child import ServiceSpec, child_environment
 from chiasm.cli.probe import probe_grpc, probe_http
+from chiasm.cli.thread_env import THREAD_ENV
 from chiasm.common.config import load_settings
 from chiasm.common.config_schema import settings_of
 from chiasm.common.cores import count_cores
@@ -30,9 +31,6 @@ _LOOPBACK = "127.0.0.1"
 _PROBE_TIMEOUT_S = 2.0
 _PROBE_PAUSE_S = 0.2
 _KILL_MARGIN_S = 5.0
-# A waiting thread of libgomp spins this many rounds before it sleeps: long enough to bridge the gap
-# between two operators, short enough to leave the core to a busy peer.
-_SPIN_ROUNDS = "10000"
 
 
 class StackLayout:
@@ -102,7 +100,7 @@ class StackLayout:
             address=address,
             wait_ready=partial(_poll, partial(probe_grpc, address, "", _PROBE_TIMEOUT_S)),
             depends_on=depends_on,
-            env=self._thread_env(self._cores),
+            env=self._env(service, self._cores),
             endpoints={
                 "grpc": address,
                 "metrics": f"http://{_LOOPBACK}:{metrics_port}/metrics",
@@ -128,7 +126,7 @@ class StackLayout:
             address=f"http://{address}",
             wait_ready=partial(_poll, probe),
             depends_on=tuple(spec.name for spec in peers),
-            env=self._thread_env(1),
+            env=self._env("gateway", 1),
             endpoints={
                 "http": f"http://{probed}",
                 "grpc": own["grpc_listen"],
@@ -145,7 +143,6 @@ class StackLayout:
         """
         shared = {
             "model": self._settings.model,
-            "redis_url": self._settings.redis_url or (self._redis.url if self._redis else ""),
             "service_token_file": str(self._files.service_token),
             "store_secret_file": str(self._files.store_secret),
             "core_page": str(self._files.core_page),
@@ -159,7 +156,9 @@ class StackLayout:
         config = ["--config", self._config_file] if self._config_file else []
         argv = [*config, *flags, *self._flags.services[service]]
         # What is wrong with the settings is told before anything is started.
-        load_settings(self._models[service], service, argv)
+        load_settings(
+            self._models[service], service, argv, child_environment(self._redis_env(service))
+        )
         return (sys.executable, "-m", f"chiasm.{service}", *argv)
 
     def _grpc_port(self) -> int:
@@ -167,12 +166,13 @@ class StackLayout:
             return self._settings.grpc_port or _free_port()
         return self._settings.port + 1 if self._settings.port else _free_port()
 
-    def _thread_env(self, threads: int) -> dict[str, str]:
-        return {
-            "OMP_NUM_THREADS": str(threads),
-            "GOMP_SPINCOUNT": _SPIN_ROUNDS,
-            "TOKENIZERS_PARALLELISM": "false",
-        }
+    def _env(self, service: str, threads: int) -> dict[str, str]:
+        return {"OMP_NUM_THREADS": str(threads), **THREAD_ENV, **self._redis_env(service)}
+
+    def _redis_env(self, service: str) -> dict[str, str]:
+        """Return where Redis is; every user of the machine can read command lines."""
+        url = self._settings.redis_url or (self._redis.url if self._redis else "")
+        return {f"CHIASM_{service.upper()}_REDIS_URL": url}
 
 
 def curl_example(url: str, model: str) -> str:

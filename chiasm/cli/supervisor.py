@@ -12,6 +12,7 @@ the stack runs, with pauses that grow while it keeps dying.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -201,7 +202,11 @@ class _Service:
         """Run the process until it ends; return what happened to it."""
         started_at = time.monotonic()
         self._percent = 0
-        self._child = child = await Child.start(self.spec, self._take_line)
+        self._child = None
+        try:
+            self._child = child = await Child.start(self.spec, self._take_line)
+        except OSError as error:
+            return f"no process could be started: {error.strerror or error}"
         if self._is_stopping:
             await child.kill()
             return "stopped"
@@ -243,15 +248,16 @@ class _Service:
             await asyncio.wait([ready])
 
     def _check_attempts(self, num_attempts: int, problem: str) -> None:
-        assert self._child is not None, "an attempt has a process"
-        is_hopeless = self._child.returncode == _CONFIG_ERROR_STATUS
+        status = self._child.returncode if self._child else None
+        is_hopeless = status == _CONFIG_ERROR_STATUS
         if is_hopeless or num_attempts >= self._policy.max_start_attempts:
             self._show(problem)
             raise StartError(f"{self.spec.name} could not be started: {problem}.")
 
     def _take_line(self, text: str) -> None:
         line = LogLine.parse(text)
-        self._on_output(self.spec.name, text)
+        with contextlib.suppress(OSError, ValueError):
+            self._on_output(self.spec.name, text)
         percent = line.progress_percent
         if percent is not None:
             self._show_progress(percent)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from chiasm.cli.console import Console
 from chiasm.cli.flag_routing import FlagRouter
+from chiasm.cli.listen_check import ListenError, check_can_listen
 from chiasm.cli.service_log import ServiceLog
 from chiasm.cli.stack import StackLayout, curl_example, served_model
 from chiasm.cli.stack_files import StackFiles
@@ -62,10 +63,14 @@ def run_up(argv: Sequence[str]) -> int:
         with _hold_state_dir(files):
             files.make_secrets()
             layout = StackLayout(settings, flags, models, files, _config_file(flags.own))
-            return asyncio.run(_supervise(settings, files, layout.specs()))
+            specs = layout.specs()
+            for address in (specs[-1].address.removeprefix("http://"), specs[-1].endpoints["grpc"]):
+                check_can_listen(address)
+            return asyncio.run(_supervise(settings, files, specs))
     except (
         ConfigError,
         EmbeddedRedisError,
+        ListenError,
         ModelPathError,
         ServiceTokenError,
         StateDirError,
@@ -97,15 +102,22 @@ async def _supervise(settings: UpSettings, files: StackFiles, specs: list[Servic
             for spec in specs
         }
         supervisor = Supervisor(specs, console, lambda name, text: logs[name].write(text), policy)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, supervisor.request_stop)
+        _stop_on_signals(supervisor)
         try:
             await supervisor.run(announce)
         except StartError as error:
-            sys.stderr.write(f"chiasm up: {error} See {files.logs}.\n")
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"chiasm up: {error} See {files.logs}.\n")
             return _FAILED
     return 0
+
+
+def _stop_on_signals(supervisor: Supervisor) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Under nohup the end of the terminal is to be ignored.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, supervisor.request_stop)
 
 
 def _check_model(model: str) -> None:
@@ -132,14 +144,25 @@ def _hold_state_dir(files: StackFiles) -> Iterator[None]:
             f"The state directory {files.state_dir} cannot be used: {error.strerror}."
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take_lock(lock, files)
         yield
+    finally:
+        os.close(lock)
+
+
+def _take_lock(lock: int, files: StackFiles) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A page of an earlier stack may have another size, and slots of processes long gone.
+        files.core_page.unlink(missing_ok=True)
     except BlockingIOError:
         raise StateDirError(
             f"Another stack uses {files.state_dir}; stop it or choose another --state-dir."
         ) from None
-    finally:
-        os.close(lock)
+    except OSError as error:
+        raise StateDirError(
+            f"The state directory {files.state_dir} cannot be used: {error.strerror}."
+        ) from error
 
 
 def _config_file(argv: Sequence[str]) -> str | None:

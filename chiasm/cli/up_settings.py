@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from chiasm.common.config import ServiceSettings
+from chiasm.common.config import RedisUrl, ServiceSettings
 
 SERVICES = ("gateway", "encoder", "generator")
 
@@ -30,7 +30,7 @@ class UpSettings(ServiceSettings):
         None, ge=0, le=65535, description="gRPC port of the gateway; the HTTP port plus 1"
     )
     encoders: int = Field(1, ge=0, le=64, description="Number of encoder processes")
-    redis_url: str | None = Field(
+    redis_url: RedisUrl | None = Field(
         None, description="Redis to use; without one a private Redis is started"
     )
     redis_max_memory_mib: int = Field(

@@ -12,16 +12,24 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from chiasm.common.config_flags import FlagParser
-from chiasm.common.config_schema import ConfigError, Setting, nearest, settings_of
+from chiasm.common.config_schema import (
+    ConfigError,
+    Setting,
+    nearest,
+    settings_of,
+    without_passwords,
+)
 
 __all__ = [
     "ConfigError",
+    "RedisUrl",
     "ServiceSettings",
     "SettingsGroup",
     "load_settings",
@@ -29,11 +37,38 @@ __all__ = [
 ]
 
 SERVICE_TABLES = ("up", "gateway", "encoder", "generator")
+_OFF = ("0", "false")
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 SettingsT = TypeVar("SettingsT", bound="ServiceSettings")
+
+
+def _check_redis_url(url: str) -> str:
+    if not url:
+        return url
+    scheme, sign, rest = url.partition("://")
+    if scheme not in _REDIS_SCHEMES or not sign:
+        raise ValueError(
+            "must start with redis://, rediss:// or unix://; Cluster and Sentinel are not supported"
+            " yet"
+        )
+    try:
+        is_complete = bool(rest) and (scheme == "unix" or urlsplit(url).port != 0)
+    except ValueError:
+        is_complete = False
+    if not is_complete:
+        raise ValueError(
+            "must be redis://[user:password@]host[:port][/database] or unix:///path, with special"
+            " characters of the password percent-encoded"
+        )
+    return url
+
+
+# URL of one Redis; empty where a service can do without.
+RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 
 
 class SettingsGroup(BaseModel):
@@ -48,6 +83,7 @@ class ServiceSettings(BaseSettings):
     Attributes:
         flag_aliases: Other spellings of flags, without dashes in front, such as vLLM's.
         env_aliases: Other environment names and the field each one sets.
+        env_off_switches: Other environment names whose value 0 sets a field to a text.
         refused_flags: Flags that are refused, with the sentence that says why.
     """
 
@@ -55,6 +91,7 @@ class ServiceSettings(BaseSettings):
 
     flag_aliases: ClassVar[Mapping[str, str]] = {}
     env_aliases: ClassVar[Mapping[str, str]] = {}
+    env_off_switches: ClassVar[Mapping[str, tuple[str, str]]] = {}
     refused_flags: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
@@ -132,6 +169,9 @@ def _read_environment(
         for alias, name in model.env_aliases.items()
         if alias in environ
     }
+    for switch, (name, text) in model.env_off_switches.items():
+        if environ.get(switch, "").strip().lower() in _OFF:
+            values[name] = by_name[name].parse(text)
     for key, text in environ.items():
         if not key.startswith(prefix):
             continue
@@ -219,4 +259,4 @@ def _shown(value: object) -> object:
         return str(value)
     if isinstance(value, tuple | list):
         return [_shown(part) for part in value]
-    return value
+    return without_passwords(value)

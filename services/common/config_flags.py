@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from chiasm.common.config_schema import ConfigError, nearest
+from chiasm.common.config_schema import ConfigError, nearest, without_passwords
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,7 +134,10 @@ class FlagParser:
         known += [f"--{alias}" for alias in self._model.flag_aliases]
         kind = "unknown flag" if flag.startswith("-") else "unexpected argument"
         return ConfigError(
-            f"{kind} {flag}", key=flag, value=value or None, nearest=nearest(flag, known)
+            f"{kind} {without_passwords(flag)}",
+            key=flag,
+            value=value or None,
+            nearest=nearest(flag, known),
         )
 
 

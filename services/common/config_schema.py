@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -17,8 +18,13 @@ if typing.TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 
+# Whatever may be userinfo, however misspelled the URL around it is, and redis-py's other way.
+_USERINFO = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)?.*:.*@", re.DOTALL | re.IGNORECASE)
+_PASSWORD = re.compile(r"(?P<name>[?&](?:username|password)=)[^&]*", re.IGNORECASE)
+
+
 class ConfigError(Exception):
-    """A setting is unknown or wrong; the service does not start.
+    """A setting is unknown or wrong; the service does not start. Its text shows no password.
 
     Attributes:
         key: Name of the setting as the user wrote it.
@@ -29,7 +35,7 @@ class ConfigError(Exception):
     def __init__(
         self, message: str, *, key: str, value: object = None, nearest: str | None = None
     ) -> None:
-        got = f" (got {value!r})" if value is not None else ""
+        got = f" (got {without_passwords(value)!r})" if value is not None else ""
         hint = f"; did you mean {nearest}?" if nearest else ""
         super().__init__(f"{message}{got}{hint}")
         self.key = key
@@ -106,7 +112,8 @@ class Setting:
         if self.is_sequence:
             if text.startswith("["):
                 return self._parse_json(text)
-            return [part.strip() for part in text.split(",") if part.strip()]
+            # An empty secret is kept, to be refused: dropped, it could leave a door open.
+            return [part.strip() for part in text.split(",") if part.strip() or self.is_secret]
         return None if not text and type(None) in self._types() else text
 
     def _parse_mapping(self, text: str) -> object:
@@ -154,6 +161,18 @@ def settings_of(model: type[BaseModel]) -> list[Setting]:
     names = [setting.name for setting in found]
     assert len(set(names)) == len(names), f"{model.__name__} has two settings of one name"
     return found
+
+
+def without_passwords(value: object) -> object:
+    """Return ``value`` with the userinfo of the URLs in it replaced by asterisks."""
+    if isinstance(value, str):
+        shown = _USERINFO.sub(lambda match: f"{match['scheme'] or ''}***@", value)
+        return _PASSWORD.sub(r"\g<name>***", shown)
+    if isinstance(value, list | tuple):
+        return [without_passwords(part) for part in value]
+    if isinstance(value, Mapping):
+        return {key: without_passwords(part) for key, part in value.items()}
+    return value
 
 
 def nearest(key: str, known: Iterable[str]) -> str | None:

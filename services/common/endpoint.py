@@ -98,9 +98,15 @@ class Endpoint:
         retry_s = _FIRST_RETRY_S
         while True:
             try:
-                async for answer in watch(request, timeout=_WATCH_DEADLINE_S):
+                call = watch(request, timeout=_WATCH_DEADLINE_S)
+                async for answer in call:
+                    is_serving = answer.status == health_pb2.HealthCheckResponse.SERVING
+                    self._set_serving(is_serving)
+                    if not is_serving:
+                        # A draining server waits for its calls, and this one would never end.
+                        call.cancel()
+                        break
                     retry_s = _FIRST_RETRY_S
-                    self._set_serving(answer.status == health_pb2.HealthCheckResponse.SERVING)
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                     self._set_serving(False)

@@ -59,6 +59,11 @@ class CallBudget:
     max_calls: int = 32
     max_transfers: int = 2
 
+    @classmethod
+    def of(cls, timeout_s: float) -> CallBudget:
+        """Return the budget of services that are told to wait ``timeout_s`` for a reply."""
+        return cls(stall_s=timeout_s, base_s=timeout_s)
+
     def total_s(self, num_bytes: int) -> float:
         """Return the seconds that a call moving ``num_bytes`` may take in all."""
         return self.base_s + num_bytes / self.bytes_per_s

@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NoReturn, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from chiasm.common import torchvision_shim
 
@@ -82,8 +84,10 @@ def _read_architecture(
         raise CheckpointError(f"Cannot read the configuration: {model_path} has no config.json.")
     try:
         config = transformers.AutoConfig.from_pretrained(model_path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"Cannot read the configuration of {model_path}: {error}") from error
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise CheckpointError(
+            f"Cannot read the configuration of {model_path}: {_one_line(error)}"
+        ) from error
     names = config.architectures or ["none"]
     model_class = getattr(transformers, names[0], None)
     if not isinstance(model_class, type) or not issubclass(
@@ -147,8 +151,10 @@ def _load_weights(
         loaded = half_class.from_pretrained(
             model_path, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"Cannot load the weights of {model_path}: {error}") from error
+    except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
+        raise CheckpointError(
+            f"Cannot load the weights of {model_path}: {_one_line(error)}"
+        ) from error
     # transformers does not say in its types that `output_loading_info` makes this a pair.
     return cast("tuple[transformers.PreTrainedModel, Mapping[str, object]]", loaded)
 
@@ -163,3 +169,7 @@ def _check_complete(
     on_meta += [name for name, tensor in half.named_buffers() if tensor.is_meta]
     if on_meta:
         raise CheckpointError(f"{model_path} left tensors without values: {on_meta}.")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

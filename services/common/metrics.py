@@ -226,6 +226,10 @@ STORE_FLIGHTS = Counter(
 )
 
 
+class MetricsPortError(Exception):
+    """The port of the metrics cannot be listened on; the text says why."""
+
+
 def start_metrics_server(port: int, listen: str) -> Callable[[], None]:
     """Serve ``/metrics`` from a thread, on the same host as the service itself.
 
@@ -237,10 +241,16 @@ def start_metrics_server(port: int, listen: str) -> Callable[[], None]:
         A function that stops the server.
 
     Raises:
-        OSError: The port cannot be listened on.
+        MetricsPortError: The port cannot be listened on.
     """
     host = listen.rpartition(":")[0].strip("[]")
-    server, thread = start_http_server(port, addr=host)
+    try:
+        server, thread = start_http_server(port, addr=host)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MetricsPortError(
+            f"The metrics port {port} of {host} cannot be listened on: {reason}."
+        ) from error
 
     def stop() -> None:
         server.shutdown()

@@ -17,11 +17,12 @@ from chiasm.common.cores import CorePageError, open_cores
 from chiasm.common.embedding_store import EmbeddingStore
 from chiasm.common.families import UnsupportedModelError
 from chiasm.common.grpc_server import AddressInUseError, GrpcServer
+from chiasm.common.guarded_redis import CallBudget
 from chiasm.common.half_load import CheckpointError
 from chiasm.common.limits import Limits
 from chiasm.common.logging import configure_logging
 from chiasm.common.media_resolver import MediaResolver
-from chiasm.common.metrics import start_metrics_server
+from chiasm.common.metrics import MetricsPortError, start_metrics_server
 from chiasm.common.private_file import PrivateFileError
 from chiasm.common.secrets import StoreSecrets, StoreSecretsError
 from chiasm.common.service_token import ServiceTokenError, load_service_token
@@ -51,6 +52,7 @@ _START_ERRORS = (
     AddressInUseError,
     CheckpointError,
     CorePageError,
+    MetricsPortError,
     PrivateFileError,
     ServiceTokenError,
     StoreSecretsError,
@@ -118,7 +120,12 @@ async def _build(
         max_pixels=settings.decode.max_image_pixels,
     )
     secrets = StoreSecrets.load_or_create(settings.store_secret_file)
-    store = EmbeddingStore.connect(settings.redis_url, secrets, settings.store_ttl_s)
+    store = EmbeddingStore.connect(
+        settings.redis_url,
+        secrets,
+        settings.store_ttl_s,
+        CallBudget.of(settings.store_timeout_s),
+    )
     stack.push_async_callback(store.close)
     resolver = MediaResolver(store, secrets, description.fingerprint)
     admission = _build_admission(settings)
@@ -143,6 +150,7 @@ def _build_admission(settings: EncoderSettings) -> Admission:
             max_items=settings.admission.max_items,
             max_source_bytes=settings.admission.max_queue_source_bytes,
             max_pixels=settings.admission.max_queue_pixels,
+            max_wait_s=settings.admission.max_wait_s,
         )
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,22 +18,30 @@ _MAX_RETRY_AFTER_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
-    """Most items, source bytes and pixels that may be in the encoder at one time."""
+    """Most items, source bytes and pixels at one time, and seconds that queued encodes may take."""
 
     max_items: int
     max_source_bytes: int
     max_pixels: int
+    max_wait_s: float = math.inf
 
 
 class Admission:
-    """Counts what is in the encoder; the three budgets are never exceeded."""
+    """Counts what is in the encoder; the budgets are never exceeded.
+
+    Work is counted by embedding id: calls for one embedding share one encode.
+    """
 
     def __init__(self, limits: AdmissionLimits) -> None:
         self._limits = limits
         self._num_items = 0
         self._num_source_bytes = 0
         self._num_pixels = 0
-        self._seconds_per_pixel = 0.0
+        self._num_tickets: dict[bytes, int] = {}
+        self._num_work_pixels = 0
+        # Their ratio is the speed; smoothed apart, so that tiny items weigh little.
+        self._item_seconds = 0.0
+        self._item_pixels = 0.0
 
     def admit(self) -> AdmissionTicket:
         """Take one item in; leave the ``with`` block of the ticket to release it.
@@ -46,10 +55,15 @@ class Admission:
         return AdmissionTicket(self)
 
     def observe(self, num_pixels: int, seconds: float) -> None:
-        """Learn from an encoded item how long pixels take, for the advice to retry."""
-        sample = seconds / max(1, num_pixels)
-        known = self._seconds_per_pixel or sample
-        self._seconds_per_pixel = known + _SMOOTHING * (sample - known)
+        """Learn from an encoded item how long pixels take.
+
+        Args:
+            num_pixels: Pixels that it was charged.
+            seconds: Seconds of the tower's work on it, without any wait.
+        """
+        weight = _SMOOTHING if self._item_pixels else 1.0
+        self._item_seconds += weight * (seconds - self._item_seconds)
+        self._item_pixels += weight * (num_pixels - self._item_pixels)
 
     def _charge(self, source_bytes: int, pixels: int) -> None:
         if (
@@ -61,6 +75,24 @@ class Admission:
         self._num_pixels += pixels
         ENCODER_QUEUE_PIXELS.set(self._num_pixels)
 
+    def _queue(self, embedding_id: bytes, num_pixels: int) -> None:
+        num_tickets = self._num_tickets.get(embedding_id, 0)
+        if not num_tickets:
+            if self._wait_s(self._num_work_pixels) > self._limits.max_wait_s:
+                raise self._overloaded()
+            self._num_work_pixels += num_pixels
+        self._num_tickets[embedding_id] = num_tickets + 1
+
+    def _leave_queue(self, embedding_id: bytes, num_pixels: int) -> None:
+        self._num_tickets[embedding_id] -= 1
+        if not self._num_tickets[embedding_id]:
+            del self._num_tickets[embedding_id]
+            self._num_work_pixels -= num_pixels
+
+    def _wait_s(self, num_pixels: int) -> float:
+        """Return the seconds that encoding takes; 0 while nothing was encoded yet."""
+        return num_pixels * self._item_seconds / self._item_pixels if self._item_pixels else 0.0
+
     def _release(self, source_bytes: int, pixels: int) -> None:
         self._num_items -= 1
         self._num_source_bytes -= source_bytes
@@ -68,7 +100,7 @@ class Admission:
         ENCODER_QUEUE_PIXELS.set(self._num_pixels)
 
     def _overloaded(self) -> OverloadedError:
-        wait_s = self._seconds_per_pixel * self._num_pixels
+        wait_s = self._wait_s(self._num_pixels)
         return OverloadedError(
             "The encoder is busy and cannot accept new media items; please try again later.",
             retry_after_s=min(_MAX_RETRY_AFTER_S, max(1.0, wait_s)),
@@ -82,6 +114,7 @@ class AdmissionTicket:
         self._admission = admission
         self._source_bytes = 0
         self._pixels = 0
+        self._work: tuple[bytes, int] | None = None
 
     def charge_source(self, num_bytes: int) -> None:
         """Add the bytes of the item's source; raise ``OverloadedError`` over the budget."""
@@ -93,6 +126,17 @@ class AdmissionTicket:
         self._admission._charge(0, num_pixels)
         self._pixels += num_pixels
 
+    def queue_work(self, embedding_id: bytes, num_pixels: int) -> None:
+        """Count the item's encode, once per ticket.
+
+        An item before which nothing is queued is always taken, however large it is.
+
+        Raises:
+            OverloadedError: Other encodes are queued that take too long; says when to try again.
+        """
+        self._admission._queue(embedding_id, num_pixels)
+        self._work = (embedding_id, num_pixels)
+
     def __enter__(self) -> AdmissionTicket:
         return self
 
@@ -103,3 +147,5 @@ class AdmissionTicket:
         traceback: TracebackType | None,
     ) -> None:
         self._admission._release(self._source_bytes, self._pixels)
+        if self._work is not None:
+            self._admission._leave_queue(*self._work)

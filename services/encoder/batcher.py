@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,9 +38,22 @@ class BatchLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class TowerRows:
+    """The embedding of an item and the seconds that its share of a forward took.
+
+    Attributes:
+        rows: The embedding. [num_rows, hidden_size], on the CPU.
+        work_s: Seconds of the forward, shared out by pixels; no wait is in it.
+    """
+
+    rows: torch.Tensor
+    work_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Pending:
     inputs: TowerInputs
-    result: asyncio.Future[torch.Tensor]
+    result: asyncio.Future[TowerRows]
 
 
 class EncodeBatcher:
@@ -76,13 +90,10 @@ class EncodeBatcher:
         self._queue.clear()
         self._device_thread.shutdown(wait=False)
 
-    async def submit(self, inputs: TowerInputs) -> torch.Tensor:
+    async def submit(self, inputs: TowerInputs) -> TowerRows:
         """Return the rows of an item once the tower has computed them.
 
         Cancelling takes the item out of the queue; a forward that has begun runs to its end.
-
-        Returns:
-            The item's embedding. [num_rows, hidden_size], on the CPU.
 
         Raises:
             UnavailableError: The encoder stops.
@@ -102,7 +113,7 @@ class EncodeBatcher:
                 await self._has_items.wait()
                 self._has_items.clear()
                 continue
-            results: list[torch.Tensor | Exception]
+            results: list[TowerRows | Exception]
             try:
                 results = await loop.run_in_executor(self._device_thread, self._run, batch)
             except Exception as error:
@@ -130,7 +141,7 @@ class EncodeBatcher:
             batch.append(self._queue.popleft())
         return batch
 
-    def _run(self, batch: Sequence[_Pending]) -> list[torch.Tensor | Exception]:
+    def _run(self, batch: Sequence[_Pending]) -> list[TowerRows | Exception]:
         self._cores.set_busy(True)
         try:
             torch.set_num_threads(self._cores.available_threads())
@@ -138,11 +149,17 @@ class EncodeBatcher:
         finally:
             self._cores.set_busy(False)
 
-    def _encode(self, items: Sequence[TowerInputs]) -> list[torch.Tensor | Exception]:
+    def _encode(self, items: Sequence[TowerInputs]) -> list[TowerRows | Exception]:
         ENCODER_BATCH_ITEMS.observe(len(items))
         try:
+            started = time.monotonic()
             with ENCODER_FORWARD_SECONDS.time():
-                return list(self._tower.encode(items))
+                results = self._tower.encode(items)
+            pixel_s = (time.monotonic() - started) / sum(item.num_pixels for item in items)
+            return [
+                TowerRows(rows, pixel_s * item.num_pixels)
+                for item, rows in zip(items, results, strict=True)
+            ]
         except Exception as error:
             # It is given to the item's caller, whose call ends with it.
             if len(items) == 1:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from chiasm.common.config import ServiceSettings, SettingsGroup
+from chiasm.common.config import RedisUrl, ServiceSettings, SettingsGroup
 
 _MIB = 1 << 20
 
@@ -85,6 +85,9 @@ class AdmissionSettings(SettingsGroup):
     max_queue_pixels: int = Field(
         2_000_000_000, ge=1, description="Pixels of the items together, by their headers."
     )
+    max_wait_s: float = Field(
+        25.0, gt=0, description="Seconds that the queued items may take; below span_wait_s."
+    )
     max_items_in_work: int = Field(
         4, ge=1, description="Items that are decoded, preprocessed or encoded at one time."
     )
@@ -99,6 +102,7 @@ class EncoderSettings(ServiceSettings):
         "VLLM_IMAGE_FETCH_TIMEOUT": "image_fetch_timeout_s",
         "VLLM_MAX_IMAGE_PIXELS": "max_image_pixels",
     }
+    env_off_switches: ClassVar = {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": ("media_redirects", "0")}
     refused_flags: ClassVar = {
         "trust-remote-code": "code from checkpoints is never run",
     }
@@ -107,9 +111,12 @@ class EncoderSettings(ServiceSettings):
     metrics_port: int | None = Field(None, description="Port of /metrics; default: none; 0: any.")
     service_token_file: Path = Field(description="File with the stack's service token.")
     store_secret_file: Path = Field(description="File with the secrets of the embedding store.")
-    redis_url: str = Field(min_length=1, description="Redis that keeps embeddings.")
+    redis_url: RedisUrl = Field(min_length=1, description="Redis that keeps embeddings.")
     store_ttl_s: float = Field(
         24 * 3600.0, gt=0, description="Seconds an embedding is kept after its last use."
+    )
+    store_timeout_s: float = Field(
+        0.25, gt=0, description="Seconds Redis may take to answer before it is passed over."
     )
     core_page: Path | None = Field(
         None, description="File by which services of one host share its cores."

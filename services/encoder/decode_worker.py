@@ -46,6 +46,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+_NUM_WIDE_GREYS = 1 << 16
 _PNG_SIGNATURE_BYTES = 8
 _PNG_CHUNK_OVERHEAD_BYTES = 12
 
@@ -179,7 +180,7 @@ def _has_chunks_behind_pixels(source: mmap.mmap) -> bool:
 def _flatten(image: Image.Image, background_rgb: int) -> Image.Image:
     """Return the picture as 8-bit RGB, transparent pixels composited on the background."""
     if image.mode.startswith("I;16"):
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+        image = _narrow(image)
     if image.mode in _MODES_WITH_ALPHA or "transparency" in image.info:
         picture = image.convert("RGBA")
         red, green, blue = background_rgb.to_bytes(3, "big")
@@ -187,3 +188,17 @@ def _flatten(image: Image.Image, background_rgb: int) -> Image.Image:
         flat.paste(picture, mask=picture.getchannel("A"))
         return flat
     return image.convert("RGB")
+
+
+def _narrow(image: Image.Image) -> Image.Image:
+    """Return 16-bit greys as 8-bit ones, with an alpha channel if one grey is transparent."""
+    wide = image.convert("I")
+    grey = wide.point(lambda value: value * (1 / 256)).convert("L")
+    # NOTE: the key is one of 65536 greys; its neighbours become the same 8-bit grey and are opaque.
+    key = image.info.get("transparency")
+    grey.info.pop("transparency", None)
+    if key is not None:
+        opacity = [255] * _NUM_WIDE_GREYS
+        opacity[key] = 0
+        grey.putalpha(wide.point(opacity, "L"))
+    return grey

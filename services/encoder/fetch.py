@@ -15,7 +15,7 @@ from yarl import URL
 from chiasm.common.errors import InvalidRequestError, MediaFetchError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from chiasm.encoder.url_policy import UrlPolicy
 
@@ -43,11 +43,15 @@ class SystemResolver:
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """Bounds of one fetch: bytes of the body, redirects followed, seconds in all."""
+    """Bounds of one fetch: bytes of the body, redirects followed, seconds in all.
+
+    At most ``max_fetches`` go on at one time; the time of the others begins when they do.
+    """
 
     max_bytes: int
     max_redirects: int
     timeout_s: float
+    max_fetches: int = 100
 
 
 class MediaFetcher:
@@ -57,11 +61,13 @@ class MediaFetcher:
         self._policy = policy
         self._limits = limits
         self._resolver = _CheckedResolver(policy, resolver)
+        self._slots = asyncio.Semaphore(limits.max_fetches)
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         """Open the connection pool; needs a running event loop."""
-        connector = aiohttp.TCPConnector(resolver=self._resolver, use_dns_cache=False, limit=100)
+        # The slots bound the connections; waiting inside the connector would eat up the timeout.
+        connector = aiohttp.TCPConnector(resolver=self._resolver, use_dns_cache=False, limit=0)
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -76,16 +82,21 @@ class MediaFetcher:
         if self._session is not None:
             await self._session.close()
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, charge: Callable[[int], None]) -> bytearray:
         """Return the body behind ``url``.
+
+        Args:
+            url: URL of any form; the policy judges it.
+            charge: Called with the bytes of each piece before it is kept; what it raises ends the
+                fetch.
 
         Raises:
             InvalidRequestError: The URL, or one it redirects to, is malformed or forbidden.
             MediaFetchError: There is no usable answer within the limits.
         """
         try:
-            async with asyncio.timeout(self._limits.timeout_s):
-                return await self._follow(url)
+            async with self._slots, asyncio.timeout(self._limits.timeout_s):
+                return await self._follow(url, charge)
         except TimeoutError:
             raise _failed(f"no answer within {self._limits.timeout_s:g} s") from None
         except aiohttp.ClientError as error:
@@ -93,16 +104,16 @@ class MediaFetcher:
                 raise error.__cause__.error from None
             raise _failed("the connection failed") from None
 
-    async def _follow(self, text: str) -> bytes:
+    async def _follow(self, text: str, charge: Callable[[int], None]) -> bytearray:
         url = self._policy.parse(text)
         for _ in range(self._limits.max_redirects + 1):
-            target = await self._get(url)
-            if isinstance(target, bytes):
+            target = await self._get(url, charge)
+            if isinstance(target, bytearray):
                 return target
             url = self._policy.parse(target)
         raise _failed(f"more than {self._limits.max_redirects} redirects")
 
-    async def _get(self, url: URL) -> bytes | str:
+    async def _get(self, url: URL, charge: Callable[[int], None]) -> bytearray | str:
         """Return the body, or the URL that the answer redirects to."""
         assert self._session is not None, "start() comes first"
         async with self._session.get(url, allow_redirects=False) as response:
@@ -112,9 +123,11 @@ class MediaFetcher:
                 raise _failed(f"HTTP {response.status} error")
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise _failed("the answer is compressed")
-            return await self._read(response)
+            return await self._read(response, charge)
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(
+        self, response: aiohttp.ClientResponse, charge: Callable[[int], None]
+    ) -> bytearray:
         max_bytes = self._limits.max_bytes
         body = bytearray()
         if (response.content_length or 0) > max_bytes:
@@ -122,8 +135,9 @@ class MediaFetcher:
         async for piece in response.content.iter_chunked(_READ_BYTES):
             if len(body) + len(piece) > max_bytes:
                 raise _failed(f"Remote media download exceeds {max_bytes} bytes")
+            charge(len(piece))
             body += piece
-        return bytes(body)
+        return body
 
 
 class _ForbiddenAddressError(OSError):

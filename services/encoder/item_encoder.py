@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from chiasm.common.families import ImagePlan
     from chiasm.common.media import EmbeddingRef
     from chiasm.encoder.admission import Admission
-    from chiasm.encoder.batcher import EncodeBatcher
+    from chiasm.encoder.batcher import EncodeBatcher, TowerRows
     from chiasm.encoder.decode_pool import DecodePool
     from chiasm.encoder.preprocess import ImagePreprocessor
 
@@ -123,10 +123,12 @@ class ItemEncoder:
             InvalidRequestError: The picture cannot be decoded or processed.
             OverloadedError: No decoder was free in time.
         """
-        rows, timings = await self._compute(image)
+        output, timings = await self._compute(image)
+        # The warm-up is not learned from: its picture is tiny and its forward the slowest.
+        self._admission.observe(image.num_pixels, output.work_s)
         self._num_encoded_items += 1
         ENCODER_ENCODED_ITEMS.labels(ref.modality.value).inc()
-        embedding = Embedding(ref, [bytes_of(rows)])
+        embedding = Embedding(ref, [bytes_of(output.rows)])
         started = time.monotonic()
         is_stored = True
         try:
@@ -146,7 +148,7 @@ class ItemEncoder:
         """End the preprocessing threads."""
         self._threads.shutdown()
 
-    async def _compute(self, image: PlannedImage) -> tuple[torch.Tensor, StageTimings]:
+    async def _compute(self, image: PlannedImage) -> tuple[TowerRows, StageTimings]:
         async with self._in_work:
             started = time.monotonic()
             background = image.options.background_rgb
@@ -158,11 +160,10 @@ class ItemEncoder:
                 self._threads, self._stages.preprocessor.run, pixels, image.options
             )
             preprocessed = time.monotonic()
-            rows = await self._stages.batcher.submit(inputs)
-        if not bool(torch.isfinite(rows).all()):
+            output = await self._stages.batcher.submit(inputs)
+        if not bool(torch.isfinite(output.rows).all()):
             raise NonFiniteEmbeddingError
         encoded = time.monotonic()
-        self._admission.observe(image.num_pixels, encoded - preprocessed)
         timings = StageTimings(
             decode_s=decoded - started,
             preprocess_s=preprocessed - decoded,
@@ -170,4 +171,4 @@ class ItemEncoder:
         )
         MEDIA_DECODE_LATENCY_SECONDS.labels(Modality.IMAGE.value).observe(timings.decode_s)
         PREPROCESSING_LATENCY_SECONDS.labels(Modality.IMAGE.value).observe(timings.preprocess_s)
-        return rows, timings
+        return output, timings

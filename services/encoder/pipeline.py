@@ -147,6 +147,7 @@ class EncodePipeline:
         if events is None:
             assert resolution.embedding_id is not None, "the digest is known"
             image = await self._plan(command, source, ticket)
+            ticket.queue_work(resolution.embedding_id, image.num_pixels)
             ref = self._ref(command, resolution.embedding_id, image)
             yield ItemPlanned(ref, image.plan.layout, CacheStatus.MISS)
             events = await self._encode(command, image, ref, source.fetch_s)

@@ -49,22 +49,19 @@ class SourceReader:
             TooLargeError: There are too many bytes.
             OverloadedError: The sources in work take too many bytes together.
         """
+        data: bytes | bytearray
         fetch_s = 0.0
         if isinstance(source, BytesSource):
             data = await self._collect(source, ticket)
         elif is_data_url(source.url):
-            data = await asyncio.to_thread(
-                decode_data_url, source.url, max_bytes=self._max_bytes, param="url"
-            )
-            ticket.charge_source(len(data))
+            data = await self._decode(source.url, ticket)
         else:
-            data, fetch_s = await self._fetch(source.url, modality)
-            ticket.charge_source(len(data))
+            data, fetch_s = await self._fetch(source.url, modality, ticket)
         if not data:
             raise InvalidRequestError("Failed to load image: it is empty", reason="INVALID_MEDIA")
         return await asyncio.to_thread(_keep, data, fetch_s)
 
-    async def _collect(self, source: BytesSource, ticket: AdmissionTicket) -> bytes | bytearray:
+    async def _collect(self, source: BytesSource, ticket: AdmissionTicket) -> bytearray:
         check_size(source.num_bytes, self._max_bytes, "bytes of media", "bytes.num_bytes")
         ticket.charge_source(source.num_bytes)
         data = bytearray()
@@ -80,10 +77,19 @@ class SourceReader:
             )
         return data
 
-    async def _fetch(self, url: str, modality: Modality) -> tuple[bytes, float]:
+    async def _decode(self, url: str, ticket: AdmissionTicket) -> bytes:
+        # Up to two bytes more than the content has: padding is not looked at.
+        max_decoded_bytes = (len(url) - url.find(",") - 1) // 4 * 3
+        check_size(max_decoded_bytes, self._max_bytes + 2, "bytes of media", "url")
+        ticket.charge_source(max_decoded_bytes)
+        return await asyncio.to_thread(decode_data_url, url, max_bytes=self._max_bytes, param="url")
+
+    async def _fetch(
+        self, url: str, modality: Modality, ticket: AdmissionTicket
+    ) -> tuple[bytearray, float]:
         _check_scheme(url)
         started = time.monotonic()
-        data = await self._fetcher.fetch(url)
+        data = await self._fetcher.fetch(url, ticket.charge_source)
         fetch_s = time.monotonic() - started
         MEDIA_DOWNLOAD_LATENCY_SECONDS.labels(modality.value).observe(fetch_s)
         MEDIA_DOWNLOAD_BYTES.labels(modality.value).inc(len(data))

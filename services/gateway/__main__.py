@@ -15,10 +15,11 @@ from chiasm.common.config import load_settings_or_exit
 from chiasm.common.embedding_store import EmbeddingStore
 from chiasm.common.grpc_client import EndpointPool
 from chiasm.common.grpc_server import AddressInUseError, GrpcServer
+from chiasm.common.guarded_redis import CallBudget
 from chiasm.common.limits import Limits
 from chiasm.common.logging import configure_logging
 from chiasm.common.media_resolver import MediaResolver
-from chiasm.common.metrics import start_metrics_server
+from chiasm.common.metrics import MetricsPortError, start_metrics_server
 from chiasm.common.secrets import StoreSecrets, StoreSecretsError
 from chiasm.common.service_token import ServiceTokenError, load_service_token
 from chiasm.v1 import chat_pb2_grpc
@@ -34,6 +35,7 @@ from .checkpoint import (
     read_special_tokens,
 )
 from .config import GatewaySettings
+from .drain import Drain
 from .encoder_client import EncoderClient
 from .generator_client import GeneratorClient
 from .prompt_builder import PromptBuilder
@@ -51,12 +53,15 @@ from .tokenizer import Tokenizer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .config import PeerSettings
+
 log = structlog.get_logger("chiasm.gateway")
 
 _START_ERRORS = (
     AddressInUseError,
     ApiKeysError,
     CheckpointError,
+    MetricsPortError,
     ServiceTokenError,
     StoreSecretsError,
     jinja2.TemplateSyntaxError,
@@ -91,17 +96,17 @@ def build_server(settings: GatewaySettings) -> GatewayServer:
     encoder = EncoderClient(encoders, RetryBudget())
     generator = GeneratorClient(generators, RetryBudget())
     secrets = StoreSecrets.load(settings.peers.store_secret_file)
-    redis_url = settings.peers.redis_url
-    ttl_s = settings.peers.store_ttl_s
-    store = EmbeddingStore.connect(redis_url, secrets, ttl_s) if redis_url else None
+    store = _connect_store(settings.peers, secrets)
     make_resolver = partial(MediaResolver, store, secrets) if store else None
     stack = StackInfo(encoder, generator, make_resolver)
+    drain = Drain(settings.drain_s)
     pipeline = ChatPipeline(
         _load_model(settings, limits),
         stack,
         encoder,
         generator,
         ByteBudget(settings.limits.max_kept_source_bytes),
+        drain,
     )
     keys = ApiKeys.load(
         [key.get_secret_value() for key in settings.api_key], settings.api_keys_file
@@ -130,7 +135,14 @@ def build_server(settings: GatewaySettings) -> GatewayServer:
         start_metrics_server(settings.metrics_port, settings.listen)
     app = create_app(endpoints, limits)
     pools = (encoders, generators)
-    return GatewayServer(app, grpc_server, pools, stack, store, settings.drain_s)
+    return GatewayServer(app, grpc_server, pools, stack, store, drain)
+
+
+def _connect_store(peers: PeerSettings, secrets: StoreSecrets) -> EmbeddingStore | None:
+    if not peers.redis_url:
+        return None
+    budget = CallBudget.of(peers.store_timeout_s)
+    return EmbeddingStore.connect(peers.redis_url, secrets, peers.store_ttl_s, budget)
 
 
 def _load_model(settings: GatewaySettings, limits: Limits) -> ServedModel:

@@ -20,7 +20,7 @@ _SCHEME = "bearer "
 
 
 class ApiKeysError(Exception):
-    """The file of API keys cannot be read or is malformed."""
+    """A key is empty, or the file of API keys cannot be read, is malformed or has no keys."""
 
 
 class ApiKeys:
@@ -34,9 +34,12 @@ class ApiKeys:
         """Return the keys given one by one and those in a file of ``TENANT KEY`` lines.
 
         Raises:
-            ApiKeysError: The file cannot be read or a line is malformed.
+            ApiKeysError: A key is empty, the file cannot be read or has no keys, or a line of it
+                is malformed.
         """
         tenant_of_key = dict.fromkeys(keys, DEFAULT_TENANT)
+        if not all(key.strip() for key in tenant_of_key):
+            raise ApiKeysError("An API key is empty; give one, or leave the setting out.")
         if path is not None:
             tenant_of_key.update(_read(path))
         return cls(tenant_of_key)
@@ -74,6 +77,8 @@ def _read(path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ApiKeysError(f"The API keys {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ApiKeysError(f"The API keys {path} are not UTF-8.") from error
     tenant_of_key = {}
     for number, line in enumerate(lines, start=1):
         words = line.split()
@@ -82,6 +87,8 @@ def _read(path: Path) -> dict[str, str]:
         if len(words) != 2 or not _TENANT.fullmatch(words[0]):
             raise ApiKeysError(f"Line {number} of {path} must be 'TENANT KEY'.")
         tenant_of_key[words[1]] = words[0]
+    if not tenant_of_key:
+        raise ApiKeysError(f"The API keys {path} hold no key; without one everyone could call.")
     return tenant_of_key
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .budgets import ByteBudget
     from .chat_events import ChatDelta
     from .chat_request import Caller, ChatRequest, SamplingParams
+    from .drain import Drain
     from .encoder_client import EncoderClient
     from .generator_client import GeneratorClient, GeneratorInfo
     from .media_spans import ExpandedPrompt
@@ -54,12 +55,14 @@ class ChatPipeline:
         encoder: EncoderClient,
         generator: GeneratorClient,
         kept_sources: ByteBudget,
+        drain: Drain,
     ) -> None:
         self._model = model
         self._stack = stack
         self._encoder = encoder
         self._generator = generator
         self._kept_sources = kept_sources
+        self._drain = drain
 
     @property
     def model(self) -> ServedModel:
@@ -76,7 +79,7 @@ class ChatPipeline:
             created_s=self._model.created_s,
         )
 
-    async def run(self, request: ChatRequest, caller: Caller) -> AsyncGenerator[ChatDelta, None]:
+    def run(self, request: ChatRequest, caller: Caller) -> AsyncGenerator[ChatDelta, None]:
         """Answer ``request``.
 
         1. Check the request, render and encode the prompt; a text too long on its own ends here.
@@ -90,12 +93,15 @@ class ChatPipeline:
             request: Checked request.
             caller: Who asks.
 
-        Yields:
+        Returns:
             Deltas; the last one has ``finish`` set.
 
         Raises:
             ChiasmError: The request is refused or failed, also after some deltas.
         """
+        return self._drain.end_on_expiry(self._run(request, caller))
+
+    async def _run(self, request: ChatRequest, caller: Caller) -> AsyncGenerator[ChatDelta, None]:
         deadline = Deadline.after(caller.timeout_s)
         context = self._context(request, caller)
         bind_request_id(context.request_id)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field, SecretStr, field_validator
 
-from chiasm.common.config import ServiceSettings, SettingsGroup
+from chiasm.common.config import RedisUrl, ServiceSettings, SettingsGroup
 from chiasm.common.media import Modality
 
 from .content_format import ContentFormat
@@ -76,11 +76,14 @@ class PeerSettings(SettingsGroup):
     store_secret_file: Path = Field(
         description="File with the secret that embedding ids are made with; mode 0600."
     )
-    redis_url: str = Field(
+    redis_url: RedisUrl = Field(
         "", description="Redis of the embedding store; empty: look nothing up before encoding."
     )
     store_ttl_s: float = Field(
         24 * 3600.0, gt=0, description="Seconds an embedding is kept after its last use."
+    )
+    store_timeout_s: float = Field(
+        0.25, gt=0, description="Seconds Redis may take to answer before it is passed over."
     )
 
 

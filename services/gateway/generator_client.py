@@ -162,7 +162,11 @@ class GenerateCall:
 
     async def __aenter__(self) -> Self:
         self._retries.record_call()
-        await self._open()
+        try:
+            await self._open()
+        except BaseException as error:  # left while it sends: a caller may have been cancelled
+            await self._close(type(error), error, error.__traceback__)
+            raise
         return self
 
     async def __aexit__(
@@ -171,6 +175,9 @@ class GenerateCall:
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
+        if error is not None and error is self._failure:
+            # An encoder failed; its error says nothing about the generator.
+            kind = error = traceback = None
         await self._close(kind, error, traceback)
 
     def __aiter__(self) -> Self:
@@ -254,10 +261,11 @@ class GenerateCall:
             await send(self._rpc, request)
 
     async def _repeat_or_raise(self, error: grpc.aio.AioRpcError) -> None:
+        if self._failure is not None:
+            raise self._failure from None
         is_down = error.code() is grpc.StatusCode.UNAVAILABLE
-        failure = self._failure or error_from_rpc(error)
         if not is_down or not self._can_repeat or not self._retries.take():
-            raise failure from None
+            raise error_from_rpc(error) from None
         # The pool passes over an endpoint that is handed back with this error.
         await self._close(type(error), error, error.__traceback__)
         await wait_for_peer(self._pool, self._deadline)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from chiasm.common.errors import ChiasmError, MediaNotFoundError
+from chiasm.common.errors import ChiasmError, MediaNotFoundError, UnavailableError
 from chiasm.common.identity import source_digest
 from chiasm.common.media import CacheStatus
 from chiasm.common.media_resolver import MediaQuery
@@ -235,11 +235,7 @@ class MediaTask:
     async def _resend(self) -> None:
         try:
             if self._has_resent or not self.has_source:
-                raise MediaNotFoundError(
-                    f"Cache miss for {self._item.modality.value} at index {self._item.index} but"
-                    " data is not provided.",
-                    param=self._item.param,
-                )
+                raise self._lost()
             self._has_resent = True
             self._inline_ids.discard((await self.planned()).ref.embedding_id)
             await self._encode(inline=True)
@@ -248,6 +244,20 @@ class MediaTask:
         except Exception as error:  # top of a background task: ends the request
             log.exception("media_resend_failed", request_id=self._context.request_id)
             await self._fail(error)
+
+    def _lost(self) -> ChiasmError:
+        if self._item.source is None:
+            return MediaNotFoundError(
+                f"Cache miss for {self._item.modality.value} at index {self._item.index} but"
+                " data is not provided.",
+                param=self._item.param,
+            )
+        return UnavailableError(
+            "The embedding was evicted; please try again.",
+            reason="EMBEDDING_EXPIRED",
+            param=self._item.param,
+            retry_after_s=1.0,
+        )
 
     async def _fail(self, error: Exception) -> None:
         if not self._planned.done():

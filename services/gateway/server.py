@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import socket
 from typing import TYPE_CHECKING
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from chiasm.common.grpc_client import EndpointPool
     from chiasm.common.grpc_server import GrpcServer
 
+    from .drain import Drain
     from .stack_info import StackInfo
 
-_GRPC_GRACE_S = 1.0
+_ERROR_MARGIN_S = 2
 _READY_CHECK_S = 0.1
 
 log = structlog.get_logger(__name__)
@@ -43,7 +45,7 @@ class GatewayServer:
         pools: tuple[EndpointPool, ...],
         stack: StackInfo,
         store: EmbeddingStore | None,
-        drain_s: float,
+        drain: Drain,
     ) -> None:
         """Take the parts; nothing listens before ``start``.
 
@@ -53,15 +55,16 @@ class GatewayServer:
             pools: Endpoints of the peers.
             stack: What is known of the peers.
             store: The embedding store, to be closed at the end; ``None`` without one.
-            drain_s: Most seconds for running requests to end when the process is stopped.
+            drain: Bound on how long running answers go on when the process is stopped.
         """
         self._grpc_server = grpc_server
         self._pools = pools
         self._stack = stack
         self._store = store
-        self._drain_s = drain_s
+        self._drain = drain
         self._tasks: list[asyncio.Task[None]] = []
         self._is_ready = asyncio.Event()
+        self._is_stopping = asyncio.Event()
         self.http_port = 0
         self.grpc_port = 0
         self._http = _HttpServer(
@@ -74,7 +77,8 @@ class GatewayServer:
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=max(1, int(drain_s)),
+                # Answers that outlast the drain have this long to send their error.
+                timeout_graceful_shutdown=math.ceil(drain.max_s) + _ERROR_MARGIN_S,
             )
         )
 
@@ -86,10 +90,10 @@ class GatewayServer:
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._http.stop)
+            loop.add_signal_handler(number, self._is_stopping.set)
         try:
             await self.start(address)
-            await self.wait_stopped()
+            await self.wait_stopping()
         finally:
             await self.stop()
 
@@ -119,18 +123,30 @@ class GatewayServer:
         """Return when the first answer can be given; raise ``TimeoutError`` after ``timeout_s``."""
         await asyncio.wait_for(self._is_ready.wait(), timeout_s)
 
-    async def wait_stopped(self) -> None:
-        """Return when the HTTP server has ended, because of a signal or ``stop``."""
-        await self._tasks[0]
+    async def wait_stopping(self) -> None:
+        """Return when a signal came; raise if the HTTP server failed."""
+        stopping = asyncio.create_task(self._is_stopping.wait(), name="signals")
+        http = self._tasks[0]
+        await asyncio.wait({stopping, http}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if http.done():
+            http.result()
 
     async def stop(self) -> None:
-        """Refuse new requests, let running ones end, close everything; harmless if repeated."""
-        self._http.stop()
-        await asyncio.gather(*self._tasks[:1], return_exceptions=True)
-        for task in self._tasks:
+        """Refuse new requests, let running ones end, close everything; harmless if repeated.
+
+        Both APIs drain at once. Answers that still run after that get an error and a moment to
+        send it.
+        """
+        http, others = self._tasks[:1], self._tasks[1:]
+        for task in others:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._grpc_server.stop(min(self._drain_s, _GRPC_GRACE_S))
+        await asyncio.gather(*others, return_exceptions=True)
+        expiry = asyncio.get_running_loop().call_later(self._drain.max_s, self._drain.expire)
+        self._http.stop()
+        grpc_stop = self._grpc_server.stop(self._drain.max_s + _ERROR_MARGIN_S)
+        await asyncio.gather(grpc_stop, *http, return_exceptions=True)
+        expiry.cancel()
         await self._stack.close()
         for pool in self._pools:
             await pool.close()

@@ -19,11 +19,12 @@ from chiasm.common.cores import CorePageError, open_cores
 from chiasm.common.embedding_store import EmbeddingStore
 from chiasm.common.families import UnsupportedModelError
 from chiasm.common.grpc_server import AddressInUseError, GrpcServer
+from chiasm.common.guarded_redis import CallBudget
 from chiasm.common.half_load import CheckpointError
 from chiasm.common.limits import Limits
 from chiasm.common.logging import configure_logging
 from chiasm.common.media import RequestContext
-from chiasm.common.metrics import start_metrics_server
+from chiasm.common.metrics import MetricsPortError, start_metrics_server
 from chiasm.common.secrets import StoreSecrets, StoreSecretsError
 from chiasm.common.service_token import ServiceTokenError, load_service_token
 from chiasm.generator.admission import Admission, GenerationRequest, SamplingWishes
@@ -61,6 +62,7 @@ _START_ERRORS = (
     CacheTooSmallError,
     CheckpointError,
     CorePageError,
+    MetricsPortError,
     ServiceTokenError,
     StoreSecretsError,
     UnsupportedModelError,
@@ -187,7 +189,8 @@ def _connect_store(settings: GeneratorSettings) -> EmbeddingStore | None:
     if not settings.redis_url:
         return None
     secrets = StoreSecrets.load(settings.store_secret_file)
-    return EmbeddingStore.connect(settings.redis_url, secrets, settings.store_ttl_s)
+    budget = CallBudget.of(settings.store_timeout_s)
+    return EmbeddingStore.connect(settings.redis_url, secrets, settings.store_ttl_s, budget)
 
 
 async def _warm_up(generator: Generator) -> None:

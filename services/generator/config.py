@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from chiasm.common.config import ServiceSettings, SettingsGroup
+from chiasm.common.config import RedisUrl, ServiceSettings, SettingsGroup
 
 
 class ModelSettings(SettingsGroup):
@@ -90,12 +90,15 @@ class GeneratorSettings(ServiceSettings):
     )
     service_token_file: Path = Field(description="File with the stack's service token.")
     store_secret_file: Path = Field(description="File with the secrets of the embedding store.")
-    redis_url: str = Field(
+    redis_url: RedisUrl = Field(
         default="",
         description="Redis that keeps embeddings; empty: they all come with the requests.",
     )
     store_ttl_s: float = Field(
         default=24 * 3600.0, gt=0, description="Seconds an embedding is kept after its last use."
+    )
+    store_timeout_s: float = Field(
+        default=0.25, gt=0, description="Seconds Redis may take to answer before it is passed over."
     )
     core_page: Path | None = Field(
         default=None, description="File by which services of one host share its cores."

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
+from chiasm.common.embedding_store import DEFAULT_TTL_S, EmbeddingStore
+from chiasm.common.guarded_redis import CallBudget
 from chiasm.common.media import (
     DataType,
     Embedding,
@@ -15,6 +18,11 @@ from chiasm.common.media import (
     TensorSpec,
     TokenRun,
 )
+
+if TYPE_CHECKING:
+    from chiasm.common.secrets import StoreSecrets
+
+_PATIENCE_S = 1.0
 
 
 def make_ref(
@@ -53,3 +61,10 @@ def make_layout(ref: EmbeddingRef) -> MediaLayout:
         spatial_merge_size=2,
         timestamps_s=(0.0, 0.5),
     )
+
+
+def patient_store(
+    redis_url: str, secrets: StoreSecrets, ttl_s: float = DEFAULT_TTL_S
+) -> EmbeddingStore:
+    """Return a store that waits for a Redis which is well, however busy the machine is."""
+    return EmbeddingStore.connect(redis_url, secrets, ttl_s, CallBudget.of(_PATIENCE_S))

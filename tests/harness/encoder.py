@@ -156,7 +156,7 @@ class EncoderProcess:
             *("--redis-url", redis_url, "--dtype", "float32", "--device", "cpu", "--cores", "1"),
             *("--service-token-file", str(state_dir / "service_token")),
             *("--store-secret-file", str(state_dir / "store_secret")),
-            *flags,
+            *("--store-timeout-s", "2", *flags),
         ]
         self._process: asyncio.subprocess.Process | None = None
         self._log: asyncio.Task[None] | None = None

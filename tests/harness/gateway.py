@@ -152,7 +152,8 @@ async def run_gateway(path: Path, flags: Sequence[str] = ()) -> AsyncIterator[Ga
         *("--encoders", f"127.0.0.1:{encoder_port}"),
         *("--generators", f"127.0.0.1:{generator_port}"),
         *("--service-token-file", str(path / "service_token")),
-        *("--store-secret-file", str(path / "store_secret"), "--drain-s", "0", *flags),
+        *("--store-secret-file", str(path / "store_secret"), "--drain-s", "0"),
+        *("--store-timeout-s", "2", *flags),
     ]
     server = build_server(load_settings(GatewaySettings, "gateway", arguments, {}))
     await server.start("127.0.0.1:0")

@@ -54,7 +54,8 @@ class Stack:
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "chiasm.cli.main", "up", str(model), "--port", "0"),
-                *("--state-dir", str(self.state_dir), "--drain-s", "5", *flags),
+                *("--state-dir", str(self.state_dir), "--drain-s", "5"),
+                *("--store-timeout-s", "2", *flags),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

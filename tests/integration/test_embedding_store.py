@@ -14,7 +14,7 @@ from chiasm.common.embedding_store import EmbeddingStore, StoredEmbedding
 from chiasm.common.media import DataType, EmbeddingRef, TensorRole, TensorSpec
 from chiasm.common.metrics import STORE_BAD_ENTRIES
 from chiasm.common.secrets import StoreSecrets
-from tests.fakes.embeddings import make_embedding, make_layout, make_ref
+from tests.fakes.embeddings import make_embedding, make_layout, make_ref, patient_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,7 +30,7 @@ _TTL_S = 100.0
 
 @pytest_asyncio.fixture
 async def store(redis_server: RedisServer) -> AsyncIterator[EmbeddingStore]:
-    store = EmbeddingStore.connect(redis_server.url, _SECRETS, _TTL_S)
+    store = patient_store(redis_server.url, _SECRETS, _TTL_S)
     yield store
     await store.close()
 
@@ -94,7 +94,7 @@ async def test_another_secret_finds_nothing(
 ) -> None:
     ref = make_ref()
     await _put(store, ref)
-    other = EmbeddingStore.connect(redis_server.url, StoreSecrets.generate(), _TTL_S)
+    other = patient_store(redis_server.url, StoreSecrets.generate(), _TTL_S)
 
     assert await other.lookup("a", ref.embedding_id) is None
     await other.close()
@@ -104,8 +104,8 @@ async def test_a_rotated_secret_still_finds_what_the_old_one_stored(
     redis_server: RedisServer,
 ) -> None:
     old, new = bytes([1] * 32), bytes([2] * 32)
-    before = EmbeddingStore.connect(redis_server.url, StoreSecrets((old,)))
-    after = EmbeddingStore.connect(redis_server.url, StoreSecrets((new, old)))
+    before = patient_store(redis_server.url, StoreSecrets((old,)))
+    after = patient_store(redis_server.url, StoreSecrets((new, old)))
     ref = make_ref()
     await _put(before, ref)
 

@@ -10,11 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from chiasm.common.embedding_store import EmbeddingStore
 from chiasm.common.secrets import StoreSecrets, tenant_tag
-from tests.fakes.embeddings import make_embedding, make_layout, make_ref
+from tests.fakes.embeddings import make_embedding, make_layout, make_ref, patient_store
 
 if TYPE_CHECKING:
+    from chiasm.common.embedding_store import EmbeddingStore
     from chiasm.common.media import EmbeddingRef
 
 pytestmark = pytest.mark.integration
@@ -47,7 +47,7 @@ def test_an_entry_with_any_byte_changed_added_or_lost_is_a_miss(
     redis_url: str, key_index: int, position: float, change: int, length_change: int
 ) -> None:
     async def run() -> None:
-        store = EmbeddingStore.connect(redis_url, _SECRETS)
+        store = patient_store(redis_url, _SECRETS)
         async with Redis.from_url(redis_url) as admin:
             await _put_all(store, admin)
             key = (await _keys(admin, _REFS[0]))[key_index]
@@ -74,7 +74,7 @@ def test_an_entry_under_which_another_value_was_put_is_a_miss(
     assume(source != target)
 
     async def run() -> None:
-        store = EmbeddingStore.connect(redis_url, _SECRETS)
+        store = patient_store(redis_url, _SECRETS)
         async with Redis.from_url(redis_url) as admin:
             await _put_all(store, admin)
             keys = [key for ref in _REFS for key in await _keys(admin, ref)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from typing import TYPE_CHECKING, Any
@@ -271,6 +272,31 @@ async def test_a_body_without_length_is_refused_when_it_grows_over_the_limit(
     async with gateway.http.post(url, data=endless(), headers=headers) as response:
         assert response.status == 413
         assert (await response.json())["error"]["code"] == "too_large"
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_the_client_s_fault(tmp_path: Path) -> None:
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(5)
+
+    async with run_gateway(tmp_path, ["--body-timeout-s", "0.2"]) as gateway:
+        headers = {"content-type": "application/json"}
+        url = f"{gateway.url}/v1/chat/completions"
+        async with gateway.http.post(url, data=slowly(), headers=headers) as response:
+            assert response.status == 408
+            assert (await response.json())["error"]["code"] == "body_timeout"
+
+
+async def test_template_variables_nested_too_deeply_are_named(gateway: Gateway) -> None:
+    nested = b'{"a":' * 300 + b"1" + b"}" * 300
+    messages = b'"messages":[{"role":"user","content":"x"}]'
+
+    reply = await gateway.post(
+        None, data=b'{"chat_template_kwargs":' + nested + b"," + messages + b"}"
+    )
+
+    assert reply.status == 400
+    assert reply.error["param"] == "chat_template_kwargs"
 
 
 async def test_a_media_item_over_its_limit_is_too_large(tmp_path: Path) -> None:

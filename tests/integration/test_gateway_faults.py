@@ -83,8 +83,9 @@ async def test_an_embedding_lost_twice_ends_the_request(gateway: Gateway) -> Non
 
     reply = await gateway.ask([image_part(b"a")])
 
-    assert reply.status == 400
-    assert reply.error["code"] == "media_not_found"
+    assert reply.status == 503
+    assert reply.headers["retry-after"] == "1"
+    assert reply.error["code"] == "embedding_expired"
     assert reply.error["param"] == "messages[0].content[0]"
 
 
@@ -95,8 +96,8 @@ async def test_a_source_that_was_not_kept_cannot_be_encoded_again(tmp_path: Path
 
         reply = await gateway.ask([image_part(b"a")])
 
-    assert reply.status == 400
-    assert reply.error["message"] == "Cache miss for image at index 0 but data is not provided."
+    assert reply.status == 503
+    assert reply.error["message"] == "The embedding was evicted; please try again."
 
 
 async def test_a_failure_after_the_plan_ends_the_request_with_its_own_error(
@@ -116,6 +117,30 @@ async def test_a_failure_after_the_plan_ends_the_request_with_its_own_error(
     assert reply.error["param"] == "messages[0].content[1]"
     (failure,) = gateway.generator.failures
     assert failure.reason == "INVALID_MEDIA"
+
+
+async def test_an_encoder_that_fails_late_leaves_the_generator_in_use(gateway: Gateway) -> None:
+    gateway.encoder.late_errors[b"a"] = UnavailableError("The encoder is gone.")
+
+    assert (await gateway.ask([image_part(b"a")])).status == 503
+    assert len(gateway.generator.starts) == 1
+    assert (await gateway.ask("only text")).status == 200
+
+
+async def test_a_client_that_leaves_while_the_prompt_is_sent_cancels_its_generation(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(call: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("chiasm.gateway.generator_client.finish_sending", never)
+    asking = asyncio.create_task(gateway.ask("go on"))
+    gateway.generator.script = Script(deltas=[[65]], hangs=True)
+    await asyncio.wait_for(gateway.generator.started.wait(), WAIT_S)
+
+    asking.cancel()
+
+    await asyncio.wait_for(gateway.generator.cancelled.wait(), WAIT_S)
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["plain", "stream"])

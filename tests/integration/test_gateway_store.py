@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from chiasm.common.embedding_store import EmbeddingStore
 from chiasm.common.identity import source_digest
 from chiasm.common.media import Embedding, EmbeddingRef, Modality, ProcessingOptions, RequestContext
 from chiasm.common.media_resolver import MediaQuery, MediaResolver
 from chiasm.common.secrets import StoreSecrets
+from tests.fakes.embeddings import patient_store
 from tests.fakes.generator_service import Script
 from tests.harness.gateway import image_part, run_gateway
 
@@ -39,7 +39,7 @@ async def store_image(
 ) -> EmbeddingRef:
     """Put the embedding of an image into the store, as an encoder would."""
     secrets = StoreSecrets.load(path / "store_secret")
-    store = EmbeddingStore.connect(redis_url, secrets)
+    store = patient_store(redis_url, secrets)
     resolver = MediaResolver(store, secrets, gateway.encoder.fingerprint)
     digest = source_digest(data)
     query = MediaQuery(Modality.IMAGE, ProcessingOptions(), uuid=uuid, source_digest=digest)

@@ -11,16 +11,17 @@ import grpc
 import pytest
 
 from chiasm.common.convert import span_to_proto
-from chiasm.common.embedding_store import EmbeddingStore
 from chiasm.common.grpc_client import error_from_rpc, open_channel
 from chiasm.v1 import generator_pb2, generator_pb2_grpc, media_pb2
 from tests.fakes.checkpoints import make_llava, make_qwen2_5_vl, make_qwen2_vl
+from tests.fakes.embeddings import patient_store
 from tests.fakes.whole_model import WholeModel
 from tests.harness.generator_process import GeneratorProcess
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
+    from chiasm.common.embedding_store import EmbeddingStore
     from chiasm.common.errors import ChiasmError
     from chiasm.v1.generator_pb2_grpc import GeneratorServiceAsyncStub
     from tests.fakes.whole_model import MediaPrompt
@@ -74,7 +75,7 @@ async def _open_stub(process: GeneratorProcess) -> AsyncIterator[GeneratorServic
 
 @pytest.fixture
 async def store(server: Server) -> AsyncIterator[EmbeddingStore]:
-    store = EmbeddingStore.connect(server.redis_url, server.process.secrets)
+    store = patient_store(server.redis_url, server.process.secrets)
     yield store
     await store.close()
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from chiasm.common.embedding_store import EmbeddingStore
 from chiasm.common.errors import (
     ConflictError,
     InvalidRequestError,
@@ -21,7 +20,7 @@ from chiasm.common.identity import source_digest
 from chiasm.common.media import Modality, ProcessingOptions, RequestContext
 from chiasm.common.media_resolver import MediaQuery, MediaResolver, Resolution
 from chiasm.common.secrets import StoreSecrets
-from tests.fakes.embeddings import make_embedding, make_layout, make_ref
+from tests.fakes.embeddings import make_embedding, make_layout, make_ref, patient_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,7 +41,7 @@ class _Stack:
     """A resolver and what the encoder does around it."""
 
     def __init__(self, url: str, secrets: StoreSecrets = _SECRETS) -> None:
-        self.store = EmbeddingStore.connect(url, secrets)
+        self.store = patient_store(url, secrets)
         self.secrets = secrets
         self.resolver = MediaResolver(self.store, secrets, _FINGERPRINT)
 
@@ -340,4 +339,4 @@ async def test_without_the_store_items_with_data_go_on_and_null_media_is_unavail
     assert not await stack.resolver.bind(_CONTEXT, _named(), _CAT)
     with pytest.raises(StoreUnavailableError):
         await stack.resolve(_named())
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 10.0

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from chiasm.common.embedding_store import EmbeddingStore, StoredEmbedding
+from chiasm.common.embedding_store import StoredEmbedding
 from chiasm.common.errors import InvalidRequestError
 from chiasm.common.lease import LeaseSettings
 from chiasm.common.secrets import StoreSecrets
 from chiasm.common.single_flight import SingleFlight
-from tests.fakes.embeddings import make_embedding, make_layout, make_ref
+from tests.fakes.embeddings import make_embedding, make_layout, make_ref, patient_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,7 +33,7 @@ class _Process:
     """What one encoder process has: its own connections and its own flights."""
 
     def __init__(self, url: str, settings: LeaseSettings = _SETTINGS) -> None:
-        self.store = EmbeddingStore.connect(url, _SECRETS)
+        self.store = patient_store(url, _SECRETS)
         self.flights: SingleFlight[str] = SingleFlight(self.store, settings)
         self.num_encodes = 0
         self.is_encoding = asyncio.Event()
@@ -201,7 +201,7 @@ async def test_a_leader_killed_by_the_system_is_replaced(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     secret_file = tmp_path / "store_secret"
-    heir = EmbeddingStore.connect(redis_server.url, StoreSecrets.load_or_create(secret_file))
+    heir = patient_store(redis_server.url, StoreSecrets.load_or_create(secret_file))
     flights: SingleFlight[str] = SingleFlight(heir, LeaseSettings(check_s=0.05))
     command = [sys.executable, "-m", "tests.fakes.lease_holder", redis_server.url]
     leader = await asyncio.create_subprocess_exec(
@@ -282,7 +282,7 @@ async def test_without_the_store_every_process_encodes_for_itself(
     async def encode() -> str:
         return "local"
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         assert await first.flights.run("a", _REF.embedding_id, encode) == "local"
 
 

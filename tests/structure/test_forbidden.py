@@ -15,6 +15,7 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "torch.load", "numpy.load", "np.lo
 SETTINGS_MODULES = {
     "services/common/config.py",
     "chiasm/cli/child.py",  # hands the environment on to the services
+    "chiasm/cli/thread_env.py",  # sets what libraries read
     "chiasm/cli/up_settings.py",  # XDG_STATE_HOME decides a default
 }
 EMOJI = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf\u2b50\u2b55\ufe0f]")

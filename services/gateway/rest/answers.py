@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import orjson
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from chiasm.common.errors import ChiasmError, DeadlineExceededError
 
 from ..chat_events import collect
-from .disconnect import run_until_disconnect
+from .disconnect import ClientStalledError, run_until_disconnect
 from .errors import JSON_TYPE, envelope, error_response, internal_error
 from .sse import ChunkWriter, error_event, stream_chunks
 from .usage import usage_to_json
@@ -54,7 +55,7 @@ class PlainAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the pipeline and send its answer."""
-        await run_until_disconnect(receive, self._answer(scope, receive, send))
+        await run_until_disconnect(receive, send, partial(self._answer, scope, receive))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         source = self._source
@@ -95,7 +96,7 @@ class StreamedAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the pipeline and send what it yields."""
-        await run_until_disconnect(receive, self._answer(scope, receive, send))
+        await run_until_disconnect(receive, send, partial(self._answer, scope, receive))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._source.deltas) as deltas:
@@ -137,6 +138,8 @@ class StreamedAnswer(Response):
         try:
             async for event in events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
+        except ClientStalledError:
+            raise
         except ChiasmError as error:
             body = error_event(envelope(error))
             await send({"type": "http.response.body", "body": body, "more_body": True})

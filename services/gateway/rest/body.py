@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from starlette.requests import ClientDisconnect
 
 from chiasm.common.errors import (
-    DeadlineExceededError,
     InvalidRequestError,
     OverloadedError,
     TooLargeError,
@@ -21,6 +20,12 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from ..budgets import ByteBudget
+
+
+class BodyTimeoutError(InvalidRequestError):
+    """The client did not send its body in time."""
+
+    default_reason = "BODY_TIMEOUT"
 
 
 class BodyReader:
@@ -46,7 +51,7 @@ class BodyReader:
             InvalidRequestError: The content type is not JSON, or the client is gone.
             TooLargeError: The body is over the limit; what was read is dropped.
             OverloadedError: All bodies together are over the budget.
-            DeadlineExceededError: The body did not arrive in time.
+            BodyTimeoutError: The body did not arrive in time.
         """
         _check_content_type(request)
         announced = request.headers.get("content-length", "")
@@ -68,7 +73,7 @@ class BodyReader:
                     held.add(len(part))
                     parts.append(part)
         except TimeoutError:
-            raise DeadlineExceededError("The body of the request did not arrive in time.") from None
+            raise BodyTimeoutError("The body of the request did not arrive in time.") from None
         except ClientDisconnect:
             raise InvalidRequestError("The client went away before its request was read.") from None
         return b"".join(parts)

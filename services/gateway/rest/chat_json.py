@@ -202,7 +202,11 @@ def _take_stop(fields: Fields) -> list[str]:
 def _take_template(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> None:
     variables = fields.take_object("chat_template_kwargs")
     if variables:
-        message.template_kwargs_json = orjson.dumps(variables)
+        try:
+            message.template_kwargs_json = orjson.dumps(variables)
+        except orjson.JSONEncodeError:  # it writes fewer levels than it reads
+            name = "chat_template_kwargs"
+            raise fields.error(name, f"{name} is nested too deeply.") from None
     adds_prompt = fields.take_bool("add_generation_prompt")
     if adds_prompt is not None:
         message.add_generation_prompt = adds_prompt

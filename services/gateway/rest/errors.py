@@ -28,6 +28,8 @@ from chiasm.common.errors import (
 )
 from chiasm.common.logging import current_request_id
 
+from .body import BodyTimeoutError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -40,6 +42,7 @@ HTTP_STATUS: dict[type[ChiasmError], int] = {
     InvalidRequestError: 400,
     MediaFetchError: 422,
     TooLargeError: 413,
+    BodyTimeoutError: 408,
     UnauthenticatedError: 401,
     NotFoundError: 404,
     MediaNotFoundError: 400,
@@ -89,6 +92,8 @@ def error_response(error: ChiasmError) -> Response:
     if status in (429, 503):
         retry_after_s = error.retry_after_s or _DEFAULT_RETRY_AFTER_S
         headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
+    if status == 408:
+        headers["connection"] = "close"  # the rest of the body may still come
     if status == 409:
         headers["x-should-retry"] = "false"
     if status == 401:

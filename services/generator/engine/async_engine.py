@@ -149,6 +149,7 @@ class AsyncEngine:
         """
         while not self._commands.empty() or not self._engine.has_work:
             if self._commands.empty():
+                self._engine.report_state()
                 self._threads.rest()
             command = self._commands.get()
             if command is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from chiasm.generator.engine.outputs import (
+    EngineState,
     Failed,
     Finished,
     FinishReason,
@@ -39,12 +40,20 @@ class Runner(Protocol):
         """Return the sampled token by ``seq_id``; ``None`` where the logits were not finite."""
         ...
 
+    def check_alive(self) -> None:
+        """Raise if the device can compute nothing more, after ``execute`` has raised."""
+        ...
+
 
 class StepObserver(Protocol):
-    """Is told the figures of each step."""
+    """Is told the figures of each step, and what the engine holds when it goes idle."""
 
     def observe(self, statistics: StepStatistics) -> None:
         """Take note of one step."""
+        ...
+
+    def observe_state(self, state: EngineState) -> None:
+        """Take note of what the engine holds outside of a step."""
         ...
 
 
@@ -115,6 +124,9 @@ class Engine:
 
         Returns:
             What happened to each sequence of the step.
+
+        Raises:
+            Exception: The device is lost; the engine is of no use any more.
         """
         started = self._clock()
         step = self._scheduler.schedule()
@@ -141,6 +153,18 @@ class Engine:
         self._report(step, results, durations, times)
         return results
 
+    def report_state(self) -> None:
+        """Tell the observers what the engine holds now, outside of a step."""
+        blocks = self._scheduler.blocks
+        state = EngineState(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_used_blocks=blocks.num_used_blocks,
+            num_blocks=blocks.num_blocks,
+        )
+        for observer in self._observers:
+            observer.observe_state(state)
+
     def _execute(self, step: ScheduledStep) -> Mapping[int, int | None] | Exception:
         # Models are third-party code on arbitrary checkpoints and may raise anything; the other
         # sequences must not suffer for it.
@@ -148,6 +172,9 @@ class Engine:
             return self._runner.execute(step)
         except Exception as error:
             log.exception("forward_failed", num_sequences=len(step.sequences))
+            # A fault on a device stays: every later forward would fail while the service looks
+            # healthy, so what this raises must end the process.
+            self._runner.check_alive()
             failure = ForwardError("The forward of a step failed.")
             failure.__cause__ = error
             return failure

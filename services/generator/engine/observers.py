@@ -11,7 +11,7 @@ from chiasm.common import metrics
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from chiasm.generator.engine.outputs import StepStatistics
+    from chiasm.generator.engine.outputs import EngineState, StepStatistics
 
 
 class StepMetrics:
@@ -30,12 +30,9 @@ class StepMetrics:
 
     def observe(self, statistics: StepStatistics) -> None:
         """Take note of one step."""
-        self._running.set(statistics.num_running)
-        self._waiting.set(statistics.num_waiting)
-        self._usage.set(statistics.num_used_blocks / statistics.num_blocks)
+        self.observe_state(statistics.state)
         self._preemptions.inc(statistics.num_preemptions)
         self._tokens.observe(statistics.num_prefill_tokens + statistics.num_decode_tokens)
-        metrics.GENERATOR_BLOCKS_USED.set(statistics.num_used_blocks)
         metrics.GENERATOR_STEP_SEQUENCES.observe(statistics.num_sequences)
         metrics.GENERATOR_STEP_SECONDS.observe(
             statistics.schedule_s + statistics.execute_s + statistics.update_s
@@ -44,6 +41,13 @@ class StepMetrics:
             self._queue_s.observe(times.queue_s)
             self._prefill_s.observe(times.prefill_s)
             self._decode_s.observe(times.decode_s)
+
+    def observe_state(self, state: EngineState) -> None:
+        """Take note of what the engine holds."""
+        self._running.set(state.num_running)
+        self._waiting.set(state.num_waiting)
+        self._usage.set(state.num_used_blocks / state.num_blocks)
+        metrics.GENERATOR_BLOCKS_USED.set(state.num_used_blocks)
 
 
 class StepTrace:
@@ -55,6 +59,9 @@ class StepTrace:
     def observe(self, statistics: StepStatistics) -> None:
         """Write one line."""
         self._file.write(json.dumps(dataclasses.asdict(statistics)) + "\n")
+
+    def observe_state(self, state: EngineState) -> None:
+        """Write nothing: there was no step."""
 
     def close(self) -> None:
         """Close the file."""

@@ -76,6 +76,23 @@ class SequenceTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the engine holds between two steps.
+
+    Attributes:
+        num_running: Running sequences.
+        num_waiting: Sequences that wait for room or for embeddings.
+        num_used_blocks: Blocks in block tables.
+        num_blocks: Blocks of the KV cache.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_used_blocks: int
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepStatistics:
     """Figures of one step, for metrics and the step trace.
 
@@ -110,3 +127,10 @@ class StepStatistics:
     execute_s: float
     update_s: float
     finished: tuple[SequenceTimes, ...] = ()
+
+    @property
+    def state(self) -> EngineState:
+        """What the engine holds after the step."""
+        return EngineState(
+            self.num_running, self.num_waiting, self.num_used_blocks, self.num_blocks
+        )

@@ -43,3 +43,11 @@ class ModelRunner:
             [sequence.num_tokens for sequence in sequences],
         )
         return {sequence.seq_id: token for sequence, token in zip(sequences, sampled, strict=True)}
+
+    def check_alive(self) -> None:
+        """Wait for the device; raise its error if it can compute nothing more.
+
+        A fault inside a CUDA kernel is sticky: it makes every later call of the process fail.
+        """
+        if self._decoder.device.type == "cuda":
+            torch.cuda.synchronize(self._decoder.device)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from chiasm.cli.console import Console, LogLine
 from chiasm.cli.service_log import ServiceLog
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def line(**fields: object) -> LogLine:
@@ -102,3 +99,50 @@ def test_log_file_is_private_and_never_larger_than_its_bound_twice(tmp_path: Pat
     assert path.stat().st_size <= 100
     assert (tmp_path / "encoder.log.1").stat().st_size <= 100
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+class FullDisk(io.StringIO):
+    """A stream that takes nothing, like a closed terminal or a full disk."""
+
+    def write(self, text: str) -> int:
+        """Refuse."""
+        raise OSError(28, "No space left on device")
+
+
+def test_stream_that_takes_nothing_is_no_error() -> None:
+    console = Console(FullDisk(), FullDisk(), "debug")
+    closed = io.StringIO()
+    closed.close()
+
+    console.state("redis", "here", "ready")
+    assert console.log("redis", line(level="error", event="happened"))
+    Console(closed, closed, "debug").line("text")
+
+
+def test_line_of_endless_brackets_is_text() -> None:
+    text = '{"a":' * 100_000
+
+    assert LogLine.parse(text).fields == {}
+
+
+def test_log_that_could_not_move_on_takes_later_lines(tmp_path: Path) -> None:
+    log = ServiceLog(tmp_path / "redis.log", max_bytes=8)
+    log.write("first")
+    (tmp_path / "redis.log.1").mkdir()
+
+    with pytest.raises(IsADirectoryError):
+        log.write("second")
+    (tmp_path / "redis.log.1").rmdir()
+    log.write("third")
+    log.close()
+
+    assert (tmp_path / "redis.log").read_text() == "third\n"
+    assert (tmp_path / "redis.log.1").read_text() == "first\n"
+
+
+def test_line_that_found_no_room_is_not_kept_for_later() -> None:
+    log = ServiceLog(Path("/dev/full"))
+
+    with pytest.raises(OSError, match="No space"):
+        log.write("lost")
+    log.close()

@@ -44,7 +44,14 @@ def test_given_redis_is_used_and_none_is_started(state_dir: Path) -> None:
 
     assert "redis" not in [spec.name for spec in specs]
     for spec in specs:
-        assert "redis://elsewhere:6379/0" in spec.command
+        service = spec.name.partition("-")[0].upper()
+        assert spec.env[f"CHIASM_{service}_REDIS_URL"] == "redis://elsewhere:6379/0"
+
+
+def test_password_of_redis_is_in_no_command_line(state_dir: Path) -> None:
+    specs = layout(state_dir, "--redis-url", "redis://:secret@elsewhere:6379/0").specs()
+
+    assert not [part for spec in specs for part in spec.command if "secret@" in part]
 
 
 def test_every_command_line_is_understood_by_its_service(state_dir: Path) -> None:
@@ -52,7 +59,7 @@ def test_every_command_line_is_understood_by_its_service(state_dir: Path) -> Non
         service = spec.name.partition("-")[0]
         module = spec.command.index(f"chiasm.{service}")
 
-        settings = load_settings(MODELS[service], service, spec.command[module + 1 :], {})
+        settings = load_settings(MODELS[service], service, spec.command[module + 1 :], spec.env)
 
         fields = settings.log_fields()
         assert fields["model"] == "models/demo"
@@ -82,7 +89,7 @@ def test_flags_of_users_win_over_those_of_the_layout(state_dir: Path) -> None:
     command = specs[-1].command
 
     settings = load_settings(
-        MODELS["gateway"], "gateway", command[command.index("chiasm.gateway") + 1 :], {}
+        MODELS["gateway"], "gateway", command[command.index("chiasm.gateway") + 1 :], specs[-1].env
     )
 
     assert settings.log_fields()["drain_s"] == 7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chiasm.cli.supervisor import RestartPolicy, StartError
+from chiasm.cli.child import Child
+from chiasm.cli.console import Console
+from chiasm.cli.supervisor import RestartPolicy, StartError, Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
-    from chiasm.cli.supervisor import Supervisor
+    from chiasm.cli.child import ServiceSpec
     from tests.unit.cli.conftest import Stack
 
 OBEYS = """
@@ -251,3 +254,67 @@ async def test_children_end_when_the_supervisor_is_killed(stack: Stack, tmp_path
     await process.wait()
 
     await wait_until_ended(pid)
+
+
+async def test_lines_that_cannot_be_kept_do_not_disturb_the_service(stack: Stack) -> None:
+    def take(name: str, text: str) -> None:
+        stack.output.take(name, text)
+        raise OSError(28, "No space left on device")
+
+    spec = stack.spec("store", OBEYS)
+    supervisor = Supervisor([spec], Console(io.StringIO(), io.StringIO(), "debug"), take)
+
+    async with running(stack, supervisor):
+        assert len(supervisor.pids) == 1
+
+    assert stack.output.lines == [("store", "up"), ("store", "down")]
+
+
+async def test_reader_survives_whatever_becomes_of_its_lines(stack: Stack) -> None:
+    seen: list[str] = []
+
+    def refuse(text: str) -> None:
+        seen.append(text)
+        raise ValueError("I/O operation on closed file")
+
+    child = await Child.start(stack.spec("talker", "print(1); print(2, end='')"), refuse)
+
+    assert await child.wait() == 0
+    await child.kill()
+    assert seen == ["1", "2"]
+
+
+async def test_restart_that_finds_no_process_is_tried_again(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its first end has status 2, which must not be taken for that of the attempts without process.
+    supervisor = stack.supervisor(
+        [stack.spec("store", "print('up'); time.sleep(0.2); sys.exit(2)")]
+    )
+    start, num_starts = Child.start, 0
+
+    async def start_sometimes(spec: ServiceSpec, on_line: Callable[[str], None]) -> Child:
+        nonlocal num_starts
+        num_starts += 1
+        if num_starts in (2, 3):
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return await start(spec, on_line)
+
+    monkeypatch.setattr(Child, "start", start_sometimes)
+    async with running(stack, supervisor):
+        await stack.output.wait_for_line("store", "up", 2)
+
+    states = "\n".join(stack.state_lines())
+    assert states.count("no process could be started: Resource temporarily unavailable") == 2
+
+
+async def test_first_start_that_never_finds_a_process_is_given_up(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(spec: ServiceSpec, on_line: Callable[[str], None]) -> Child:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Child, "start", refuse)
+
+    with pytest.raises(StartError, match="no process could be started: Too many open files"):
+        await stack.supervisor([stack.spec("store", OBEYS)]).run(stack.on_ready)

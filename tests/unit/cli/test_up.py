@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
+import io
 import os
+import signal
+import socket
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
 
-from chiasm.cli.up import run_up
+from chiasm.cli.console import Console
+from chiasm.cli.stack_files import StackFiles
+from chiasm.cli.supervisor import Supervisor
+from chiasm.cli.up import _hold_state_dir, _stop_on_signals, run_up
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +30,7 @@ MODEL = "models/demo"
         ([], "--model is required"),
         (["m", "--encodres", "2"], "did you mean --encoders?"),
         (["m", "--encoders", "many"], "--encoders: "),
+        (["m", "--redis-url", "redis+cluster://h"], "Cluster and Sentinel are not supported yet"),
         ([MODEL, "--trust-remote-code"], "is refused"),
         ([MODEL, "--dtype", "int3"], "--dtype: "),
         (["m", "--config", "/absent.toml"], "cannot be read"),
@@ -61,3 +70,58 @@ def test_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert caught.value.code == 0
     assert "--encoders" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--port", "--grpc-port"])
+def test_port_that_is_taken_is_told_before_anything_starts(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as state_dir,
+        socket.create_server(("", 0)) as taken,
+    ):
+        port = taken.getsockname()[1]
+        flags = ["--port", "0", "--grpc-port", "0", flag, str(port), "--state-dir", state_dir]
+
+        assert run_up([MODEL, *flags]) == 2
+
+    error = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in error
+    assert error.count("\n") == 1
+
+
+def test_core_page_of_an_earlier_stack_is_removed(tmp_path: Path) -> None:
+    files = StackFiles(tmp_path)
+    files.core_page.write_bytes(b"CHIASMC1")
+
+    with _hold_state_dir(files):
+        assert not files.core_page.exists()
+
+
+def test_lack_of_processes_is_not_taken_for_another_stack(tmp_path: Path) -> None:
+    with pytest.raises(BlockingIOError), _hold_state_dir(StackFiles(tmp_path)):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
+async def test_closed_terminal_stops_the_stack_except_under_nohup() -> None:
+    console = Console(io.StringIO(), io.StringIO(), "info")
+    loop = asyncio.get_running_loop()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        _stop_on_signals(Supervisor([], console, lambda _name, _text: None))
+        assert not loop.remove_signal_handler(signal.SIGHUP)
+
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        supervisor = Supervisor([], console, lambda _name, _text: None)
+        _stop_on_signals(supervisor)
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(5):
+            await supervisor.run(_do_nothing)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+        signal.signal(signal.SIGHUP, before)
+
+
+async def _do_nothing() -> None:
+    """Take the news that all is ready."""

@@ -129,15 +129,15 @@ def test_slot_of_a_dead_process_is_claimed_anew(
     busy_peer.kill()
     busy_peer.wait()
 
-    slots = [page.claim(f"service-{index}") for index in range(32)]
+    slots = [page.claim(f"service-{index}") for index in range(128)]
 
-    assert len(slots) == 32
+    assert len(slots) == 128
 
 
 def test_page_with_every_slot_taken_refuses_another(page: CorePage) -> None:
-    slots = [page.claim(f"service-{index}") for index in range(32)]
+    slots = [page.claim(f"service-{index}") for index in range(128)]
 
-    with pytest.raises(CorePageError, match="All 32 slots"):
+    with pytest.raises(CorePageError, match="All 128 slots"):
         page.claim("one too many")
 
     slots[7].release()
@@ -183,3 +183,11 @@ def test_with_a_page_a_slot_is_opened(tmp_path: Path) -> None:
 
 def test_counted_cores_do_not_exceed_the_affinity() -> None:
     assert 1 <= count_cores() <= len(os.sched_getaffinity(0))
+
+
+def test_page_has_room_for_every_process_of_the_largest_stack(page: CorePage) -> None:
+    slots = [page.claim(f"encoder-{index}") for index in range(64)]
+
+    slots.append(page.claim("generator"))
+
+    assert len({slot._start for slot in slots}) == 65

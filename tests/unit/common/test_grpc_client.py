@@ -226,6 +226,16 @@ async def test_draining_endpoint_gets_no_new_calls(servers: list[EchoServer]) ->
         assert pool.serving_addresses == (servers[1].address,)
 
 
+async def test_watching_does_not_hold_up_a_server_that_stops(servers: list[EchoServer]) -> None:
+    pool = EndpointPool(servers[0].address, TOKEN)
+
+    async with started(pool):
+        async with asyncio.timeout(5):
+            await servers[0].stop(grace_s=30.0)
+
+        assert not pool.is_serving
+
+
 async def test_no_serving_endpoint_is_unavailable_with_a_time_to_retry() -> None:
     pool = EndpointPool("127.0.0.1:1", TOKEN, peer="encoder")
     await pool.start()

@@ -143,3 +143,32 @@ def test_folder_without_weights_is_refused(qwen: Path, tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="weights"):
         load_half(tmp_path, "generator")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 4, 100])
+def test_truncated_weights_are_refused(qwen: Path, tmp_path: Path, num_bytes: int) -> None:
+    (tmp_path / "config.json").write_text((qwen / "config.json").read_text())
+    weights = (qwen / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:num_bytes])
+
+    with pytest.raises(CheckpointError, match=r"^Cannot load the weights of .*$"):
+        load_half(tmp_path, "generator")
+
+
+def test_pointer_of_git_lfs_is_refused(qwen: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((qwen / "config.json").read_text())
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+
+    with pytest.raises(CheckpointError, match="Cannot load the weights of"):
+        load_half(tmp_path, "generator")
+
+
+def test_wrong_type_in_the_configuration_is_refused(qwen: Path, tmp_path: Path) -> None:
+    config = json.loads((qwen / "config.json").read_text())
+    config["text_config"]["hidden_size"] = "wide"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(CheckpointError, match="hidden_size") as caught:
+        load_half(tmp_path, "generator")
+    assert "\n" not in str(caught.value)

@@ -75,6 +75,16 @@ def test_server_exposes_what_was_counted_and_stops() -> None:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
 
 
+def test_port_that_is_taken_is_one_sentence() -> None:
+    stop = metrics.start_metrics_server(port := _free_port(), "127.0.0.1:0")
+
+    with pytest.raises(metrics.MetricsPortError, match=f"The metrics port {port} of 127.0.0.1"):
+        metrics.start_metrics_server(port, "127.0.0.1:0")
+    stop()
+    with pytest.raises(metrics.MetricsPortError, match="65535"):
+        metrics.start_metrics_server(70000, "127.0.0.1:0")
+
+
 def _free_port() -> int:
     import socket
 

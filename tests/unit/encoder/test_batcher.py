@@ -85,7 +85,10 @@ async def batcher(tower: FakeTower, cores: FakeCores) -> AsyncIterator[EncodeBat
 
 
 async def submit(batcher: EncodeBatcher, *items: TowerInputs) -> list[asyncio.Task[torch.Tensor]]:
-    tasks = [asyncio.create_task(batcher.submit(one)) for one in items]
+    async def rows_of(inputs: TowerInputs) -> torch.Tensor:
+        return (await batcher.submit(inputs)).rows
+
+    tasks = [asyncio.create_task(rows_of(one)) for one in items]
     await asyncio.sleep(0)
     return tasks
 
@@ -194,3 +197,19 @@ async def test_peers_see_when_the_tower_computes(
 
     assert while_computing == [True]
     assert cores.changes == [True, False]
+
+
+async def test_the_work_of_an_item_is_its_share_and_holds_no_wait(
+    batcher: EncodeBatcher, tower: FakeTower
+) -> None:
+    running = asyncio.create_task(batcher.submit(item(1)))
+    await tower.wait_started()
+    waiting = [asyncio.create_task(batcher.submit(one)) for one in (item(2), item(3, 30))]
+    await asyncio.sleep(0.1)
+    tower.let_go(2)
+
+    first, second, third = await asyncio.gather(running, *waiting)
+
+    assert first.work_s >= 0.1
+    assert second.work_s + third.work_s < 0.1
+    assert third.work_s == pytest.approx(3 * second.work_s)

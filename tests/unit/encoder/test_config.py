@@ -29,6 +29,15 @@ def test_vllms_environment_names_are_honoured() -> None:
     assert settings.decode.max_image_pixels == 1000
 
 
+def test_vllms_redirect_switch_overrides_the_default_and_no_flag() -> None:
+    off = {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}
+
+    assert load(**off).fetch.media_redirects == 0
+    assert load("--media-redirects", "2", **off).fetch.media_redirects == 2
+    assert load(CHIASM_ENCODER_MEDIA_REDIRECTS="2", **off).fetch.media_redirects == 2
+    assert load(VLLM_MEDIA_URL_ALLOW_REDIRECTS="1").fetch.media_redirects == 3
+
+
 def test_lists_are_separated_by_commas() -> None:
     settings = load(
         *("--allow-private-media", "10.0.0.0/8,::1/128"),

@@ -173,6 +173,17 @@ async def test_sixteen_bit_greys_keep_their_brightness(
     assert pixels[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+async def test_a_transparent_sixteen_bit_grey_shows_the_white_page(decoder: DecodePool) -> None:
+    values = np.array([[0, 40_000, 40_001, 65535]], dtype=np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG", transparency=40_000)
+
+    pixels = await decode(decoder, buffer.getvalue())
+
+    assert Image.open(buffer).mode == "I;16"
+    assert pixels[0, :, 0].tolist() == [0, 255, 156, 255]
+
+
 async def test_the_first_frame_of_an_animation_is_taken(decoder: DecodePool) -> None:
     frames = [noise(9, 5, "P", seed=seed) for seed in range(3)]
     buffer = io.BytesIO()

@@ -5,6 +5,7 @@ Everything is on loopback: 127.0.0.1 plays the public network, 127.0.0.2 the for
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from chiasm.common.errors import InvalidRequestError, MediaFetchError
+from chiasm.common.errors import InvalidRequestError, MediaFetchError, OverloadedError
 from chiasm.encoder.fetch import FetchLimits, MediaFetcher
 from chiasm.encoder.url_policy import UrlPolicy
 from tests.fakes.media_server import (
@@ -58,11 +59,13 @@ async def canary(public: MediaServer) -> AsyncIterator[MediaServer]:
 
 @asynccontextmanager
 async def fetcher(
-    table: Mapping[str, Sequence[Sequence[str]]] = TABLE, timeout_s: float = 5.0
+    table: Mapping[str, Sequence[Sequence[str]]] = TABLE,
+    timeout_s: float = 5.0,
+    max_fetches: int = 100,
 ) -> AsyncIterator[MediaFetcher]:
     """Yield a fetcher for which 127.0.0.1 is public."""
     policy = UrlPolicy(allowed_networks=(ipaddress.ip_network(f"{PUBLIC}/32"),))
-    limits = FetchLimits(MAX_BYTES, max_redirects=3, timeout_s=timeout_s)
+    limits = FetchLimits(MAX_BYTES, 3, timeout_s, max_fetches)
     client = MediaFetcher(policy, limits, FakeResolver(table))
     await client.start()
     try:
@@ -71,9 +74,14 @@ async def fetcher(
         await client.stop()
 
 
+async def fetch(client: MediaFetcher, url: str) -> bytes:
+    """Fetch within a budget that nothing exceeds."""
+    return bytes(await client.fetch(url, lambda num_bytes: None))
+
+
 async def test_the_body_of_a_public_url_is_returned(public: MediaServer) -> None:
     async with fetcher() as client:
-        body = await client.fetch(f"http://public.test:{public.port}/image.png")
+        body = await fetch(client, f"http://public.test:{public.port}/image.png")
 
     assert body == b"picture"
     assert public.hosts == [f"public.test:{public.port}"]
@@ -87,7 +95,7 @@ async def test_forbidden_addresses_are_never_dialled(
 ) -> None:
     async with fetcher() as client:
         with pytest.raises(InvalidRequestError, match="not public") as caught:
-            await client.fetch(f"http://{host}:{public.port}/image.png")
+            await fetch(client, f"http://{host}:{public.port}/image.png")
 
     assert caught.value.reason == "MEDIA_URL_FORBIDDEN"
     assert canary.num_connections == public.num_connections == 0
@@ -99,9 +107,9 @@ async def test_a_name_that_rebinds_is_checked_at_each_connection(
     url = f"http://rebinding.test:{public.port}/image.png"
 
     async with fetcher() as client:
-        assert await client.fetch(url) == b"picture"
+        assert await fetch(client, url) == b"picture"
         with pytest.raises(InvalidRequestError, match="not public"):
-            await client.fetch(url)
+            await fetch(client, url)
 
     assert canary.num_connections == 0
 
@@ -126,7 +134,7 @@ async def test_redirects_are_checked_like_urls(
 
     async with fetcher() as client:
         with pytest.raises((InvalidRequestError, MediaFetchError)):
-            await client.fetch(f"http://public.test:{public.port}/go")
+            await fetch(client, f"http://public.test:{public.port}/go")
 
     assert canary.num_connections == 0
 
@@ -136,7 +144,7 @@ async def test_relative_redirects_are_followed(public: MediaServer, location: st
     public.add("/go", respond("307 Temporary", Location=location.format(port=public.port)))
 
     async with fetcher() as client:
-        assert await client.fetch(f"http://public.test:{public.port}/go") == b"picture"
+        assert await fetch(client, f"http://public.test:{public.port}/go") == b"picture"
 
 
 async def test_three_redirects_are_followed_and_a_fourth_is_not(public: MediaServer) -> None:
@@ -146,9 +154,9 @@ async def test_three_redirects_are_followed_and_a_fourth_is_not(public: MediaSer
     public.add("/start", respond("301 Moved", Location="/0"))
 
     async with fetcher() as client:
-        assert await client.fetch(f"http://public.test:{public.port}/0") == b"there"
+        assert await fetch(client, f"http://public.test:{public.port}/0") == b"there"
         with pytest.raises(MediaFetchError, match="more than 3 redirects"):
-            await client.fetch(f"http://public.test:{public.port}/start")
+            await fetch(client, f"http://public.test:{public.port}/start")
 
 
 @pytest.mark.parametrize("status", [204, 304, 400, 401, 403, 404, 408, 429, 500, 503])
@@ -157,7 +165,7 @@ async def test_other_statuses_are_the_clients_to_fix(public: MediaServer, status
 
     async with fetcher() as client:
         with pytest.raises(MediaFetchError) as caught:
-            await client.fetch(f"http://public.test:{public.port}/x")
+            await fetch(client, f"http://public.test:{public.port}/x")
 
     assert caught.value.message == f"Failed to fetch media from URL: HTTP {status} error"
 
@@ -169,9 +177,9 @@ async def test_a_body_of_the_largest_size_passes_and_one_byte_more_does_not(
     public.add("/large", respond("200 OK", b"x" * (MAX_BYTES + 1)))
 
     async with fetcher() as client:
-        assert len(await client.fetch(f"http://public.test:{public.port}/fits")) == MAX_BYTES
+        assert len(await fetch(client, f"http://public.test:{public.port}/fits")) == MAX_BYTES
         with pytest.raises(MediaFetchError, match="exceeds 100000 bytes"):
-            await client.fetch(f"http://public.test:{public.port}/large")
+            await fetch(client, f"http://public.test:{public.port}/large")
 
 
 async def test_an_endless_body_is_cut_off(public: MediaServer) -> None:
@@ -179,7 +187,7 @@ async def test_an_endless_body_is_cut_off(public: MediaServer) -> None:
 
     async with fetcher() as client:
         with pytest.raises(MediaFetchError, match="exceeds 100000 bytes"):
-            await client.fetch(f"http://public.test:{public.port}/endless")
+            await fetch(client, f"http://public.test:{public.port}/endless")
 
 
 async def test_one_deadline_bounds_the_whole_fetch(public: MediaServer) -> None:
@@ -187,7 +195,39 @@ async def test_one_deadline_bounds_the_whole_fetch(public: MediaServer) -> None:
 
     async with fetcher(timeout_s=0.1) as client:
         with pytest.raises(MediaFetchError, match=r"no answer within 0\.1 s"):
-            await client.fetch(f"http://public.test:{public.port}/silent")
+            await fetch(client, f"http://public.test:{public.port}/silent")
+
+
+async def test_waiting_for_a_slot_is_not_in_the_deadline(public: MediaServer) -> None:
+    async def slow(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.3)
+        await respond("200 OK", b"late")(writer)
+
+    public.add("/slow", slow)
+    url = f"http://public.test:{public.port}/slow"
+
+    async with fetcher(timeout_s=0.5, max_fetches=1) as client:
+        bodies = await asyncio.gather(*(fetch(client, url) for _ in range(3)))
+
+    assert bodies == [b"late"] * 3
+
+
+async def test_each_piece_is_charged_before_it_is_kept(public: MediaServer) -> None:
+    public.add("/endless", endless)
+    charged: list[int] = []
+
+    def charge(num_bytes: int) -> None:
+        charged.append(num_bytes)
+        if sum(charged) > MAX_BYTES // 2:
+            raise OverloadedError("full")
+
+    async with fetcher() as client:
+        with pytest.raises(OverloadedError):
+            await client.fetch(f"http://public.test:{public.port}/endless", charge)
+        charged.clear()
+        body = await client.fetch(f"http://public.test:{public.port}/image.png", charge)
+
+    assert sum(charged) == len(body) == len(b"picture")
 
 
 async def test_broken_answers_and_unknown_hosts_are_the_clients_to_fix(
@@ -204,8 +244,8 @@ async def test_broken_answers_and_unknown_hosts_are_the_clients_to_fix(
             (f"http://public.test:{public.port}/image.png#x", ""),
         ]:
             if not detail:
-                assert await client.fetch(url) == b"picture"
+                assert await fetch(client, url) == b"picture"
                 continue
             with pytest.raises(MediaFetchError) as caught:
-                await client.fetch(url)
+                await fetch(client, url)
             assert caught.value.message == f"Failed to fetch media from URL: {detail}"

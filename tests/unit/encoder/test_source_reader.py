@@ -11,6 +11,7 @@ import pytest
 from chiasm.common.errors import InvalidRequestError, OverloadedError, TooLargeError
 from chiasm.common.identity import source_digest
 from chiasm.common.media import Modality
+from chiasm.encoder import source_reader
 from chiasm.encoder.admission import Admission, AdmissionLimits
 from chiasm.encoder.commands import BytesSource, Source, UrlSource
 from chiasm.encoder.fetch import FetchLimits, MediaFetcher
@@ -81,3 +82,10 @@ async def test_other_sizes_than_announced_are_refused(pieces: list[bytes]) -> No
 async def test_empty_sources_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match="it is empty"):
         await read(BytesSource(0, chunks()))
+
+
+async def test_a_data_url_is_charged_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_reader, "decode_data_url", lambda *_, **__: pytest.fail("decoded"))
+
+    with pytest.raises(OverloadedError):
+        await read(data_url(b"x" * 50), max_queue_bytes=49)

@@ -41,6 +41,27 @@ def test_a_malformed_line_is_named_without_its_key(tmp_path: Path, line: str) ->
     assert "key" not in str(caught.value).replace(str(path), "").replace("KEY", "")
 
 
+@pytest.mark.parametrize("text", ["", "# none yet\n\n"])
+def test_a_file_without_keys_does_not_open_the_door(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ApiKeysError, match="hold no key"):
+        ApiKeys.load(["k0"], path)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ApiKeysError, match="not UTF-8"):
+        ApiKeys.load([], path)
+
+
+@pytest.mark.parametrize("key", ["", "  "])
+def test_an_empty_key_does_not_open_the_door(key: str) -> None:
+    with pytest.raises(ApiKeysError, match="is empty"):
+        ApiKeys.load([key], None)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ApiKeysError, match="cannot be read"):
         ApiKeys.load([], tmp_path / "none")

@@ -38,3 +38,9 @@ def test_keys_are_masked_in_logs() -> None:
     settings = load("--api-key", "secret-1,secret-2")
     assert "secret-" not in str(settings.log_fields())
     assert [key.get_secret_value() for key in settings.api_key] == ["secret-1", "secret-2"]
+
+
+def test_an_empty_key_is_kept_so_that_it_can_be_refused() -> None:
+    arguments = ["--model", "m", "--service-token-file", "t", "--store-secret-file", "s"]
+    settings = load_settings(GatewaySettings, "gateway", arguments, {"VLLM_API_KEY": ""})
+    assert [key.get_secret_value() for key in settings.api_key] == [""]

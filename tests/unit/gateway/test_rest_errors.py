@@ -7,6 +7,7 @@ import json
 import pytest
 
 from chiasm.common import errors
+from chiasm.gateway.rest.body import BodyTimeoutError
 from chiasm.gateway.rest.errors import HTTP_STATUS, error_response, internal_error
 
 STATUS = {
@@ -40,7 +41,7 @@ def test_every_error_has_an_envelope(kind: type[errors.ChiasmError]) -> None:
 
 
 def test_the_table_is_complete() -> None:
-    assert set(HTTP_STATUS) == set(errors.GRPC_STATUS)
+    assert set(HTTP_STATUS) == {*errors.GRPC_STATUS, BodyTimeoutError}
 
 
 def test_a_full_server_says_when_to_come_back() -> None:

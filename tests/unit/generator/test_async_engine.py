@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from chiasm.common.errors import OverloadedError, UnavailableError
 from chiasm.generator.engine.async_engine import AsyncEngine, EngineDeadError
-from chiasm.generator.engine.outputs import Finished, TokenDelta
+from chiasm.generator.engine.outputs import EngineState, Finished, TokenDelta
 from chiasm.generator.engine.queue_budget import QueueBudget, QueueLimits
 from chiasm.generator.engine.sampling_params import SamplingParams
 from tests.fakes.generator_engine import EngineParts, expected_tokens, make_prompt
@@ -17,6 +18,7 @@ from tests.fakes.generator_engine import EngineParts, expected_tokens, make_prom
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from chiasm.generator.engine.outputs import StepStatistics
     from chiasm.generator.engine.sequence_stream import SequenceStream
 
 GREEDY = SamplingParams(6, temperature=0.0)
@@ -37,9 +39,25 @@ class _Threads:
         self.is_busy = False
 
 
+class _LastState:
+    """Remembers what the engine held when it was last asked."""
+
+    def __init__(self) -> None:
+        self.state: EngineState | None = None
+        self.went_idle = threading.Event()
+
+    def observe(self, statistics: StepStatistics) -> None:
+        self.state = statistics.state
+
+    def observe_state(self, state: EngineState) -> None:
+        self.state = state
+        self.went_idle.set()
+
+
 class _Setup:
     def __init__(self, max_waiting: int = 100) -> None:
-        self.parts = EngineParts(num_blocks=64)
+        self.last = _LastState()
+        self.parts = EngineParts(num_blocks=64, observers=[self.last])
         self.threads = _Threads()
         budget = QueueBudget(QueueLimits(max_waiting, 10_000, 1 << 20))
         self.engine = AsyncEngine(self.parts.engine, budget, self.threads)
@@ -97,6 +115,17 @@ async def test_closing_frees_the_blocks(setup: _Setup) -> None:
     assert setup.parts.blocks.num_used_blocks == 0
     assert setup.parts.engine.num_sequences == 0
     setup.engine.close(stream.seq_id)
+
+
+async def test_cancelling_the_last_sequence_is_reported(setup: _Setup) -> None:
+    stream = setup.engine.submit(make_prompt([1, 2]), SamplingParams(200, temperature=0.0))
+    await stream.read()
+
+    setup.last.went_idle.clear()
+    setup.engine.close(stream.seq_id)
+
+    assert await asyncio.to_thread(setup.last.went_idle.wait, 5.0)
+    assert setup.last.state == EngineState(0, 0, 0, 64)
 
 
 async def test_full_queue_refuses_before_any_work() -> None:

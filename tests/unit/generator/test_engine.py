@@ -6,6 +6,7 @@ import itertools
 import random
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 
 from chiasm.common.media import (
@@ -18,8 +19,8 @@ from chiasm.common.media import (
     TensorSpec,
     TokenRun,
 )
-from chiasm.generator.engine.engine import ForwardError
-from chiasm.generator.engine.outputs import Failed, Finished, FinishReason
+from chiasm.generator.engine.engine import Engine, ForwardError
+from chiasm.generator.engine.outputs import EngineState, Failed, Finished, FinishReason
 from chiasm.generator.engine.sampling_params import SamplingParams
 from chiasm.generator.engine.sequence import Sequence
 from tests.fakes.generator_engine import (
@@ -32,6 +33,7 @@ from tests.fakes.generator_engine import (
 
 if TYPE_CHECKING:
     from chiasm.generator.engine.outputs import SequenceOutput, StepStatistics
+    from chiasm.generator.engine.scheduler import ScheduledStep
 
 PROMPTS = ([1, 2, 3], [9], list(range(20, 37)), [5] * 8, [7, 8, 9, 10])
 
@@ -39,9 +41,13 @@ PROMPTS = ([1, 2, 3], [9], list(range(20, 37)), [5] * 8, [7, 8, 9, 10])
 class _Record:
     def __init__(self) -> None:
         self.steps: list[StepStatistics] = []
+        self.states: list[EngineState] = []
 
     def observe(self, statistics: StepStatistics) -> None:
         self.steps.append(statistics)
+
+    def observe_state(self, state: EngineState) -> None:
+        self.states.append(state)
 
 
 def _output_of(sequence: Sequence) -> list[int]:
@@ -229,3 +235,34 @@ def test_the_times_of_a_finished_sequence_add_up_to_its_life() -> None:
     assert times.prefill_s > 0.0
     assert times.decode_s > 0.0
     assert added_at + times.queue_s + times.prefill_s + times.decode_s < next(clock)
+
+
+class _LostDevice:
+    """A runner whose device takes nothing any more."""
+
+    def execute(self, step: ScheduledStep) -> dict[int, int | None]:
+        raise RuntimeError(f"CUDA error in a step of {len(step.sequences)}")
+
+    def check_alive(self) -> None:
+        raise RuntimeError("device-side assert triggered")
+
+
+def test_lost_device_ends_the_engine() -> None:
+    engine = Engine(EngineParts().scheduler, _LostDevice())
+    engine.add(make_sequence(1, [1, 2], 4))
+
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        engine.step()
+
+
+def test_observers_are_told_what_is_left_after_a_cancel() -> None:
+    record = _Record()
+    parts = EngineParts(num_blocks=8, observers=[record])
+    parts.engine.add(make_sequence(1, [1, 2], 4))
+    parts.engine.step()
+    parts.engine.cancel(1)
+
+    parts.engine.report_state()
+
+    assert record.steps[-1].state == EngineState(1, 0, 1, 8)
+    assert record.states == [EngineState(0, 0, 0, 8)]

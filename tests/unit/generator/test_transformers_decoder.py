@@ -20,7 +20,7 @@ from chiasm.generator.model.load import CacheRequest, LoadedModel, load_model
 from chiasm.generator.model.runner import ModelRunner
 
 if TYPE_CHECKING:
-    from chiasm.generator.engine.outputs import StepStatistics
+    from chiasm.generator.engine.outputs import EngineState, StepStatistics
     from tests.fakes.whole_model import MediaPrompt, WholeModel
 
 BLOCK_SIZE = 4
@@ -45,6 +45,9 @@ class _Split:
     def observe(self, statistics: StepStatistics) -> None:
         self.most_in_one_forward = max(self.most_in_one_forward, statistics.num_sequences)
         self.num_preemptions += statistics.num_preemptions
+
+    def observe_state(self, state: EngineState) -> None:
+        """Only steps are of interest."""
 
     def make_sequence(self, seq_id: int, prompt: MediaPrompt) -> Sequence:
         admission = Admission(self.loaded.decoder.spec, "tiny", self.loaded.max_model_len, Limits())
