@@ -57,6 +57,12 @@ def build_model(config: Qwen2VLConfig, seed: int) -> Qwen2VLForConditionalGenera
     return model
 
 
+def load_weights(model: Qwen2VLForConditionalGeneration, folder: Path) -> None:
+    """Overwrite the weights by those of an exported checkpoint of the same shape."""
+    exported = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(exported.state_dict())
+
+
 class CellHeads(nn.Module):
     """Linear read-outs of every merged cell, for training only.
 

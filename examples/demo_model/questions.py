@@ -234,7 +234,7 @@ ASKERS: dict[str, Asker] = {
     "background": _ask_background, "describe": _ask_describe,
 }  # fmt: skip
 WEIGHTS = {
-    "colour": 4, "shape": 4, "what": 1, "position": 5, "at_place": 2, "count": 2, "count_some": 2,
+    "colour": 4, "shape": 4, "what": 1, "position": 5, "at_place": 2, "count": 6, "count_some": 3,
     "is_there": 3, "is_it": 1, "size": 2, "background": 1, "describe": 2,
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from . import phrases
 from .dataset import DemoDataset, sample_num_items, sample_pictures
-from .model import build_config, build_model, export_model
+from .model import build_config, build_model, export_model, load_weights
 from .questions import ask_about_clip, ask_about_pictures, ask_about_scene
 from .scenes import sample_clip, sample_scene
 from .tokenizer import load_tokenizer, name_ids, train_tokenizer
@@ -41,6 +41,7 @@ class TrainSettings:
     eval_seconds: float
     use_bfloat16: bool
     freezes_tower: bool
+    start_from: Path | None
 
 
 def sample_texts(seed: int, number: int) -> list[str]:
@@ -66,6 +67,8 @@ def train(settings: TrainSettings) -> None:
     settings.work.mkdir(parents=True, exist_ok=True)
     tokenizer = _prepare_tokenizer(settings)
     model = build_model(build_config(tokenizer), settings.seed)
+    if settings.start_from is not None:
+        load_weights(model, settings.start_from)
     words = name_ids(tokenizer)
     trainer = Trainer(
         model, settings.learning_rate, words, settings.use_bfloat16, settings.freezes_tower
@@ -101,6 +104,8 @@ def train(settings: TrainSettings) -> None:
 
 def _prepare_tokenizer(settings: TrainSettings) -> Tokenizer:
     path = settings.work / "tokenizer.json"
+    if settings.start_from is not None:
+        return load_tokenizer(settings.start_from)
     if not path.exists():
         train_tokenizer(sample_texts(settings.seed, 4000)).save(str(path))
     return load_tokenizer(settings.work)
@@ -126,6 +131,9 @@ def main() -> None:
     parser.add_argument("--eval-seconds", type=float, default=480.0, help="Pause between tables.")
     parser.add_argument("--use-bfloat16", action="store_true", help="Products in bfloat16.")
     parser.add_argument("--freezes-tower", action="store_true", help="Train the text part only.")
+    parser.add_argument(
+        "--start-from", type=Path, help="Checkpoint that gives tokenizer and first weights."
+    )
     arguments = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.pop("threads"))

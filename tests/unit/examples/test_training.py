@@ -16,7 +16,7 @@ from examples.demo_model.dataset import Batch, collate, make_sample
 from examples.demo_model.held_out import make_questions
 from examples.demo_model.render import render_scene
 from examples.demo_model.scenes import sample_scene
-from examples.demo_model.tokenizer import name_ids
+from examples.demo_model.tokenizer import load_tokenizer, name_ids
 from examples.demo_model.trainer import Trainer, schedule
 
 
@@ -51,6 +51,19 @@ def test_a_restored_trainer_takes_the_same_step(
     assert [trainer.train_step(batch, 10) for _ in range(2)] == [
         other.train_step(batch, 10) for _ in range(2)
     ]
+
+
+def test_training_may_start_from_an_exported_checkpoint(
+    trainer: Trainer, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    demo_model.export_model(trainer.model, tokenizer, tmp_path)
+    other = demo_model.build_model(trainer.model.config, seed=2)
+
+    demo_model.load_weights(other, tmp_path)
+
+    assert load_tokenizer(tmp_path).to_str() == tokenizer.to_str()
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor.bfloat16().float()), name
 
 
 def test_the_schedule_warms_up_and_then_falls() -> None:
