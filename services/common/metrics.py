@@ -149,6 +149,12 @@ REQUEST_DECODE_TIME_SECONDS = Histogram(
 GENERATOR_STEP_SECONDS = Histogram(
     "chiasm_generator_step_seconds", "Seconds of one engine step.", buckets=_STAGE_BUCKETS
 )
+GENERATOR_STEP_STAGE_SECONDS = Histogram(
+    "chiasm_generator_step_stage_seconds",
+    "Seconds of one stage of an engine step.",
+    ["stage"],
+    buckets=_STAGE_BUCKETS,
+)
 GENERATOR_STEP_SEQUENCES = Histogram(
     "chiasm_generator_step_sequences",
     "Sequences of one forward.",

@@ -49,7 +49,7 @@ from chiasm.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from chiasm.generator.engine.engine import StepObserver
+    from chiasm.generator.engine.step_report import StepObserver
     from chiasm.generator.model.load import LoadedModel
     from chiasm.generator.span_tracker import SpanUpdate
 
@@ -76,15 +76,24 @@ class Generator:
         scheduling = settings.scheduling
         self._settings = settings
         self._loaded = loaded
-        self._blocks = BlockManager(loaded.layout.num_blocks, loaded.layout.block_size)
-        limits = SchedulerLimits(scheduling.max_step_tokens, scheduling.max_running_sequences)
+        self._blocks = BlockManager(
+            loaded.layout.num_blocks,
+            loaded.layout.block_size,
+            settings.cache.enable_prefix_caching,
+        )
+        limits = SchedulerLimits(
+            scheduling.max_step_tokens, scheduling.max_running_sequences, settings.chunking
+        )
         self._trace = StepTrace(settings.step_trace) if settings.step_trace else None
         observers: list[StepObserver] = [StepMetrics(settings.model_name, loaded.layout.num_blocks)]
         if self._trace:
             observers.append(self._trace)
-        engine = Engine(
-            Scheduler(self._blocks, limits), ModelRunner(loaded.decoder, Sampler()), observers
+        cores = open_cores(settings.core_page, "generator", settings.cores)
+        threads = StepThreads(cores)
+        runner = ModelRunner(
+            loaded.decoder, Sampler(), threads.begin_step, scheduling.deterministic
         )
+        engine = Engine(Scheduler(self._blocks, limits), runner, observers)
         budget = QueueBudget(
             QueueLimits(
                 scheduling.max_waiting_sequences,
@@ -92,8 +101,7 @@ class Generator:
                 scheduling.max_embedding_bytes,
             )
         )
-        cores = open_cores(settings.core_page, "generator", settings.cores)
-        self.engine = AsyncEngine(engine, budget, StepThreads(cores))
+        self.engine = AsyncEngine(engine, budget, threads)
         self._store = _connect_store(settings)
         loader = EmbeddingLoader(self._store, loaded.dtype, settings.cache.embedding_cache_bytes)
         admission = Admission(

@@ -8,6 +8,10 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from chiasm.common.config import RedisUrl, ServiceSettings, SettingsGroup
+from chiasm.generator.engine.chunking import Chunking
+
+# Least step that keeps a CPU's matrix products efficient.
+_FIXED_CHUNK_TOKENS = 256
 
 
 class ModelSettings(SettingsGroup):
@@ -39,6 +43,9 @@ class CacheSettings(SettingsGroup):
     num_blocks: int | None = Field(
         default=None, ge=1, description="Blocks of the KV cache; overrides --kv-cache-bytes."
     )
+    enable_prefix_caching: bool = Field(
+        default=True, description="Whether prompts that begin alike share their KV cache."
+    )
     embedding_cache_bytes: int = Field(
         default=1 << 30,
         ge=0,
@@ -63,6 +70,10 @@ class SchedulingSettings(SettingsGroup):
         default=4 << 30,
         ge=1,
         description="Bytes of the embeddings of live sequences; more are refused.",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Whether a request's tokens never depend on what it is computed with; slower.",
     )
     span_wait_s: float = Field(
         default=30.0, gt=0, description="Seconds that a sequence waits for its embeddings."
@@ -122,6 +133,24 @@ class GeneratorSettings(ServiceSettings):
         if self.scheduling.max_running_sequences > self.scheduling.max_step_tokens:
             raise ValueError("max_running_sequences must not be above max_step_tokens")
         return self
+
+    @model_validator(mode="after")
+    def _check_step_fits_fixed_chunk(self) -> Self:
+        if self.scheduling.deterministic and self.chunking.fixed_tokens > (
+            self.scheduling.max_step_tokens
+        ):
+            raise ValueError(
+                "max_step_tokens must be at least"
+                f" {self.chunking.fixed_tokens} in deterministic mode"
+            )
+        return self
+
+    @property
+    def chunking(self) -> Chunking:
+        """Where prefills are cut."""
+        size = self.cache.block_size
+        most = max(size, _FIXED_CHUNK_TOKENS // size * size)
+        return Chunking(most if self.scheduling.deterministic else 0)
 
     @property
     def model_name(self) -> str:

@@ -128,6 +128,7 @@ def event_to_proto(event: GenerationEvent) -> generator_pb2.GenerateResponse:
                 stop_token_id=event.stop_token_id,
                 num_prompt_tokens=event.num_prompt_tokens,
                 num_output_tokens=event.num_output_tokens,
+                num_cached_tokens=event.num_cached_tokens,
             )
             return generator_pb2.GenerateResponse(finished=finished)
 

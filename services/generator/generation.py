@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from chiasm.generator.engine.outputs import Finished, NeedEmbedding, TokenDelta
+from chiasm.generator.engine.sequence import Origin
 from chiasm.generator.span_tracker import SpanTracker
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class GenerationService:
             prompt, sampling = await asyncio.to_thread(self._admission.check, request)
         else:
             prompt, sampling = self._admission.check(request)
-        stream = self._engine.submit(prompt, sampling)
+        stream = self._engine.submit(prompt, sampling, Origin.of(request.context))
         tracker = SpanTracker(self._engine, self._loader, stream, request.context.tenant)
         try:
             yield Admitted(stream.seq_id)

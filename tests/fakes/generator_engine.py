@@ -14,6 +14,7 @@ import torch
 
 from chiasm.common.families import PositionScheme
 from chiasm.generator.engine.block_manager import BlockManager
+from chiasm.generator.engine.chunking import Chunking
 from chiasm.generator.engine.engine import Engine
 from chiasm.generator.engine.sampler import Sampler
 from chiasm.generator.engine.sampling_params import SamplingParams
@@ -28,11 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Items
 
     from chiasm.common.media import MediaSpan
-    from chiasm.generator.engine.engine import StepObserver
+    from chiasm.generator.engine.outputs import SequenceOutput
+    from chiasm.generator.engine.step_report import StepObserver
     from chiasm.generator.model.forward_batch import ForwardBatch
 
 VOCAB_SIZE = 256
 EOS_TOKEN_ID = 0
+
+CUT_BY_BUDGET = Chunking()
 
 BYTE_SPEC = ModelSpec(
     num_layers=1,
@@ -56,6 +60,7 @@ class FakeDecoder:
         self.failing_token: int | None = None
         self.nan_token: int | None = None
         self.num_sequences_per_forward: list[int] = []
+        self.num_computed_tokens = 0
 
     @property
     def spec(self) -> ModelSpec:
@@ -77,6 +82,7 @@ class FakeDecoder:
         if self.failing_token is not None and (batch.token_ids == self.failing_token).any():
             raise RuntimeError("The fake decoder was told to fail.")
         self.num_sequences_per_forward.append(len(batch.sequences))
+        self.num_computed_tokens += batch.num_tokens
         values = batch.token_ids.float()
         if batch.embeddings is not None:
             values[batch.embedding_rows] = batch.embeddings[:, 0]
@@ -84,13 +90,22 @@ class FakeDecoder:
         hidden = torch.zeros(batch.num_tokens, 1)
         for group in batch.decode_groups:
             plan = group.plan(0, torch.float32, self.device)
-            slots = plan.slots.view(group.num_sequences, -1)
+            table = plan.slots.view(group.num_sequences, -1)
             for row, length in enumerate(group.context_lengths.tolist()):
-                hidden[group.start + row] = self._predict(self._cache[slots[row, :length]])
+                hidden[group.start + row] = self._predict(self._cache[table[row, :length]])
         for segment in batch.prefill_segments:
             last = segment.start + segment.length - 1
-            hidden[last] = self._predict(values[segment.rows])
+            slots = segment.context_slots
+            hidden[last] = self._predict(
+                values[segment.rows] if slots is None else self._cache[slots]
+            )
         return hidden
+
+    def copy_blocks(self, copies: Items[tuple[int, int]]) -> None:
+        """Copy the values of blocks."""
+        blocks = self._cache.view(-1, self._block_size)
+        sources, targets = (list(ids) for ids in zip(*copies, strict=True))
+        blocks[targets] = blocks[sources]
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return logits that put everything on the predicted token."""
@@ -147,11 +162,23 @@ class EngineParts:
         max_step_tokens: int = 64,
         observers: Items[StepObserver] = (),
         clock: Callable[[], float] = time.perf_counter,
+        chunking: Chunking = CUT_BY_BUDGET,
+        begin_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.decoder = FakeDecoder(num_blocks, block_size)
         self.blocks = BlockManager(num_blocks, block_size)
-        self.scheduler = Scheduler(self.blocks, SchedulerLimits(max_step_tokens, max_running))
-        self.engine = Engine(self.scheduler, ModelRunner(self.decoder, Sampler()), observers, clock)
+        limits = SchedulerLimits(max_step_tokens, max_running, chunking)
+        self.scheduler = Scheduler(self.blocks, limits)
+        runner = ModelRunner(self.decoder, Sampler(), begin_step, chunking.is_fixed)
+        self.engine = Engine(self.scheduler, runner, observers, clock)
+
+    def step_to_output(self) -> list[SequenceOutput]:
+        """Step until a launched step has run; return what it did."""
+        while self.engine.has_work:
+            outputs = self.engine.step()
+            if outputs:
+                return outputs
+        return []
 
     def run(self) -> None:
         """Step until nothing is left to do, checking the invariants each time."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from chiasm.common.errors import UnavailableError
-from chiasm.generator.engine.sequence import Sequence
+from chiasm.common.errors import OverloadedError, UnavailableError
+from chiasm.generator.engine.sequence import NO_ORIGIN, Origin, Sequence
 from chiasm.generator.engine.sequence_stream import SequenceStream
 
 if TYPE_CHECKING:
@@ -36,10 +36,6 @@ class EngineDeadError(Exception):
 
 class Threads(Protocol):
     """Shares the host's cores with other services; ``StepThreads`` is the real one."""
-
-    def begin_step(self) -> None:
-        """Take the cores for one step."""
-        ...
 
     def rest(self) -> None:
         """Leave the cores until the next step."""
@@ -96,10 +92,28 @@ class AsyncEngine:
         await asyncio.to_thread(self._thread.join)
         self._fail_all(_stopping_error())
 
-    def submit(self, prompt: Prompt, sampling: SamplingParams) -> SequenceStream:
-        """Queue a new sequence and return the stream of what happens to it.
+    def submit(
+        self, prompt: Prompt, sampling: SamplingParams, origin: Origin = NO_ORIGIN
+    ) -> SequenceStream:
+        """Queue a new sequence of ``origin``; see ``submit_group``."""
+        (stream,) = self.submit_group(prompt, (sampling,), origin)
+        return stream
 
-        The caller must ``close`` it, whatever happens.
+    def submit_group(
+        self, prompt: Prompt, samplings: Items[SamplingParams], origin: Origin
+    ) -> tuple[SequenceStream, ...]:
+        """Queue sequences that share a prompt, which is computed once.
+
+        The caller must ``close`` each of them, whatever happens. Embeddings are provided to the
+        first one.
+
+        Args:
+            prompt: Checked prompt.
+            samplings: How the tokens of each sequence are chosen; at least one.
+            origin: Whose they are.
+
+        Returns:
+            The stream of what happens to each sequence.
 
         Raises:
             UnavailableError: The engine drains or has died (reason ``DRAINING``).
@@ -107,14 +121,20 @@ class AsyncEngine:
         """
         if self._is_draining or self._has_died.is_set():
             raise _stopping_error()
-        embedding_bytes = sum(span.ref.num_bytes for span in prompt.spans)
-        charge = self._budget.admit(len(prompt.token_ids), embedding_bytes)
-        self._last_seq_id += 1
-        sequence = Sequence(self._last_seq_id, prompt, sampling)
-        stream = SequenceStream(sequence.seq_id)
-        self._streams[sequence.seq_id] = (stream, charge)
-        self._commands.put(lambda engine: engine.add(sequence))
-        return stream
+        charges = self._charge(prompt, len(samplings))
+        sequences = []
+        for sampling in samplings:
+            self._last_seq_id += 1
+            sequences.append(Sequence(self._last_seq_id, prompt, sampling, origin))
+        first, *forks = sequences
+        for fork in forks:
+            fork.embeddings = first.embeddings
+        first.forks = tuple(forks)
+        streams = tuple(SequenceStream(sequence.seq_id) for sequence in sequences)
+        for stream, charge in zip(streams, charges, strict=True):
+            self._streams[stream.seq_id] = (stream, charge)
+        self._commands.put(lambda engine: engine.add(first))
+        return streams
 
     def provide(self, seq_id: int, span_index: int, embedding: torch.Tensor) -> None:
         """Hand over the embedding of one span; see ``Engine.provide``."""
@@ -128,17 +148,31 @@ class AsyncEngine:
         charge.release()
         self._commands.put(lambda engine: engine.cancel(seq_id))
 
+    def _charge(self, prompt: Prompt, num_sequences: int) -> list[Charge]:
+        """Admit a group: prompt and embeddings count once."""
+        embedding_bytes = sum(span.ref.num_bytes for span in prompt.spans)
+        charges = [self._budget.admit(len(prompt.token_ids), embedding_bytes)]
+        try:
+            for _ in range(num_sequences - 1):
+                charges.append(self._budget.admit(0, 0))
+        except OverloadedError:
+            for charge in charges:
+                charge.release()
+            raise
+        return charges
+
     def _run(self) -> None:
         assert self._loop is not None, "the thread is started by start()"
         try:
             while self._do_commands():
-                self._threads.begin_step()
                 outputs = self._engine.step()
-                self._loop.call_soon_threadsafe(self._deliver, outputs)
+                if outputs:
+                    self._loop.call_soon_threadsafe(self._deliver, outputs)
         except Exception:
             log.exception("engine_died")
             self._loop.call_soon_threadsafe(self._die)
         finally:
+            self._engine.close()
             self._threads.rest()
 
     def _do_commands(self) -> bool:

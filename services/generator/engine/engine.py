@@ -1,4 +1,4 @@
-"""Advance all sequences by one step: schedule, execute, update."""
+"""Advance all sequences by one step: schedule and launch a step, then update by the one before."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from chiasm.generator.engine.outputs import (
-    EngineState,
+    ExecutionTimes,
     Failed,
     Finished,
     FinishReason,
     SequenceOutput,
-    SequenceTimes,
-    StepStatistics,
 )
+from chiasm.generator.engine.sequence import SequenceStatus
+from chiasm.generator.engine.step_report import LaunchedStep, StepReporter, times_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     import torch
 
-    from chiasm.generator.engine.scheduler import ScheduledStep, Scheduler
+    from chiasm.generator.engine.scheduled_step import ScheduledSequence, ScheduledStep
+    from chiasm.generator.engine.scheduler import Scheduler
     from chiasm.generator.engine.sequence import Sequence
+    from chiasm.generator.engine.step_report import StepObserver
 
 log = structlog.get_logger(__name__)
 
@@ -33,36 +35,54 @@ class ForwardError(Exception):
     """A forward failed, or gave logits that are not finite; a bug or a broken checkpoint."""
 
 
+class StepHandle(Protocol):
+    """A step that was launched."""
+
+    def wait(self) -> tuple[Mapping[int, int | None], ExecutionTimes]:
+        """Wait until the step has run.
+
+        Returns:
+            The sampled token by ``seq_id``, ``None`` where the logits were not finite; and where
+            the time went.
+
+        Raises:
+            Exception: What the forward raised.
+        """
+        ...
+
+
 class Runner(Protocol):
     """Executes the model; ``ModelRunner`` is the real one."""
 
-    def execute(self, step: ScheduledStep) -> Mapping[int, int | None]:
-        """Return the sampled token by ``seq_id``; ``None`` where the logits were not finite."""
+    def launch(self, step: ScheduledStep) -> StepHandle:
+        """Begin a step behind those launched before; it reads the tokens that they sample."""
         ...
 
     def check_alive(self) -> None:
-        """Raise if the device can compute nothing more, after ``execute`` has raised."""
+        """Raise if the device can compute nothing more, after a step has raised."""
         ...
 
-
-class StepObserver(Protocol):
-    """Is told the figures of each step, and what the engine holds when it goes idle."""
-
-    def observe(self, statistics: StepStatistics) -> None:
-        """Take note of one step."""
-        ...
-
-    def observe_state(self, state: EngineState) -> None:
-        """Take note of what the engine holds outside of a step."""
+    def close(self) -> None:
+        """Let go of the device after the launched steps."""
         ...
 
 
 class Engine:
     """Owns the live sequences; synchronous, used by one thread.
 
+    One step is always on its way while the next one is put together::
+
+        step k     schedule, build | ........ forward, sample ........ |
+        step k+1                   | schedule, build | (queued) ...... | forward, sample ...
+        here           launch k    |    launch k+1   | wait for k, update | launch k+2 ...
+
+    Step k+1 is scheduled before the tokens of step k are known: it counts them, and reads them on
+    the device. If one of them ends its sequence, what step k+1 samples for it is thrown away.
+
     Lifecycle of a sequence: 1. ``add``. 2. ``provide`` for each span whose embedding was not there.
-    3. ``step`` computes its prompt, then one token at a time. 4. It ends by itself, by ``cancel``
-    or by ``fail``; its blocks are free when the call that ended it returns.
+    3. ``step`` computes its prompt in chunks, then one token at a time. 4. It ends by itself, by
+    ``cancel`` or by ``fail``; its blocks are free when the call that ended it returns. A launched
+    step may still write to them; every later step writes behind it, so this does no harm.
     """
 
     def __init__(
@@ -74,15 +94,15 @@ class Engine:
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
-        self._observers = tuple(observers)
+        self._reporter = StepReporter(scheduler, observers)
         self._clock = clock
         self._sequences: dict[int, Sequence] = {}
-        self._num_steps = 0
+        self._launched: LaunchedStep | None = None
 
     @property
     def has_work(self) -> bool:
         """Whether ``step`` would advance any sequence."""
-        return self._scheduler.has_work
+        return self._launched is not None or self._scheduler.has_work
 
     @property
     def num_sequences(self) -> int:
@@ -90,16 +110,19 @@ class Engine:
         return len(self._sequences)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence."""
-        sequence.added_at = self._clock()
+        """Queue a new sequence, and its forks behind it."""
+        now = self._clock()
+        for one in (sequence, *sequence.forks):
+            one.added_at = now
+            one.status = SequenceStatus.FORK
+            self._sequences[one.seq_id] = one
         self._scheduler.add(sequence)
-        self._sequences[sequence.seq_id] = sequence
 
     def provide(self, seq_id: int, span_index: int, embedding: torch.Tensor) -> None:
         """Hand over the embedding of one span; nothing happens if the sequence has ended.
 
         Args:
-            seq_id: Sequence that waits for it.
+            seq_id: Sequence that waits for it; its forks get it too.
             span_index: Index in the prompt's spans.
             embedding: SPLICE rows, checked. [num_embedding_tokens, hidden_size], dtype of the
                 model.
@@ -108,139 +131,127 @@ class Engine:
         if sequence is None or sequence.embeddings[span_index] is not None:
             return
         sequence.embeddings[span_index] = embedding
-        if sequence.has_all_embeddings:
-            self._scheduler.release(sequence)
+        self._scheduler.release(sequence)
 
     def cancel(self, seq_id: int) -> None:
         """End a sequence without a word and free its blocks; nothing happens if it has ended."""
         sequence = self._sequences.pop(seq_id, None)
-        if sequence is not None:
-            self._scheduler.remove(sequence)
+        if sequence is None:
+            return
+        if sequence.status is SequenceStatus.FORK:
+            self._forget_fork(sequence)
+            return
+        forks, sequence.forks = sequence.forks, ()
+        self._scheduler.remove(sequence)
+        for fork in forks:
+            self._scheduler.add(fork)
 
     def step(self) -> list[SequenceOutput]:
-        """Advance all sequences that have room.
+        """Launch a step for all sequences that have room, and finish the one launched before.
 
-        An error of the forward ends the sequences that were in it; the others go on.
+        An error of a forward ends the sequences that were in it; the others go on.
 
         Returns:
-            What happened to each sequence of the step.
+            What the finished step did to its sequences; nothing if none had been launched.
 
         Raises:
             Exception: The device is lost; the engine is of no use any more.
         """
-        started = self._clock()
-        step = self._scheduler.schedule()
-        if not step.sequences:
-            return []
-        scheduled = self._clock()
-        for item in step.sequences:
-            if item.sequence.first_step_at is None:
-                item.sequence.first_step_at = started
-        outputs = self._execute(step)
-        if isinstance(outputs, Exception):
-            failure = outputs
-            executed = self._clock()
-            results = [self._fail(item.sequence, failure) for item in step.sequences]
-        else:
-            executed = self._clock()
-            results = self._update(step, outputs, executed)
-        durations = (scheduled - started, executed - scheduled, self._clock() - executed)
-        times = [
-            _times_of(item.sequence, executed)
-            for item, result in zip(step.sequences, results, strict=True)
-            if isinstance(result.end, Finished)
-        ]
-        self._report(step, results, durations, times)
-        return results
+        before, self._launched = self._launched, self._launch()
+        return [] if before is None else self._finish(before)
 
     def report_state(self) -> None:
         """Tell the observers what the engine holds now, outside of a step."""
-        blocks = self._scheduler.blocks
-        state = EngineState(
-            num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting,
-            num_used_blocks=blocks.num_used_blocks,
-            num_blocks=blocks.num_blocks,
-        )
-        for observer in self._observers:
-            observer.observe_state(state)
+        self._reporter.report_state()
 
-    def _execute(self, step: ScheduledStep) -> Mapping[int, int | None] | Exception:
+    def close(self) -> None:
+        """Wait for the launched steps and let go of the device."""
+        self._runner.close()
+
+    def _launch(self) -> LaunchedStep | None:
+        started = self._clock()
+        step = self._scheduler.schedule()
+        if not step.sequences:
+            return None
+        for item in step.sequences:
+            if item.sequence.first_step_at is None:
+                item.sequence.first_step_at = started
+        scheduled = self._clock()
+        handle = self._runner.launch(step)
+        return LaunchedStep(step, handle, started, scheduled - started)
+
+    def _finish(self, launched: LaunchedStep) -> list[SequenceOutput]:
+        outputs: Mapping[int, int | None] | Exception
+        times = ExecutionTimes()
         # Models are third-party code on arbitrary checkpoints and may raise anything; the other
         # sequences must not suffer for it.
         try:
-            return self._runner.execute(step)
+            outputs, times = launched.handle.wait()
         except Exception as error:
-            log.exception("forward_failed", num_sequences=len(step.sequences))
+            log.exception("forward_failed", num_sequences=len(launched.step.sequences))
             # A fault on a device stays: every later forward would fail while the service looks
             # healthy, so what this raises must end the process.
             self._runner.check_alive()
-            failure = ForwardError("The forward of a step failed.")
-            failure.__cause__ = error
-            return failure
+            outputs = error
+        now = self._clock()
+        self._scheduler.note_tokens()
+        results = []
+        ended_times = []
+        for item in launched.step.sequences:
+            # One that has ended meanwhile takes no more tokens.
+            if item.sequence.status is SequenceStatus.FINISHED:
+                continue
+            result = self._update(item, outputs, now)
+            if result is not None:
+                results.append(result)
+                if isinstance(result.end, Finished):
+                    ended_times.append(times_of(item.sequence, now))
+        self._reporter.report(launched, results, times, (now, self._clock()), ended_times)
+        return results
 
     def _update(
-        self, step: ScheduledStep, tokens: Mapping[int, int | None], now: float
-    ) -> list[SequenceOutput]:
-        results = []
-        for item in step.sequences:
-            sequence = item.sequence
-            sequence.num_computed_tokens = item.start + item.num_tokens
-            token = tokens[sequence.seq_id]
+        self, item: ScheduledSequence, outputs: Mapping[int, int | None] | Exception, now: float
+    ) -> SequenceOutput | None:
+        """Apply what a step did to one sequence; ``None`` if it only computed a chunk."""
+        sequence = item.sequence
+        if isinstance(outputs, Exception):
+            failure = ForwardError("The forward of a step failed.")
+            failure.__cause__ = outputs
+            return self._fail(sequence, failure)
+        token = None
+        if item.samples:
+            token = outputs[sequence.seq_id]
             if token is None:
+                self._scheduler.blocks.forget(sequence)
                 error = ForwardError(f"The logits of sequence {sequence.seq_id} are not finite.")
-                results.append(self._fail(sequence, error))
-                continue
-            sequence.token_ids.append(token)
-            if sequence.first_token_at is None:
-                sequence.first_token_at = now
-            end = _find_end(sequence, token)
-            if end is not None:
-                self.cancel(sequence.seq_id)
-            results.append(SequenceOutput(sequence.seq_id, (token,), end))
-        return results
+                return self._fail(sequence, error)
+        # Preempted since: its blocks are no longer those that the step wrote.
+        if item.epoch == sequence.num_preemptions:
+            self._scheduler.commit(sequence, item.end)
+        if token is None:
+            return None
+        return self._append(sequence, token, now)
+
+    def _append(self, sequence: Sequence, token: int, now: float) -> SequenceOutput:
+        sequence.num_pending_tokens -= 1
+        sequence.token_ids.append(token)
+        if sequence.first_token_at is None:
+            sequence.first_token_at = now
+        end = _find_end(sequence, token)
+        if end is not None:
+            self.cancel(sequence.seq_id)
+        return SequenceOutput(sequence.seq_id, (token,), end)
 
     def _fail(self, sequence: Sequence, error: Exception) -> SequenceOutput:
         self.cancel(sequence.seq_id)
         return SequenceOutput(sequence.seq_id, end=Failed(error))
 
-    def _report(
-        self,
-        step: ScheduledStep,
-        results: Items[SequenceOutput],
-        durations: tuple[float, float, float],
-        times: Items[SequenceTimes],
-    ) -> None:
-        self._num_steps += 1
-        blocks = self._scheduler.blocks
-        statistics = StepStatistics(
-            step=self._num_steps,
-            num_sequences=len(step.sequences),
-            num_prefill_tokens=step.num_prefill_tokens,
-            num_decode_tokens=step.num_decode_tokens,
-            num_output_tokens=sum(len(result.token_ids) for result in results),
-            num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting,
-            num_used_blocks=blocks.num_used_blocks,
-            num_blocks=blocks.num_blocks,
-            num_preemptions=step.num_preemptions,
-            schedule_s=durations[0],
-            execute_s=durations[1],
-            update_s=durations[2],
-            finished=tuple(times),
-        )
-        for observer in self._observers:
-            observer.observe(statistics)
-
-
-def _times_of(sequence: Sequence, now: float) -> SequenceTimes:
-    assert sequence.first_step_at is not None, "it was in a step"
-    assert sequence.first_token_at is not None, "it finished by a token"
-    return SequenceTimes(
-        queue_s=sequence.first_step_at - sequence.added_at,
-        prefill_s=sequence.first_token_at - sequence.first_step_at,
-        decode_s=now - sequence.first_token_at,
-    )
+    def _forget_fork(self, fork: Sequence) -> None:
+        fork.status = SequenceStatus.FINISHED
+        for sequence in self._sequences.values():
+            if fork in sequence.forks:
+                sequence.forks = tuple(one for one in sequence.forks if one is not fork)
+                return
 
 
 def _find_end(sequence: Sequence, token: int) -> Finished | None:
@@ -251,4 +262,10 @@ def _find_end(sequence: Sequence, token: int) -> Finished | None:
         reason, stop_token_id = FinishReason.LENGTH, None
     else:
         return None
-    return Finished(reason, stop_token_id, sequence.num_prompt_tokens, sequence.num_output_tokens)
+    return Finished(
+        reason,
+        stop_token_id,
+        sequence.num_prompt_tokens,
+        sequence.num_output_tokens,
+        sequence.num_cached_tokens,
+    )

@@ -26,6 +26,12 @@ class StepMetrics:
         self._queue_s = metrics.REQUEST_QUEUE_TIME_SECONDS.labels(model_name)
         self._prefill_s = metrics.REQUEST_PREFILL_TIME_SECONDS.labels(model_name)
         self._decode_s = metrics.REQUEST_DECODE_TIME_SECONDS.labels(model_name)
+        self._queried = metrics.PREFIX_CACHE_QUERIES.labels(model_name)
+        self._cached = metrics.PREFIX_CACHE_HITS.labels(model_name)
+        self._stages = {
+            f"{stage}_s": metrics.GENERATOR_STEP_STAGE_SECONDS.labels(stage)
+            for stage in ("schedule", "build", "forward", "sample", "update")
+        }
         metrics.GENERATOR_BLOCKS.set(num_blocks)
 
     def observe(self, statistics: StepStatistics) -> None:
@@ -34,9 +40,11 @@ class StepMetrics:
         self._preemptions.inc(statistics.num_preemptions)
         self._tokens.observe(statistics.num_prefill_tokens + statistics.num_decode_tokens)
         metrics.GENERATOR_STEP_SEQUENCES.observe(statistics.num_sequences)
-        metrics.GENERATOR_STEP_SECONDS.observe(
-            statistics.schedule_s + statistics.execute_s + statistics.update_s
-        )
+        metrics.GENERATOR_STEP_SECONDS.observe(statistics.step_s)
+        self._queried.inc(statistics.num_queried_tokens)
+        self._cached.inc(statistics.num_cached_tokens)
+        for stage, seconds in self._stages.items():
+            seconds.observe(getattr(statistics, stage))
         for times in statistics.finished:
             self._queue_s.observe(times.queue_s)
             self._prefill_s.observe(times.prefill_s)

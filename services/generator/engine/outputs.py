@@ -36,12 +36,14 @@ class Finished:
         stop_token_id: Token that ended it; ``None`` unless the reason is ``STOP``.
         num_prompt_tokens: Tokens of the prompt, placeholders expanded.
         num_output_tokens: Tokens generated, the stop token included.
+        num_cached_tokens: Prompt tokens whose KV came from the prefix cache.
     """
 
     reason: FinishReason
     stop_token_id: int | None
     num_prompt_tokens: int
     num_output_tokens: int
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,21 @@ class SequenceTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class ExecutionTimes:
+    """Where the time of a step went that has run.
+
+    Attributes:
+        build_s: Seconds to build the tensors, beside the step before.
+        forward_s: Seconds of the forward, logits included.
+        sample_s: Seconds to sample.
+    """
+
+    build_s: float = 0.0
+    forward_s: float = 0.0
+    sample_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineState:
     """What the engine holds between two steps.
 
@@ -101,15 +118,21 @@ class StepStatistics:
         num_sequences: Sequences in the forward.
         num_prefill_tokens: Tokens of prompts, recomputed ones included.
         num_decode_tokens: Sequences that added one token to a computed context.
-        num_output_tokens: Tokens sampled.
+        num_output_tokens: Tokens sampled, without those of sequences that had ended.
+        num_queried_tokens: Tokens looked up in the prefix cache.
+        num_cached_tokens: Tokens found there.
         num_running: Running sequences after the step.
         num_waiting: Sequences that wait for room or for embeddings after the step.
         num_used_blocks: Blocks in block tables after the step.
         num_blocks: Blocks of the KV cache.
         num_preemptions: Sequences preempted by this step.
-        schedule_s: Seconds to choose the sequences.
-        execute_s: Seconds of batch building, forward and sampling.
-        update_s: Seconds to append tokens and finish sequences.
+        schedule_s: Seconds to choose the sequences, beside the step before.
+        build_s: Seconds to build the tensors, beside the step before.
+        forward_s: Seconds of the forward, logits included.
+        sample_s: Seconds to sample.
+        update_s: Seconds to append tokens and finish sequences, beside the step behind.
+        step_s: Seconds from the end of the step before, or from the beginning of this one if there
+            was none on its way, to its end.
         finished: Times of the sequences that finished in this step.
     """
 
@@ -118,14 +141,19 @@ class StepStatistics:
     num_prefill_tokens: int
     num_decode_tokens: int
     num_output_tokens: int
+    num_queried_tokens: int
+    num_cached_tokens: int
     num_running: int
     num_waiting: int
     num_used_blocks: int
     num_blocks: int
     num_preemptions: int
     schedule_s: float
-    execute_s: float
+    build_s: float
+    forward_s: float
+    sample_s: float
     update_s: float
+    step_s: float
     finished: tuple[SequenceTimes, ...] = ()
 
     @property

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from chiasm.generator.engine.chunking import Chunking
+from chiasm.generator.engine.scheduled_step import ScheduledSequence, ScheduledStep
 from chiasm.generator.engine.sequence import Sequence, SequenceStatus
+from chiasm.generator.engine.waiting_queue import WaitingQueue, rank
 
 if TYPE_CHECKING:
     from chiasm.generator.engine.block_manager import BlockManager
@@ -19,10 +22,12 @@ class SchedulerLimits:
     Attributes:
         max_step_tokens: Token budget; at least ``max_running_sequences``, so that decode fits.
         max_running_sequences: Sequences that hold blocks at once.
+        chunking: Where prefills are cut.
     """
 
     max_step_tokens: int
     max_running_sequences: int
+    chunking: Chunking = field(default_factory=Chunking)
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_running_sequences <= self.max_step_tokens:
@@ -32,63 +37,68 @@ class SchedulerLimits:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledSequence:
-    """A sequence in a step: ``num_tokens`` tokens behind the ``start`` computed ones."""
+@dataclass(slots=True)
+class _StepDraft:
+    """A step while it is put together."""
 
-    sequence: Sequence
-    start: int
-    num_tokens: int
-
-    @property
-    def is_decode(self) -> bool:
-        """Whether one token is added to a computed context."""
-        return self.num_tokens == 1 and self.start > 0
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledStep:
-    """The sequences of one step, those that decode first; their blocks are allocated."""
-
-    sequences: tuple[ScheduledSequence, ...]
+    budget: int
+    decodes: list[ScheduledSequence] = field(default_factory=list)
+    prefills: list[ScheduledSequence] = field(default_factory=list)
+    block_copies: list[tuple[int, int]] = field(default_factory=list)
     num_preemptions: int = 0
+    num_queried_tokens: int = 0
+    num_cached_tokens: int = 0
 
     @property
-    def num_decode_tokens(self) -> int:
-        """Sequences that decode."""
-        return sum(scheduled.is_decode for scheduled in self.sequences)
+    def is_empty(self) -> bool:
+        return not self.decodes and not self.prefills
 
-    @property
-    def num_prefill_tokens(self) -> int:
-        """Tokens of all others."""
-        return sum(scheduled.num_tokens for scheduled in self.sequences if not scheduled.is_decode)
+    def has(self, sequence: Sequence) -> bool:
+        return any(item.sequence is sequence for item in (*self.decodes, *self.prefills))
+
+    def finish(self) -> ScheduledStep:
+        return ScheduledStep(
+            sequences=(*self.decodes, *self.prefills),
+            num_preemptions=self.num_preemptions,
+            num_queried_tokens=self.num_queried_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            block_copies=tuple(self.block_copies),
+        )
 
 
 class Scheduler:
-    """Owns the queues, in order of arrival.
+    """Owns the queues.
 
     A sequence moves through these states; the queue that holds it is in brackets::
 
-        add ──► BLOCKED [_blocked] ──release──► WAITING [_waiting] ──schedule──► RUNNING [_running]
-                                               PREEMPTED [_waiting] ◄──out of blocks──┘
-        remove: from any of them ──► FINISHED
+        add ──► WAITING [_waiting] ──schedule──► RUNNING [_running] ──out of blocks──┐
+                  │        ▲   ▲                                                     │
+           nothing ready  release └──────────── PREEMPTED [_waiting] ◄───────────────┘
+                  ▼        │
+                BLOCKED [_blocked]            remove: from any of them ──► FINISHED
 
-    Each step takes every running sequence first (decode), then whole prompts from the front of the
-    waiting queue while budget and blocks last. When a running sequence cannot grow, the youngest
-    gives its blocks up and is computed anew later; the oldest therefore always advances.
+    Each step takes first one token of every sequence that decodes, then chunks of the running
+    prompts, then prompts from the waiting queue while budget and blocks last. A prompt is computed
+    up to its first span whose embedding is missing. When a running sequence cannot grow, the
+    youngest of the least urgent ones gives its blocks up and is computed anew later, so the first
+    in rank always advances.
+
+    Steps are launched before the tokens of the step before are known: all counts here are of
+    scheduled tokens, and the newest token of a sequence may be one that only the device knows.
 
     Invariants:
         1. A sequence is in exactly one queue, the one of its status.
         2. Only running sequences own blocks.
-        3. ``_waiting`` and ``_running`` are sorted by ``seq_id``.
+        3. ``_running`` is sorted by rank.
     """
 
     def __init__(self, blocks: BlockManager, limits: SchedulerLimits) -> None:
         self._blocks = blocks
         self._limits = limits
         self._blocked: dict[int, Sequence] = {}
-        self._waiting: list[Sequence] = []
+        self._waiting = WaitingQueue()
         self._running: list[Sequence] = []
+        self._may_advance = False
 
     @property
     def blocks(self) -> BlockManager:
@@ -107,25 +117,37 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything."""
-        return bool(self._waiting or self._running)
+        """Whether ``schedule`` may find something; not so if nothing changed since it did not."""
+        return self._may_advance and bool(self._waiting or self._running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence; it is blocked until ``release`` if it lacks embeddings.
+        """Queue a new sequence.
 
         Raises:
             ValueError: It could outgrow the whole cache; admission must refuse such requests.
         """
         if self._blocks.count_blocks(sequence.max_num_tokens) > self._blocks.num_blocks:
             raise ValueError(f"Sequence {sequence.seq_id} may outgrow the KV cache.")
-        self._blocked[sequence.seq_id] = sequence
-        if sequence.has_all_embeddings:
-            self.release(sequence)
+        self._waiting.enter(sequence.origin.tenant)
+        self._enqueue(sequence, SequenceStatus.WAITING)
 
     def release(self, sequence: Sequence) -> None:
-        """Let a blocked sequence wait for room: all its embeddings are there."""
-        del self._blocked[sequence.seq_id]
-        self._enqueue(sequence, SequenceStatus.WAITING)
+        """Take note that an embedding of ``sequence`` has come."""
+        self._may_advance = True
+        if sequence.status is SequenceStatus.BLOCKED:
+            del self._blocked[sequence.seq_id]
+            self._enqueue(sequence, SequenceStatus.WAITING)
+
+    def commit(self, sequence: Sequence, num_computed_tokens: int) -> None:
+        """Let what was computed of ``sequence`` be found by others with the same beginning."""
+        if self._limits.chunking.is_fixed:
+            # Outputs were computed one by one; as part of a prompt they would not be.
+            num_computed_tokens = min(num_computed_tokens, sequence.num_prompt_tokens)
+        self._blocks.commit(sequence, num_computed_tokens)
+
+    def note_tokens(self) -> None:
+        """Take note that tokens of a launched step are known."""
+        self._may_advance = True
 
     def remove(self, sequence: Sequence) -> None:
         """Take ``sequence`` out of its queue and free its blocks at once."""
@@ -138,21 +160,25 @@ class Scheduler:
                 self._running.remove(sequence)
             case SequenceStatus.FINISHED:
                 raise ValueError(f"Sequence {sequence.seq_id} is finished already.")
+        self._waiting.leave(sequence.origin.tenant)
         self._blocks.free(sequence)
         sequence.status = SequenceStatus.FINISHED
+        self._may_advance = True
 
     def schedule(self) -> ScheduledStep:
-        """Choose the sequences of the next step and allocate their blocks.
+        """Choose the sequences of the next step, allocate their blocks and count their tokens.
 
         Returns:
             The step; empty if nothing can run now.
         """
-        decodes, num_preemptions = self._schedule_decodes()
-        prefills: list[ScheduledSequence] = []
+        draft = _StepDraft(self._limits.max_step_tokens)
+        self._schedule_decodes(draft)
+        self._schedule_chunks(draft)
         # What was just preempted must not take its blocks back from those it made room for.
-        if not num_preemptions:
-            prefills = self._schedule_prefills(self._limits.max_step_tokens - len(decodes))
-        return ScheduledStep((*decodes, *prefills), num_preemptions)
+        if not draft.num_preemptions:
+            self._schedule_waiting(draft)
+        self._may_advance = not draft.is_empty or draft.num_preemptions > 0
+        return draft.finish()
 
     def check_invariants(self) -> None:
         """Verify the invariants of the class and of its blocks.
@@ -160,68 +186,191 @@ class Scheduler:
         Raises:
             AssertionError: One of them does not hold.
         """
-        expected = {
-            SequenceStatus.BLOCKED: list(self._blocked.values()),
-            SequenceStatus.RUNNING: self._running,
-        }
-        for status, sequences in expected.items():
-            assert all(sequence.status is status for sequence in sequences), status
+        blocked, waiting = list(self._blocked.values()), list(self._waiting)
+        assert all(sequence.status is SequenceStatus.BLOCKED for sequence in blocked)
         queued = (SequenceStatus.WAITING, SequenceStatus.PREEMPTED)
-        assert all(sequence.status in queued for sequence in self._waiting)
-        for queue in (self._waiting, self._running):
-            ids = [sequence.seq_id for sequence in queue]
-            assert ids == sorted(set(ids)), "a queue is not in order of arrival"
-        for sequence in (*self._blocked.values(), *self._waiting):
+        assert all(sequence.status in queued for sequence in waiting)
+        assert all(sequence.status is SequenceStatus.RUNNING for sequence in self._running)
+        everyone = [*blocked, *waiting, *self._running]
+        ids = [sequence.seq_id for sequence in everyone]
+        assert len(ids) == len(set(ids)), "a sequence is in two queues"
+        ranks = [rank(sequence) for sequence in self._running]
+        assert ranks == sorted(ranks), "the running sequences are not in order"
+        for sequence in (*blocked, *waiting):
             assert not sequence.block_table, "a sequence that does not run owns blocks"
-        self._blocks.check_invariants([*self._blocked.values(), *self._waiting, *self._running])
+        self._blocks.check_invariants(everyone)
 
-    def _schedule_decodes(self) -> tuple[list[ScheduledSequence], int]:
-        scheduled: list[ScheduledSequence] = []
-        num_preemptions = 0
-        # Preemption shortens the queue from its end, behind the sequences scheduled already.
-        while len(scheduled) < len(self._running):
-            sequence = self._running[len(scheduled)]
-            if self._blocks.can_grow(sequence, 1):
-                self._blocks.grow(sequence, 1)
-                scheduled.append(ScheduledSequence(sequence, sequence.num_computed_tokens, 1))
+    def _schedule_decodes(self, draft: _StepDraft) -> None:
+        index = 0
+        # Preemption shortens the list from its end, behind the sequences scheduled already.
+        while index < len(self._running):
+            sequence = self._running[index]
+            if not sequence.is_decoding or sequence.will_be_full:
+                index += 1
+            elif self._blocks.can_grow(sequence, 1):
+                draft.decodes.append(self._take(draft, sequence, 1))
+                index += 1
             else:
-                self._preempt(self._running.pop())
-                num_preemptions += 1
-        return scheduled, num_preemptions
+                self._preempt_last(draft)
 
-    def _schedule_prefills(self, budget: int) -> list[ScheduledSequence]:
-        scheduled: list[ScheduledSequence] = []
-        while self._waiting and len(self._running) < self._limits.max_running_sequences:
-            sequence = self._waiting[0]
-            num_tokens = sequence.num_tokens
-            # Prompts are computed whole. The first of a step may exceed the budget: it would
-            # otherwise wait for ever behind those that decode.
-            if (scheduled and num_tokens > budget) or not self._has_room(num_tokens):
-                break
-            del self._waiting[0]
-            self._blocks.grow(sequence, num_tokens)
-            sequence.status = SequenceStatus.RUNNING
-            bisect.insort(self._running, sequence, key=_arrival)
-            scheduled.append(ScheduledSequence(sequence, 0, num_tokens))
-            budget -= num_tokens
-        return scheduled
+    def _schedule_chunks(self, draft: _StepDraft) -> None:
+        """Go on with the prompts that are computed in part."""
+        for sequence in tuple(self._running):
+            is_ours = sequence.status is SequenceStatus.RUNNING and not sequence.is_decoding
+            if not is_ours or sequence.will_be_full:
+                continue
+            self._skip_cached(draft, sequence)
+            num_tokens = self._count_chunk(draft, sequence, sequence.num_scheduled_tokens)
+            if num_tokens and self._make_room(draft, sequence, num_tokens):
+                self._add_prefill(draft, sequence, num_tokens)
 
-    def _has_room(self, num_tokens: int) -> bool:
+    def _schedule_waiting(self, draft: _StepDraft) -> None:
+        while draft.budget > 0 or draft.is_empty:
+            sequence = self._waiting.peek()
+            if sequence is None:
+                return
+            prefix, num_cached = self._find_prefix(sequence)
+            num_tokens = self._count_chunk(draft, sequence, num_cached)
+            if sequence.num_ready_tokens <= num_cached:
+                self._block(sequence)
+            elif num_tokens and self._can_start(sequence, prefix):
+                self._start(draft, sequence, prefix, num_cached)
+                self._add_prefill(draft, sequence, num_tokens)
+            elif not num_tokens or not self._preempt_stalled(draft):
+                return
+
+    def _find_prefix(self, sequence: Sequence) -> tuple[list[int], int]:
+        """Return the cached blocks to begin with and the tokens that they hold."""
+        # At least one token is computed: its logits are needed.
+        most = min(sequence.num_ready_tokens, sequence.num_total_tokens - 1)
+        prefix = self._blocks.find_prefix(sequence, most)
+        size = self._blocks.block_size
+        num_cached = self._limits.chunking.align_prefix(sequence, len(prefix) * size)
+        prefix = prefix[: num_cached // size]
+        return prefix, len(prefix) * size
+
+    def _skip_cached(self, draft: _StepDraft, sequence: Sequence) -> None:
+        """Go on behind what others have computed of the same prompt since the last chunk."""
+        prefix, num_cached = self._find_prefix(sequence)
+        if num_cached > sequence.num_scheduled_tokens and not sequence.num_pending_tokens:
+            self._share(draft, sequence, prefix, num_cached)
+
+    def _start(
+        self, draft: _StepDraft, sequence: Sequence, prefix: list[int], num_cached: int
+    ) -> None:
+        self._waiting.remove(sequence)
+        if not sequence.num_preemptions:
+            draft.num_queried_tokens += sequence.num_prompt_tokens
+        if num_cached:
+            self._share(draft, sequence, prefix, num_cached)
+        self._run(sequence)
+
+    def _share(
+        self, draft: _StepDraft, sequence: Sequence, prefix: list[int], num_cached: int
+    ) -> None:
+        self._blocks.share_prefix(sequence, prefix)
+        num_gained = num_cached - sequence.num_scheduled_tokens
+        sequence.num_scheduled_tokens = num_cached
+        if not sequence.num_preemptions:
+            sequence.num_cached_tokens += num_gained
+            draft.num_cached_tokens += num_gained
+
+    def _run(self, sequence: Sequence) -> None:
+        sequence.status = SequenceStatus.RUNNING
+        bisect.insort(self._running, sequence, key=rank)
+
+    def _count_chunk(self, draft: _StepDraft, sequence: Sequence, start: int) -> int:
+        # The newest token of a preempted sequence may not be known yet; it is decoded, not part
+        # of a chunk.
+        if sequence.num_pending_tokens:
+            return 0
+        chunking = self._limits.chunking
+        return chunking.count_tokens(sequence, start, max(0, draft.budget), draft.is_empty)
+
+    def _add_prefill(self, draft: _StepDraft, sequence: Sequence, num_tokens: int) -> None:
+        item = self._take(draft, sequence, num_tokens)
+        draft.prefills.append(item)
+        if item.samples and sequence.forks:
+            self._fork(draft, sequence)
+
+    def _take(self, draft: _StepDraft, sequence: Sequence, num_tokens: int) -> ScheduledSequence:
+        """Allocate and count the next ``num_tokens`` tokens of a running sequence."""
+        copy = self._blocks.grow(sequence, num_tokens)
+        if copy is not None:
+            draft.block_copies.append(copy)
+        start = sequence.num_scheduled_tokens
+        sequence.num_scheduled_tokens += num_tokens
+        samples = sequence.num_scheduled_tokens == sequence.num_total_tokens
+        sequence.num_pending_tokens += samples
+        draft.budget -= num_tokens
+        is_decode = num_tokens == 1 and samples and start > 0
+        cost = (0, 1) if is_decode else (num_tokens, 0)
+        self._waiting.charge(sequence.origin.tenant, *cost)
+        return ScheduledSequence(sequence, start, num_tokens, samples, sequence.num_preemptions)
+
+    def _fork(self, draft: _StepDraft, parent: Sequence) -> None:
+        """Let the forks of ``parent``, whose prompt this step completes, run on its blocks."""
+        forks, parent.forks = parent.forks, ()
+        for child in forks:
+            self._waiting.enter(child.origin.tenant)
+            if len(self._running) >= self._limits.max_running_sequences:
+                # It begins alone, later; the prefix cache has most of its prompt.
+                self._enqueue(child, SequenceStatus.WAITING)
+                continue
+            self._blocks.fork(parent, child)
+            child.num_scheduled_tokens = parent.num_scheduled_tokens
+            child.num_cached_tokens = parent.num_cached_tokens
+            child.num_pending_tokens = 1
+            self._run(child)
+            item = ScheduledSequence(child, child.num_scheduled_tokens, 0, forked_from=parent)
+            draft.prefills.append(item)
+
+    def _make_room(self, draft: _StepDraft, sequence: Sequence, num_tokens: int) -> bool:
+        """Preempt those behind ``sequence`` in rank until it can grow; tell whether it can."""
+        while not self._blocks.can_grow(sequence, num_tokens):
+            if self._running[-1] is sequence or draft.has(self._running[-1]):
+                return False
+            self._preempt_last(draft)
+        return True
+
+    def _can_start(self, sequence: Sequence, prefix: list[int]) -> bool:
+        if len(self._running) >= self._limits.max_running_sequences:
+            return False
         # Each running sequence will soon need a block; without this reserve a new prompt would
         # be preempted as soon as it has been computed.
         reserve = len(self._running)
-        needed = self._blocks.count_blocks(num_tokens)
-        return needed + reserve <= self._blocks.num_free_blocks
+        blocks = self._blocks
+        needed = blocks.count_blocks(sequence.num_total_tokens) - len(prefix)
+        needed += blocks.count_free_among(prefix)
+        return needed + reserve <= blocks.num_free_blocks
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _block(self, sequence: Sequence) -> None:
+        self._waiting.remove(sequence)
+        sequence.status = SequenceStatus.BLOCKED
+        self._blocked[sequence.seq_id] = sequence
+
+    def _preempt_stalled(self, draft: _StepDraft) -> bool:
+        """Preempt the last sequence that waits for an embedding, if any does; others can run."""
+        for sequence in reversed(self._running):
+            if sequence.is_stalled and not draft.has(sequence):
+                self._preempt(draft, sequence)
+                # Only the embedding helps it: with its text computed it would stall again.
+                self._block(sequence)
+                return True
+        return False
+
+    def _preempt_last(self, draft: _StepDraft) -> None:
+        self._preempt(draft, self._running[-1])
+
+    def _preempt(self, draft: _StepDraft, sequence: Sequence) -> None:
+        self._running.remove(sequence)
         self._blocks.free(sequence)
-        sequence.num_computed_tokens = 0
+        sequence.num_scheduled_tokens = 0
+        sequence.num_preemptions += 1
+        draft.num_preemptions += 1
         self._enqueue(sequence, SequenceStatus.PREEMPTED)
 
     def _enqueue(self, sequence: Sequence, status: SequenceStatus) -> None:
         sequence.status = status
-        bisect.insort(self._waiting, sequence, key=_arrival)
-
-
-def _arrival(sequence: Sequence) -> int:
-    return sequence.seq_id
+        self._waiting.push(sequence)
+        self._may_advance = True

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class StepThreads:
-    """Follows the shared core page; used by the engine thread only.
+    """Follows the shared core page: steps in the forward thread, rest while there are none.
 
-    NOTE: torch keeps the number of threads per calling thread, so the engine thread sets its own.
+    NOTE: torch keeps the number of threads per calling thread, so the forward thread sets its own.
     """
 
     def __init__(self, cores: Cores) -> None:

@@ -1,7 +1,8 @@
 """Attend over the paged KV cache, in plain torch.
 
 This is the attention function that transformers calls in every layer. Keys and values of the new
-tokens go into the cache; each prompt attends to itself, each decoding sequence to its context.
+tokens go into the cache; each chunk of a prompt attends to the prompt up to its end, each decoding
+sequence to its context.
 """
 
 from __future__ import annotations
@@ -97,8 +98,10 @@ def paged_attention(
     for group in batch.decode_groups:
         output[group.rows] = _attend_decode(query[group.rows], group, cache, layer, rule)
     for segment in batch.prefill_segments:
-        rows = segment.rows
-        output[rows] = _attend_prefill(query[rows], key[rows], value[rows], segment, rule)
+        rows, slots = segment.rows, segment.context_slots
+        keys = key[rows] if slots is None else cache.keys[layer][slots]
+        values = value[rows] if slots is None else cache.values[layer][slots]
+        output[rows] = _attend_prefill(query[rows], keys, values, segment, rule)
     return output[None], None
 
 
@@ -125,30 +128,22 @@ def _attend_prefill(
     segment: PrefillSegment,
     rule: ScoreRule,
 ) -> torch.Tensor:
-    """Attend causally within one prompt, whose keys and values are all new."""
+    """Attend within one prompt, up to the end of its chunk; all [num_tokens, num_heads, head_dim].
+
+    Queries that share a key head form its query rows, so that no key is repeated.
+    """
+    length, num_q_heads, head_dim = query.shape
     query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
-    is_plain = not rule.softcap and not 0 < rule.window < segment.length
-    if is_plain:
+    if segment.is_causal(rule.window) and not rule.softcap:
         output = scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=rule.scale, enable_gqa=True
         )
         return output[0].transpose(0, 1)
-    num_groups = query.shape[1] // key.shape[1]
-    mask = _causal_mask(segment, rule.window, query)
-    key, value = (tensor.repeat_interleave(num_groups, dim=1) for tensor in (key, value))
-    return _attend(query, key, value, mask, rule)[0].transpose(0, 1)
-
-
-def _causal_mask(segment: PrefillSegment, window: int, like: torch.Tensor) -> torch.Tensor:
-    if window not in segment.masks:
-        index = torch.arange(segment.length, device=like.device)
-        distance = index[:, None] - index[None]
-        is_hidden = distance < 0
-        if window:
-            is_hidden |= distance >= window
-        mask = torch.zeros_like(is_hidden, dtype=like.dtype)
-        segment.masks[window] = mask.masked_fill_(is_hidden, float("-inf"))
-    return segment.masks[window]
+    num_groups = num_q_heads // key.shape[1]
+    mask = segment.mask(rule.window, query.dtype, query.device).repeat(num_groups, 1)
+    grouped = query.reshape(1, key.shape[1], num_groups * length, head_dim)
+    output = _attend(grouped, key, value, mask, rule)
+    return output.reshape(num_q_heads, length, head_dim).transpose(0, 1)
 
 
 def _attend(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from chiasm.generator.model.forward_batch import ForwardBatch
@@ -35,6 +37,10 @@ class Decoder(Protocol):
         Returns:
             Last hidden states. [num_tokens, hidden_size], dtype of the model.
         """
+        ...
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy keys and values between blocks of the cache: pairs of from and to."""
         ...
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from chiasm.generator.engine.sequence import find_embedding_positions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
+    from collections.abc import Sequence as Items
 
-    from chiasm.generator.engine.scheduler import ScheduledSequence
+    from chiasm.generator.engine.scheduled_step import ScheduledSequence
+    from chiasm.generator.engine.sequence import Sequence
 
 # Sequences that decode share one gather if the longest context is at most this many times the
 # shortest; short contexts always share.
@@ -23,22 +26,56 @@ _SHORT_CONTEXT = 256
 
 @dataclass(slots=True, eq=False)
 class PrefillSegment:
-    """Consecutive rows of the batch that hold one whole prompt.
+    """Consecutive rows of the batch that hold one chunk of a prompt.
 
     Attributes:
         start: First row.
         length: Number of rows.
+        context_slots: Slots of all positions up to the chunk's end, in order; ``None`` if the chunk
+            begins the prompt, whose keys and values are then all new. [num_context_tokens], int64.
+        both_ways: Ranges of positions, each within which all see each other.
         masks: Masks by sliding window, made on first use and shared by all layers.
     """
 
     start: int
     length: int
+    context_slots: torch.Tensor | None = None
+    both_ways: tuple[tuple[int, int], ...] = ()
     masks: dict[int, torch.Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> slice:
         """Rows of the segment."""
         return slice(self.start, self.start + self.length)
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the last row sees."""
+        return self.length if self.context_slots is None else len(self.context_slots)
+
+    def is_causal(self, window: int) -> bool:
+        """Return whether a plain causal mask over the new tokens is all that is needed."""
+        is_cut = 0 < window < self.length
+        return self.context_slots is None and not self.both_ways and not is_cut
+
+    def mask(self, window: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Return what is added to the scores: 0, or minus infinity for what a row does not see.
+
+        Returns:
+            [length, context_length], ``dtype``.
+        """
+        if window not in self.masks:
+            first = self.context_length - self.length
+            query = torch.arange(first, self.context_length, device=device)
+            distance = query[:, None] - torch.arange(self.context_length, device=device)
+            is_hidden = distance < 0
+            if window:
+                is_hidden |= distance >= window
+            for start, end in self.both_ways:
+                is_hidden[max(0, start - first) : max(0, end - first), start:end] = False
+            mask = torch.zeros(is_hidden.shape, dtype=dtype, device=device)
+            self.masks[window] = mask.masked_fill_(is_hidden, float("-inf"))
+        return self.masks[window]
 
 
 @dataclass(slots=True, eq=False)
@@ -115,22 +152,27 @@ class ForwardBatch:
 
     ::
 
-        rows    | decode, by context length | prompt a ........ | prompt b ... |
+        rows    | decode, by context length | chunk of a ........ | chunk of b ... |
 
     Attributes:
         token_ids: [num_tokens], int64.
+        unknown_rows: Rows of tokens that the step before samples. [num_unknown], int64.
+        unknown_sources: Which of its tokens stand there. [num_unknown], int64.
         positions: [num_rows, num_tokens], int64; see ``PromptPositions``.
         slot_mapping: Slot of every token. [num_tokens], int64.
         embedding_rows: Rows whose token embedding is overwritten. [num_spliced], int64.
         embeddings: What stands there. [num_spliced, hidden_size], dtype of the model; ``None`` if
             there are none.
-        logit_rows: Last row of each sequence, as ``sequences``. [num_sequences], int64.
+        logit_rows: Rows to sample from, as ``sampled``. [num_sampled], int64.
         decode_groups: Rows that decode.
-        prefill_segments: Rows of prompts.
-        sequences: Scheduled sequences, in the order of their rows.
+        prefill_segments: Rows of chunks.
+        sequences: Scheduled sequences with rows, in the order of their rows.
+        sampled: Those that get a token, forks included.
     """
 
     token_ids: torch.Tensor
+    unknown_rows: torch.Tensor
+    unknown_sources: torch.Tensor
     positions: torch.Tensor
     slot_mapping: torch.Tensor
     embedding_rows: torch.Tensor
@@ -139,15 +181,24 @@ class ForwardBatch:
     decode_groups: tuple[DecodeGroup, ...]
     prefill_segments: tuple[PrefillSegment, ...]
     sequences: tuple[ScheduledSequence, ...]
+    sampled: tuple[ScheduledSequence, ...]
 
     @property
     def num_tokens(self) -> int:
         """Rows of the batch."""
         return len(self.token_ids)
 
+    def fill_in(self, last_tokens: torch.Tensor) -> None:
+        """Put in the tokens that the step before has sampled. [num_sampled], int64."""
+        if len(self.unknown_rows):
+            self.token_ids[self.unknown_rows] = last_tokens[self.unknown_sources]
+
 
 def build_forward_batch(
-    scheduled: Sequence[ScheduledSequence], block_size: int, device: torch.device
+    scheduled: Items[ScheduledSequence],
+    block_size: int,
+    device: torch.device,
+    row_of: Mapping[int, int] = MappingProxyType({}),
 ) -> ForwardBatch:
     """Build the tensors of one step.
 
@@ -155,61 +206,108 @@ def build_forward_batch(
         scheduled: Sequences of the step, at least one; their block tables hold the new tokens.
         block_size: Tokens per block.
         device: Where the forward runs.
+        row_of: By ``seq_id``, which token of the step before is the newest of a sequence.
     """
     decodes = sorted((item for item in scheduled if item.is_decode), key=lambda item: item.start)
-    prefills = [item for item in scheduled if not item.is_decode]
-    assert all(item.start == 0 for item in prefills), "prompts are computed whole"
-    ordered = (*decodes, *prefills)
-    lengths = np.array([item.num_tokens for item in ordered])
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    token_ids = [
-        item.sequence.token_ids[item.start : item.start + item.num_tokens] for item in ordered
+    chunks = [item for item in scheduled if item.num_tokens and not item.is_decode]
+    ordered = (*decodes, *chunks)
+    ends = np.cumsum([item.num_tokens for item in ordered])
+    starts = ends - [item.num_tokens for item in ordered]
+    unknown = [
+        (row, row_of[item.sequence.seq_id])
+        for row, item in enumerate(decodes)
+        if item.start >= item.sequence.num_tokens
     ]
-    positions = [
-        item.sequence.prompt.positions.of(item.start, item.start + item.num_tokens)
-        for item in ordered
-    ]
-    slots = [_slots_of(item, block_size) for item in ordered]
-    embedding_rows, embeddings = _collect_embeddings(prefills, starts[len(decodes) :])
+    positions = [item.sequence.prompt.positions.of(item.start, item.end) for item in ordered]
+    slots = [_slots_of(item.sequence, item.start, item.end, block_size) for item in ordered]
+    embedding_rows, embeddings = _collect_embeddings(chunks, starts[len(decodes) :])
+    sampled, logit_rows = _find_sampled(scheduled, ordered, ends)
+    unknown_pairs = torch.tensor(unknown, dtype=torch.int64, device=device).reshape(-1, 2)
     return ForwardBatch(
-        token_ids=torch.tensor([token for part in token_ids for token in part], device=device),
+        token_ids=torch.tensor(_tokens_of(ordered), device=device),
+        unknown_rows=unknown_pairs[:, 0],
+        unknown_sources=unknown_pairs[:, 1],
         positions=torch.from_numpy(np.concatenate(positions, axis=1)).to(device),
         slot_mapping=torch.from_numpy(np.concatenate(slots)).to(device),
         embedding_rows=torch.from_numpy(embedding_rows).to(device),
         embeddings=torch.cat(embeddings).to(device) if embeddings else None,
-        logit_rows=torch.from_numpy(ends - 1).to(device),
+        logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=device),
         decode_groups=tuple(_group_decodes(decodes, block_size)),
         prefill_segments=tuple(
-            PrefillSegment(int(start), item.num_tokens)
-            for item, start in zip(prefills, starts[len(decodes) :], strict=True)
+            _make_segment(item, int(start), block_size, device)
+            for item, start in zip(chunks, starts[len(decodes) :], strict=True)
         ),
         sequences=ordered,
+        sampled=tuple(sampled),
     )
 
 
-def _slots_of(item: ScheduledSequence, block_size: int) -> np.ndarray:
-    positions = np.arange(item.start, item.start + item.num_tokens)
-    first_block = item.start // block_size
-    blocks = np.array(item.sequence.block_table[first_block:])
+def _tokens_of(ordered: Items[ScheduledSequence]) -> list[int]:
+    tokens: list[int] = []
+    for item in ordered:
+        known = item.sequence.token_ids[item.start : item.end]
+        tokens += known or [0]
+    return tokens
+
+
+def _find_sampled(
+    scheduled: Items[ScheduledSequence], ordered: Items[ScheduledSequence], ends: np.ndarray
+) -> tuple[list[ScheduledSequence], list[int]]:
+    """Return the sequences that get a token, and the row of each one's logits."""
+    last_rows = {
+        item.sequence.seq_id: int(end) - 1 for item, end in zip(ordered, ends, strict=True)
+    }
+    sampled = [item for item in (*ordered, *_forks_of(scheduled)) if item.samples]
+    rows = [last_rows[(item.forked_from or item.sequence).seq_id] for item in sampled]
+    return sampled, rows
+
+
+def _forks_of(scheduled: Items[ScheduledSequence]) -> list[ScheduledSequence]:
+    return [item for item in scheduled if item.forked_from is not None]
+
+
+def _make_segment(
+    item: ScheduledSequence, row: int, block_size: int, device: torch.device
+) -> PrefillSegment:
+    both_ways = tuple(
+        (span.offset, span.end)
+        for span in item.sequence.prompt.spans
+        if span.layout.attends_both_ways and item.start < span.end and span.offset < item.end
+    )
+    context_slots = None
+    if item.start:
+        slots = _slots_of(item.sequence, 0, item.end, block_size)
+        context_slots = torch.from_numpy(slots).to(device)
+    return PrefillSegment(row, item.num_tokens, context_slots, both_ways)
+
+
+def _slots_of(sequence: Sequence, start: int, end: int, block_size: int) -> np.ndarray:
+    positions = np.arange(start, end)
+    first_block = start // block_size
+    blocks = np.array(sequence.block_table[first_block : -(-end // block_size)])
     return blocks[positions // block_size - first_block] * block_size + positions % block_size
 
 
 def _collect_embeddings(
-    prefills: Sequence[ScheduledSequence], starts: np.ndarray
+    chunks: Items[ScheduledSequence], starts: np.ndarray
 ) -> tuple[np.ndarray, list[torch.Tensor]]:
+    """Return the rows of the batch that take a row of an embedding, and those rows."""
     rows = [np.empty(0, dtype=np.int64)]
     embeddings: list[torch.Tensor] = []
-    for item, start in zip(prefills, starts, strict=True):
-        spans = item.sequence.prompt.spans
-        for span, embedding in zip(spans, item.sequence.embeddings, strict=True):
-            assert embedding is not None, "a sequence is scheduled when all embeddings are there"
-            rows.append(find_embedding_positions(span) + start)
-            embeddings.append(embedding)
+    for item, first_row in zip(chunks, starts, strict=True):
+        sequence = item.sequence
+        for span, embedding in zip(sequence.prompt.spans, sequence.embeddings, strict=True):
+            if span.end <= item.start or span.offset >= item.end:
+                continue
+            assert embedding is not None, "a chunk ends before a span that is not ready"
+            positions = find_embedding_positions(span)
+            first, last = np.searchsorted(positions, (item.start, item.end))
+            rows.append(positions[first:last] - item.start + first_row)
+            embeddings.append(embedding[first:last])
     return np.concatenate(rows), embeddings
 
 
-def _group_decodes(decodes: Sequence[ScheduledSequence], block_size: int) -> list[DecodeGroup]:
+def _group_decodes(decodes: Items[ScheduledSequence], block_size: int) -> list[DecodeGroup]:
     """Cut ``decodes``, sorted by context length, where padding would waste too much."""
     groups: list[DecodeGroup] = []
     first = 0
@@ -223,7 +321,7 @@ def _group_decodes(decodes: Sequence[ScheduledSequence], block_size: int) -> lis
     return groups
 
 
-def _make_group(members: Sequence[ScheduledSequence], start: int, block_size: int) -> DecodeGroup:
+def _make_group(members: Items[ScheduledSequence], start: int, block_size: int) -> DecodeGroup:
     tables = [item.sequence.block_table for item in members]
     padded = np.zeros((len(tables), max(map(len, tables))), dtype=np.int64)
     for row, table in zip(padded, tables, strict=True):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from chiasm.generator.model.model_spec import ModelSpec
 
 
@@ -60,6 +62,18 @@ class KVCache:
         """
         self.keys[layer][slots] = key
         self.values[layer][slots] = value
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy keys and values of all layers between blocks: pairs of from and to.
+
+        All sources are read before anything is written.
+        """
+        size = self.layout.block_size
+        offsets = torch.arange(size, device=self.keys[0].device)
+        pairs = torch.tensor(copies, device=offsets.device)
+        sources, targets = ((pairs[:, i, None] * size + offsets).flatten() for i in range(2))
+        for tensor in (*self.keys, *self.values):
+            tensor[targets] = tensor[sources]
 
 
 def count_blocks(spec: ModelSpec, dtype: torch.dtype, block_size: int, budget_bytes: int) -> int:

@@ -1,48 +1,110 @@
-"""Execute one step: build the batch, run the forward, sample."""
+"""Execute steps in a thread of their own: build the batch here, run forward and sampling there."""
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from chiasm.generator.engine.outputs import ExecutionTimes
 from chiasm.generator.model.forward_batch import build_forward_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from collections.abc import Sequence as Items
+    from concurrent.futures import Future
 
     from chiasm.generator.engine.sampler import Sampler
-    from chiasm.generator.engine.scheduler import ScheduledStep
+    from chiasm.generator.engine.sampling_params import SamplingParams
+    from chiasm.generator.engine.scheduled_step import ScheduledSequence, ScheduledStep
     from chiasm.generator.model.decoder import Decoder
+    from chiasm.generator.model.forward_batch import ForwardBatch
+
+    StepResult = tuple[Mapping[int, int | None], ExecutionTimes]
+
+
+@dataclass(frozen=True, slots=True)
+class _SampledRow:
+    """A sequence that samples in a step, at which position and how."""
+
+    seq_id: int
+    params: SamplingParams
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class _StepInput:
+    """What the forward thread needs of a step; nothing in it changes any more."""
+
+    batches: tuple[ForwardBatch, ...]
+    rows: tuple[_SampledRow, ...]
+    block_copies: tuple[tuple[int, int], ...]
+    build_s: float
+
+
+class PendingStep:
+    """A launched step; see ``StepHandle``."""
+
+    def __init__(self, future: Future[StepResult]) -> None:
+        self._future = future
+
+    def wait(self) -> StepResult:
+        """Wait until the step has run; see ``StepHandle.wait``."""
+        return self._future.result()
 
 
 class ModelRunner:
-    """Turns scheduled sequences into sampled tokens."""
+    """Turns scheduled sequences into sampled tokens.
 
-    def __init__(self, decoder: Decoder, sampler: Sampler) -> None:
+    The thread that launches builds the tensors while the forward thread runs the step before. A
+    token that is not known yet is filled in on the device, from what the step before sampled.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        sampler: Sampler,
+        begin_step: Callable[[], None] = lambda: None,
+        is_deterministic: bool = False,
+    ) -> None:
+        """Start the forward thread.
+
+        Args:
+            decoder: The language model; used by the forward thread only.
+            sampler: Chooses tokens; used by the forward thread only.
+            begin_step: Called in the forward thread before each step.
+            is_deterministic: Whether each sequence gets a forward of its own, so that no other
+                changes its numbers.
+        """
         self._decoder = decoder
         self._sampler = sampler
+        self._begin_step = begin_step
+        self._is_deterministic = is_deterministic
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
+        # Rows of the last launched step by sequence; the tokens are the forward thread's.
+        self._row_of: dict[int, int] = {}
+        self._last_tokens = torch.zeros(0, dtype=torch.int64, device=decoder.device)
 
-    @torch.inference_mode()
-    def execute(self, step: ScheduledStep) -> Mapping[int, int | None]:
-        """Compute the tokens of ``step`` and sample the next one of each sequence.
+    def launch(self, step: ScheduledStep) -> PendingStep:
+        """Build the tensors of ``step`` and queue it behind the steps launched before.
 
         Args:
             step: Sequences with their blocks allocated; at least one.
-
-        Returns:
-            The sampled token by ``seq_id``; ``None`` where the logits were not finite.
         """
-        batch = build_forward_batch(step.sequences, self._decoder.block_size, self._decoder.device)
-        hidden = self._decoder.forward(batch)
-        logits = self._decoder.compute_logits(hidden[batch.logit_rows])
-        sequences = [scheduled.sequence for scheduled in batch.sequences]
-        sampled = self._sampler.sample(
-            logits,
-            [sequence.sampling for sequence in sequences],
-            [sequence.num_tokens for sequence in sequences],
+        started = time.perf_counter()
+        batches = tuple(self._build(items) for items in self._split(step.sequences))
+        rows = tuple(
+            _SampledRow(item.sequence.seq_id, item.sequence.sampling, item.end)
+            for batch in batches
+            for item in batch.sampled
         )
-        return {sequence.seq_id: token for sequence, token in zip(sequences, sampled, strict=True)}
+        self._row_of = {row.seq_id: index for index, row in enumerate(rows)}
+        build_s = time.perf_counter() - started
+        data = _StepInput(batches, rows, step.block_copies, build_s)
+        return PendingStep(self._thread.submit(self._execute, data))
 
     def check_alive(self) -> None:
         """Wait for the device; raise its error if it can compute nothing more.
@@ -51,3 +113,47 @@ class ModelRunner:
         """
         if self._decoder.device.type == "cuda":
             torch.cuda.synchronize(self._decoder.device)
+
+    def close(self) -> None:
+        """End the forward thread after the steps that were launched."""
+        self._thread.shutdown()
+
+    def _split(self, items: Items[ScheduledSequence]) -> list[Items[ScheduledSequence]]:
+        """Return what shares a forward: everything, or in deterministic mode one sequence."""
+        if not self._is_deterministic:
+            return [items]
+        parts: dict[int, list[ScheduledSequence]] = {}
+        for item in items:
+            computing = item.forked_from or item.sequence
+            parts.setdefault(computing.seq_id, []).append(item)
+        return list(parts.values())
+
+    def _build(self, items: Items[ScheduledSequence]) -> ForwardBatch:
+        decoder = self._decoder
+        return build_forward_batch(items, decoder.block_size, decoder.device, self._row_of)
+
+    @torch.inference_mode()
+    def _execute(self, data: _StepInput) -> StepResult:
+        last_tokens = self._last_tokens
+        # If this step fails, the next one finds a token for every row, of sequences that ended.
+        self._last_tokens = last_tokens.new_zeros(len(data.rows))
+        self._begin_step()
+        started = time.perf_counter()
+        if data.block_copies:
+            self._decoder.copy_blocks(data.block_copies)
+        logits = [self._compute_logits(batch, last_tokens) for batch in data.batches]
+        computed = time.perf_counter()
+        tokens = self._sampler.sample(
+            torch.cat(logits) if len(logits) > 1 else logits[0],
+            [row.params for row in data.rows],
+            [row.position for row in data.rows],
+        )
+        self._last_tokens = last_tokens.new_tensor([token or 0 for token in tokens])
+        sampled = {row.seq_id: token for row, token in zip(data.rows, tokens, strict=True)}
+        ended = time.perf_counter()
+        return sampled, ExecutionTimes(data.build_s, computed - started, ended - computed)
+
+    def _compute_logits(self, batch: ForwardBatch, last_tokens: torch.Tensor) -> torch.Tensor:
+        batch.fill_in(last_tokens)
+        hidden = self._decoder.forward(batch)
+        return self._decoder.compute_logits(hidden[batch.logit_rows])

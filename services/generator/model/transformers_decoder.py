@@ -11,6 +11,8 @@ from chiasm.generator.model.attention import ATTENTION_NAME, AttentionContext, p
 from chiasm.generator.model.model_spec import read_model_spec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import transformers
 
     from chiasm.generator.model.forward_batch import ForwardBatch
@@ -64,6 +66,10 @@ class TransformersDecoder:
         last_hidden_state = output.last_hidden_state
         assert isinstance(last_hidden_state, torch.Tensor), "a decoder returns hidden states"
         return last_hidden_state[0]
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks of the cache; see ``Decoder.copy_blocks``."""
+        self._cache.copy_blocks(copies)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits as the model's own ``forward`` would post-process them."""

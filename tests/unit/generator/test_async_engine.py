@@ -13,6 +13,7 @@ from chiasm.generator.engine.async_engine import AsyncEngine, EngineDeadError
 from chiasm.generator.engine.outputs import EngineState, Finished, TokenDelta
 from chiasm.generator.engine.queue_budget import QueueBudget, QueueLimits
 from chiasm.generator.engine.sampling_params import SamplingParams
+from chiasm.generator.engine.sequence import Origin
 from tests.fakes.generator_engine import EngineParts, expected_tokens, make_prompt
 
 if TYPE_CHECKING:
@@ -57,8 +58,10 @@ class _LastState:
 class _Setup:
     def __init__(self, max_waiting: int = 100) -> None:
         self.last = _LastState()
-        self.parts = EngineParts(num_blocks=64, observers=[self.last])
         self.threads = _Threads()
+        self.parts = EngineParts(
+            num_blocks=64, observers=[self.last], begin_step=self.threads.begin_step
+        )
         budget = QueueBudget(QueueLimits(max_waiting, 10_000, 1 << 20))
         self.engine = AsyncEngine(self.parts.engine, budget, self.threads)
 
@@ -194,3 +197,27 @@ async def test_idle_engine_leaves_the_cores(setup: _Setup) -> None:
 
     assert setup.threads.num_steps == 6
     assert not setup.threads.is_busy
+
+
+async def test_group_shares_its_prompt_and_each_member_ends_for_itself(setup: _Setup) -> None:
+    prompt = [1, 2, 3, 4, 5]
+    samplings = [SamplingParams(length, temperature=0.0) for length in (6, 2, 4)]
+
+    streams = setup.engine.submit_group(make_prompt(prompt), samplings, Origin("a"))
+    answers = await asyncio.gather(*(_read_all(stream) for stream in streams))
+
+    assert [tokens for tokens, _ in answers] == [
+        expected_tokens(prompt, length) for length in (6, 2, 4)
+    ]
+    assert setup.threads.num_steps == 6
+
+
+async def test_group_that_does_not_fit_the_queue_leaves_nothing_in_it() -> None:
+    setup = _Setup(max_waiting=2)
+    samplings = [GREEDY] * 3
+
+    with pytest.raises(OverloadedError):
+        setup.engine.submit_group(make_prompt([1]), samplings, Origin())
+    setup.engine.submit_group(make_prompt([1]), samplings[:2], Origin())
+
+    assert setup.engine.num_sequences == 2

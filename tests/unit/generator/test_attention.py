@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from chiasm.common.families import PositionScheme
-from chiasm.generator.engine.scheduler import ScheduledSequence
+from chiasm.generator.engine.scheduled_step import ScheduledSequence
 from chiasm.generator.model.attention import AttentionContext, paged_attention
 from chiasm.generator.model.forward_batch import build_forward_batch
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout, count_blocks
@@ -68,7 +68,9 @@ def _reference(
 
 
 def _place(seq_id: int, num_tokens: int, free: list[int]) -> Sequence:
-    sequence = make_sequence(seq_id, [1] * num_tokens)
+    # All but the first token are output, so that the sequence may decode anywhere behind it.
+    sequence = make_sequence(seq_id, [1])
+    sequence.token_ids.extend([1] * (num_tokens - 1))
     sequence.block_table.extend(free.pop() for _ in range(-(-num_tokens // BLOCK_SIZE)))
     return sequence
 
@@ -79,13 +81,15 @@ def _place(seq_id: int, num_tokens: int, free: list[int]) -> Sequence:
 )
 def test_packed_batch_equals_sequences_alone(num_kv_heads: int, rule: _Rule) -> None:
     generator = torch.Generator().manual_seed(0)
-    free = torch.randperm(40, generator=generator).tolist()
-    cache = KVCache(_spec(num_kv_heads), KVCacheLayout(40, BLOCK_SIZE), torch.float32, CPU)
+    free = torch.randperm(60, generator=generator).tolist()
+    cache = KVCache(_spec(num_kv_heads), KVCacheLayout(60, BLOCK_SIZE), torch.float32, CPU)
     for tensor in (*cache.keys, *cache.values):
         tensor.fill_(float("nan"))
-    # Contexts of sequences that decode, then lengths of whole prompts.
+    # Contexts of sequences that decode, then lengths of prompts that begin.
     items = [(length, length - 1) for length in (9, 2, 30, 17)]
     items += [(length, 0) for length in (7, 1, 13)]
+    # Chunks that go on: length of the context with the chunk, and where the chunk begins.
+    items += [(14, 5), (9, 8), (25, 4), (12, 10)]
     keys = [torch.randn(n, num_kv_heads, HEAD_DIM, generator=generator) for n, _ in items]
     values = [torch.randn(n, num_kv_heads, HEAD_DIM, generator=generator) for n, _ in items]
     queries = [

@@ -32,8 +32,8 @@ from tests.fakes.generator_engine import (
 )
 
 if TYPE_CHECKING:
-    from chiasm.generator.engine.outputs import SequenceOutput, StepStatistics
-    from chiasm.generator.engine.scheduler import ScheduledStep
+    from chiasm.generator.engine.outputs import ExecutionTimes, SequenceOutput, StepStatistics
+    from chiasm.generator.engine.scheduled_step import ScheduledStep
 
 PROMPTS = ([1, 2, 3], [9], list(range(20, 37)), [5] * 8, [7, 8, 9, 10])
 
@@ -134,7 +134,8 @@ def test_embeddings_overwrite_the_tokens_of_their_span() -> None:
         1, make_prompt([1, 50, 51, 51, 51, 52, 2], (span,)), SamplingParams(5, temperature=0.0)
     )
     parts.engine.add(sequence)
-    assert not parts.engine.has_work
+    parts.run()
+    assert sequence.num_scheduled_tokens == span.offset
 
     parts.engine.provide(1, 0, torch.tensor([[100.0], [101.0], [102.0]]))
     parts.run()
@@ -145,12 +146,13 @@ def test_embeddings_overwrite_the_tokens_of_their_span() -> None:
 def test_cancelled_sequence_frees_its_blocks_at_once() -> None:
     parts = EngineParts()
     parts.engine.add(make_sequence(1, range(1, 9), 50))
-    parts.engine.step()
+    parts.step_to_output()
     assert parts.blocks.num_used_blocks > 0
 
     parts.engine.cancel(1)
 
     assert parts.blocks.num_used_blocks == 0
+    assert parts.engine.step() == []
     assert not parts.engine.has_work
     parts.engine.cancel(1)
 
@@ -238,10 +240,17 @@ def test_the_times_of_a_finished_sequence_add_up_to_its_life() -> None:
 
 
 class _LostDevice:
-    """A runner whose device takes nothing any more."""
+    """A runner, and a launched step of it, whose device takes nothing any more."""
 
-    def execute(self, step: ScheduledStep) -> dict[int, int | None]:
-        raise RuntimeError(f"CUDA error in a step of {len(step.sequences)}")
+    def launch(self, step: ScheduledStep) -> _LostDevice:
+        assert step.sequences
+        return self
+
+    def wait(self) -> tuple[dict[int, int | None], ExecutionTimes]:
+        raise RuntimeError("CUDA error")
+
+    def close(self) -> None:
+        raise AssertionError("nobody closes it here")
 
     def check_alive(self) -> None:
         raise RuntimeError("device-side assert triggered")
@@ -250,6 +259,7 @@ class _LostDevice:
 def test_lost_device_ends_the_engine() -> None:
     engine = Engine(EngineParts().scheduler, _LostDevice())
     engine.add(make_sequence(1, [1, 2], 4))
+    engine.step()
 
     with pytest.raises(RuntimeError, match="device-side assert"):
         engine.step()
@@ -259,10 +269,105 @@ def test_observers_are_told_what_is_left_after_a_cancel() -> None:
     record = _Record()
     parts = EngineParts(num_blocks=8, observers=[record])
     parts.engine.add(make_sequence(1, [1, 2], 4))
-    parts.engine.step()
+    parts.step_to_output()
     parts.engine.cancel(1)
 
     parts.engine.report_state()
 
     assert record.steps[-1].state == EngineState(1, 0, 1, 8)
     assert record.states == [EngineState(0, 0, 0, 8)]
+
+
+def _group(first_id: int, size: int, max_tokens: int = 6) -> list[Sequence]:
+    group = [make_sequence(first_id + index, [1, 2, 3, 4, 5], max_tokens) for index in range(size)]
+    group[0].forks = tuple(group[1:])
+    return group
+
+
+def test_forks_generate_what_they_generate_alone() -> None:
+    parts = EngineParts(block_size=4)
+    group = _group(1, 3)
+    parts.engine.add(group[0])
+
+    parts.run()
+
+    assert [_output_of(one) for one in group] == [expected_tokens([1, 2, 3, 4, 5], 6)] * 3
+    assert parts.decoder.num_computed_tokens == 5 + 3 * 5
+
+
+def test_forks_go_on_when_the_one_that_computes_their_prompt_is_cancelled() -> None:
+    parts = EngineParts()
+    group = _group(1, 3)
+    parts.engine.add(group[0])
+
+    parts.engine.cancel(1)
+    parts.run()
+
+    assert [len(_output_of(one)) for one in group] == [0, 6, 6]
+    assert parts.engine.num_sequences == 0
+
+
+def test_cancelled_fork_is_never_born() -> None:
+    parts = EngineParts()
+    group = _group(1, 3)
+    parts.engine.add(group[0])
+
+    parts.engine.cancel(2)
+    parts.run()
+
+    assert [len(_output_of(one)) for one in group] == [6, 0, 6]
+    assert parts.blocks.num_used_blocks == 0
+
+
+def test_second_prompt_computes_only_what_is_new() -> None:
+    parts = EngineParts(block_size=4)
+    parts.engine.add(make_sequence(1, range(1, 14), 2))
+    parts.run()
+    before = parts.decoder.num_computed_tokens
+    again = make_sequence(2, [*range(1, 14), 99], 1)
+    parts.engine.add(again)
+
+    end = _step_until_end(parts)[2].end
+
+    assert parts.decoder.num_computed_tokens - before == 2
+    assert isinstance(end, Finished)
+    assert end.num_cached_tokens == 12
+    assert _output_of(again) == expected_tokens([*range(1, 14), 99], 1)
+
+
+def test_step_is_launched_before_the_one_before_has_run() -> None:
+    parts = EngineParts()
+    sequence = make_sequence(1, [1, 2, 3], 3)
+    parts.engine.add(sequence)
+
+    assert parts.engine.step() == []
+    assert sequence.num_pending_tokens == 1
+    outputs = parts.engine.step()
+
+    assert [output.token_ids for output in outputs] == [(expected_tokens([1, 2, 3], 1)[0],)]
+    assert sequence.num_pending_tokens == 1
+    parts.run()
+    assert parts.decoder.num_computed_tokens == 3 + 2
+
+
+def test_token_behind_the_stop_token_is_thrown_away() -> None:
+    parts = EngineParts()
+    stop = expected_tokens([1, 2, 3], 2)[1]
+    sequence = make_sequence(1, [1, 2, 3], 50, stop=frozenset({stop}))
+    parts.engine.add(sequence)
+
+    _step_until_end(parts)
+
+    assert _output_of(sequence) == expected_tokens([1, 2, 3], 2)
+    # The prompt, the two tokens, and the one that was on its way when the stop token came.
+    assert parts.decoder.num_computed_tokens == 3 + 2
+
+
+def test_engine_is_done_when_its_last_step_is() -> None:
+    parts = EngineParts()
+    parts.engine.add(make_sequence(1, [1, 2, 3], 1))
+
+    assert parts.engine.step() == []
+    assert parts.engine.has_work
+    assert len(parts.engine.step()) == 1
+    assert not parts.engine.has_work

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from chiasm.common.media import MediaSpan
 from chiasm.generator.engine.block_manager import BlockManager
 from chiasm.generator.engine.sampling_params import SamplingParams
-from chiasm.generator.engine.scheduler import ScheduledStep, Scheduler, SchedulerLimits
-from chiasm.generator.engine.sequence import Sequence, SequenceStatus
+from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
+from chiasm.generator.engine.sequence import Origin, Sequence, SequenceStatus
 from tests.fakes.embeddings import make_layout, make_ref
-from tests.fakes.generator_engine import EngineParts, expected_tokens, make_prompt, make_sequence
+from tests.fakes.generator_engine import make_prompt, make_sequence
+
+if TYPE_CHECKING:
+    from chiasm.generator.engine.scheduled_step import ScheduledStep
 
 
 def _scheduler(num_blocks: int = 16, max_running: int = 4, max_step_tokens: int = 16) -> Scheduler:
@@ -22,11 +24,28 @@ def _scheduler(num_blocks: int = 16, max_running: int = 4, max_step_tokens: int 
     return Scheduler(BlockManager(num_blocks, block_size=4), limits)
 
 
-def _compute(step: ScheduledStep) -> None:
+def _compute(scheduler: Scheduler, step: ScheduledStep) -> None:
     """Do what the engine does after a forward, with token 1."""
     for item in step.sequences:
-        item.sequence.num_computed_tokens = item.start + item.num_tokens
-        item.sequence.token_ids.append(1)
+        if item.sequence.status is SequenceStatus.FINISHED:
+            continue
+        if item.epoch == item.sequence.num_preemptions:
+            scheduler.commit(item.sequence, item.end)
+        if item.samples:
+            item.sequence.num_pending_tokens -= 1
+            item.sequence.token_ids.append(1)
+    scheduler.note_tokens()
+
+
+def _chunks(step: ScheduledStep) -> list[tuple[int, int, int]]:
+    return [(item.sequence.seq_id, item.start, item.num_tokens) for item in step.sequences]
+
+
+def _with_span(seq_id: int, offset: int, num_tokens: int = 12) -> Sequence:
+    """Return a sequence with a span of four tokens whose embedding is not there."""
+    ref = make_ref(num_rows=2, seed=seq_id)
+    span = MediaSpan(offset, ref, make_layout(ref), is_ready=False)
+    return Sequence(seq_id, make_prompt(range(1, 1 + num_tokens), (span,)), SamplingParams(4))
 
 
 def _ids(step: ScheduledStep) -> list[int]:
@@ -47,22 +66,52 @@ def test_prompts_are_taken_whole_in_order_of_arrival() -> None:
 def test_decode_comes_first_and_prefill_takes_the_rest_of_the_budget() -> None:
     scheduler = _scheduler(max_step_tokens=8)
     scheduler.add(make_sequence(1, range(1, 5)))
-    _compute(scheduler.schedule())
-    for seq_id, length in ((2, 5), (3, 3)):
-        scheduler.add(make_sequence(seq_id, range(1, 1 + length)))
+    _compute(scheduler, scheduler.schedule())
+    for seq_id, first in ((2, 20), (3, 40)):
+        scheduler.add(make_sequence(seq_id, range(first, first + 5)))
 
     step = scheduler.schedule()
 
-    assert _ids(step) == [1, 2]
-    assert (step.num_decode_tokens, step.num_prefill_tokens) == (1, 5)
+    assert _chunks(step) == [(1, 4, 1), (2, 0, 5), (3, 0, 2)]
+    assert (step.num_decode_tokens, step.num_prefill_tokens) == (1, 7)
 
 
-def test_prompt_over_the_budget_runs_as_the_only_prompt_of_its_step() -> None:
+def test_long_prompt_is_computed_in_chunks_and_samples_behind_the_last() -> None:
     scheduler = _scheduler(max_step_tokens=8)
     scheduler.add(make_sequence(1, range(1, 21)))
-    scheduler.add(make_sequence(2, range(1, 3)))
 
-    assert _ids(scheduler.schedule()) == [1]
+    steps = []
+    for _ in range(3):
+        steps.append(scheduler.schedule())
+        _compute(scheduler, steps[-1])
+
+    assert [_chunks(step) for step in steps] == [[(1, 0, 8)], [(1, 8, 8)], [(1, 16, 4)]]
+    assert [step.sequences[0].samples for step in steps] == [False, False, True]
+
+
+def test_chunks_of_a_prompt_do_not_hold_decodes_up() -> None:
+    scheduler = _scheduler(max_step_tokens=6)
+    scheduler.add(make_sequence(1, [1, 2], 8))
+    _compute(scheduler, scheduler.schedule())
+    scheduler.add(make_sequence(2, range(1, 21)))
+
+    steps = []
+    for _ in range(3):
+        steps.append(scheduler.schedule())
+        _compute(scheduler, steps[-1])
+
+    assert [step.num_decode_tokens for step in steps] == [1, 1, 1]
+    assert [step.num_prefill_tokens for step in steps] == [5, 5, 5]
+
+
+def test_next_step_is_scheduled_before_the_tokens_of_the_last_are_known() -> None:
+    scheduler = _scheduler()
+    scheduler.add(make_sequence(1, range(1, 6), max_tokens=3))
+
+    steps = [scheduler.schedule() for _ in range(4)]
+
+    assert [_chunks(step) for step in steps] == [[(1, 0, 5)], [(1, 5, 1)], [(1, 6, 1)], []]
+    assert not scheduler.has_work
 
 
 def test_no_more_sequences_run_than_allowed() -> None:
@@ -77,60 +126,193 @@ def test_no_more_sequences_run_than_allowed() -> None:
 
 def test_youngest_is_preempted_and_comes_back_before_newcomers() -> None:
     scheduler = _scheduler(num_blocks=5)
-    old, young = make_sequence(1, range(1, 9), 8), make_sequence(2, range(1, 9), 8)
+    old, young = make_sequence(1, range(1, 9), 8), make_sequence(2, range(21, 29), 8)
     scheduler.add(old)
     scheduler.add(young)
-    _compute(scheduler.schedule())
+    _compute(scheduler, scheduler.schedule())
 
     step = scheduler.schedule()
+    _compute(scheduler, step)
 
     assert _ids(step) == [1]
     assert step.num_preemptions == 1
     assert young.status is SequenceStatus.PREEMPTED
-    assert (young.block_table, young.num_computed_tokens) == ([], 0)
+    assert (young.block_table, young.num_scheduled_tokens) == ([], 0)
     scheduler.check_invariants()
     scheduler.add(make_sequence(3, [1, 2]))
     scheduler.remove(old)
     assert _ids(scheduler.schedule()) == [2, 3]
 
 
-def test_preempted_sequence_recomputes_prompt_and_output() -> None:
+def test_least_urgent_is_preempted_even_if_it_is_older() -> None:
     scheduler = _scheduler(num_blocks=5)
-    old, young = make_sequence(1, range(1, 9), 8), make_sequence(2, range(1, 9), 8)
+    patient = Sequence(1, make_prompt(range(1, 9)), SamplingParams(8), Origin(priority=5))
+    urgent = make_sequence(2, range(21, 29), 8)
+    scheduler.add(patient)
+    scheduler.add(urgent)
+    _compute(scheduler, scheduler.schedule())
+
+    assert _ids(scheduler.schedule()) == [2]
+    assert patient.status is SequenceStatus.PREEMPTED
+
+
+def test_preempted_sequence_finds_what_is_left_of_its_blocks() -> None:
+    scheduler = _scheduler(num_blocks=5)
+    old, young = make_sequence(1, range(1, 9), 8), make_sequence(2, range(21, 29), 8)
     scheduler.add(old)
     scheduler.add(young)
-    _compute(scheduler.schedule())
-    scheduler.schedule()
+    _compute(scheduler, scheduler.schedule())
+    _compute(scheduler, scheduler.schedule())
     scheduler.remove(old)
 
     step = scheduler.schedule()
 
-    assert [(item.start, item.num_tokens) for item in step.sequences] == [(0, 9)]
+    assert _chunks(step) == [(2, 8, 1)]
+    assert young.num_cached_tokens == 0
+
+
+def test_token_that_arrives_after_the_preemption_is_awaited() -> None:
+    scheduler = _scheduler(num_blocks=5)
+    old, young = make_sequence(1, range(1, 9), 8), make_sequence(2, range(21, 29), 8)
+    scheduler.add(old)
+    scheduler.add(young)
+    first = scheduler.schedule()
+    second = scheduler.schedule()
+    assert (second.num_preemptions, young.num_pending_tokens) == (1, 1)
+    scheduler.remove(old)
+
+    assert _ids(scheduler.schedule()) == []
+    _compute(scheduler, first)
+
+    assert _chunks(scheduler.schedule())[0][::2] == (2, 9)
 
 
 def test_sequence_without_its_embeddings_blocks_nobody() -> None:
     scheduler = _scheduler()
-    ref = make_ref(num_rows=2)
-    span = MediaSpan(1, ref, make_layout(ref), is_ready=False)
-    blocked = Sequence(1, make_prompt(range(1, 8), (span,)), SamplingParams(4))
+    blocked = _with_span(1, offset=0)
     scheduler.add(blocked)
     scheduler.add(make_sequence(2, [1, 2]))
 
     assert _ids(scheduler.schedule()) == [2]
+    assert blocked.status is SequenceStatus.BLOCKED
     blocked.embeddings[0] = torch.zeros(2, 1)
     scheduler.release(blocked)
     assert _ids(scheduler.schedule()) == [2, 1]
 
 
+def test_text_before_a_missing_embedding_is_computed_and_then_waits() -> None:
+    scheduler = _scheduler()
+    sequence = _with_span(1, offset=5)
+    scheduler.add(sequence)
+
+    assert _chunks(scheduler.schedule()) == [(1, 0, 5)]
+    assert _chunks(scheduler.schedule()) == []
+    assert not scheduler.has_work
+    sequence.embeddings[0] = torch.zeros(2, 1)
+    scheduler.release(sequence)
+
+    assert scheduler.has_work
+    assert _chunks(scheduler.schedule()) == [(1, 5, 7)]
+
+
+def test_cached_picture_is_used_as_soon_as_its_embedding_is_there() -> None:
+    scheduler = _scheduler()
+    first, second = _with_span(1, offset=2), _with_span(1, offset=2)
+    second.seq_id = 2
+    for sequence in (first, second):
+        scheduler.add(sequence)
+    first.embeddings[0] = torch.zeros(2, 1)
+    _compute(scheduler, scheduler.schedule())
+    scheduler.remove(first)
+    assert _chunks(scheduler.schedule()) == []
+
+    second.embeddings[0] = torch.zeros(2, 1)
+    scheduler.release(second)
+
+    assert _chunks(scheduler.schedule()) == [(2, 8, 4)]
+    assert second.num_cached_tokens == 6
+    scheduler.check_invariants()
+
+
+def test_prompt_catches_up_with_an_equal_one_that_is_ahead() -> None:
+    scheduler = _scheduler(max_step_tokens=8)
+    for seq_id in (1, 2):
+        scheduler.add(make_sequence(seq_id, range(1, 20)))
+
+    first = scheduler.schedule()
+    _compute(scheduler, first)
+    second = scheduler.schedule()
+    _compute(scheduler, second)
+    third = scheduler.schedule()
+
+    assert _chunks(first) == [(1, 0, 8)]
+    assert _chunks(second) == [(1, 8, 8)]
+    assert _chunks(third) == [(1, 16, 3), (2, 16, 3)]
+
+
+def test_sequence_that_waits_for_an_embedding_gives_way_to_one_that_can_run() -> None:
+    scheduler = _scheduler(num_blocks=5)
+    stalled = _with_span(1, offset=8)
+    scheduler.add(stalled)
+    _compute(scheduler, scheduler.schedule())
+    scheduler.add(make_sequence(2, range(41, 57), 1))
+
+    step = scheduler.schedule()
+    scheduler.check_invariants()
+
+    assert (_ids(step), step.num_preemptions) == ([2], 1)
+    assert stalled.status is SequenceStatus.BLOCKED
+
+
+def test_stalled_sequences_do_not_fill_the_places_of_those_that_can_run() -> None:
+    scheduler = _scheduler(max_running=2)
+    for seq_id in (1, 2):
+        scheduler.add(_with_span(seq_id, offset=2))
+    scheduler.schedule()
+    scheduler.add(make_sequence(3, range(50, 53)))
+
+    assert _ids(scheduler.schedule()) == [3]
+
+
+def test_forks_share_the_blocks_of_the_prompt() -> None:
+    scheduler = _scheduler()
+    parent = make_sequence(1, range(1, 7), 4)
+    parent.forks = (make_sequence(2, range(1, 7), 4), make_sequence(3, range(1, 7), 4))
+    scheduler.add(parent)
+
+    step = scheduler.schedule()
+    scheduler.check_invariants()
+    assert _chunks(step) == [(1, 0, 6), (2, 6, 0), (3, 6, 0)]
+    assert all(item.samples for item in step.sequences)
+    assert scheduler.blocks.num_used_blocks == 2
+    _compute(scheduler, step)
+
+    step = scheduler.schedule()
+    scheduler.check_invariants()
+
+    assert _chunks(step) == [(1, 6, 1), (2, 6, 1), (3, 6, 1)]
+    assert len(step.block_copies) == 2
+    assert scheduler.blocks.num_used_blocks == 4
+
+
+def test_forks_without_a_free_place_wait_like_any_other() -> None:
+    scheduler = _scheduler(max_running=2)
+    parent = make_sequence(1, range(1, 7), 4)
+    parent.forks = (make_sequence(2, range(1, 7), 4), make_sequence(3, range(1, 7), 4))
+    scheduler.add(parent)
+
+    assert _ids(scheduler.schedule()) == [1, 2]
+    assert (scheduler.num_running, scheduler.num_waiting) == (2, 1)
+    scheduler.check_invariants()
+
+
 def test_removal_frees_blocks_in_every_state() -> None:
     scheduler = _scheduler(num_blocks=5)
-    ref = make_ref(num_rows=2)
-    span = MediaSpan(1, ref, make_layout(ref), is_ready=False)
-    blocked = Sequence(9, make_prompt(range(1, 8), (span,)), SamplingParams(4))
-    sequences = [make_sequence(1, range(1, 9)), make_sequence(2, range(1, 9))]
+    sequences = [make_sequence(1, range(1, 9)), make_sequence(2, range(21, 29))]
+    blocked = _with_span(9, offset=0)
     for sequence in (*sequences, blocked):
         scheduler.add(sequence)
-    _compute(scheduler.schedule())
+    _compute(scheduler, scheduler.schedule())
     scheduler.schedule()
 
     for sequence in (*sequences, blocked):
@@ -151,52 +333,3 @@ def test_sequence_larger_than_the_cache_is_refused() -> None:
 def test_budget_below_the_running_sequences_is_refused() -> None:
     with pytest.raises(ValueError, match="max_running_sequences=8"):
         SchedulerLimits(max_step_tokens=4, max_running_sequences=8)
-
-
-class _EngineMachine(RuleBasedStateMachine):
-    """Admits, steps and cancels at random on a cache of a few blocks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts = EngineParts(num_blocks=6, block_size=3, max_running=4, max_step_tokens=8)
-        self.live: dict[int, Sequence] = {}
-        self.next_id = 1
-
-    @rule(length=st.integers(1, 9), max_tokens=st.integers(1, 8))
-    def admit(self, length: int, max_tokens: int) -> None:
-        prompt = [(self.next_id * 7 + index) % 250 + 1 for index in range(length)]
-        sequence = make_sequence(self.next_id, prompt, max_tokens)
-        self.next_id += 1
-        self.live[sequence.seq_id] = sequence
-        self.parts.engine.add(sequence)
-
-    @rule()
-    def step(self) -> None:
-        for output in self.parts.engine.step():
-            if output.end is not None:
-                del self.live[output.seq_id]
-
-    @precondition(lambda self: self.live)
-    @rule(pick=st.integers(0, 100))
-    def cancel(self, pick: int) -> None:
-        seq_id = list(self.live)[pick % len(self.live)]
-        del self.live[seq_id]
-        self.parts.engine.cancel(seq_id)
-
-    @invariant()
-    def blocks_and_queues_agree(self) -> None:
-        self.parts.scheduler.check_invariants()
-
-    @invariant()
-    def tokens_do_not_depend_on_the_company(self) -> None:
-        for sequence in self.live.values():
-            output = sequence.token_ids[sequence.num_prompt_tokens :]
-            assert output == expected_tokens(sequence.prompt.token_ids, len(output))
-
-    def teardown(self) -> None:
-        self.parts.run()
-        assert self.parts.blocks.num_used_blocks == 0
-
-
-TestEngineMachine = _EngineMachine.TestCase
-TestEngineMachine.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)

@@ -11,9 +11,11 @@ from chiasm.common.limits import Limits
 from chiasm.common.media import RequestContext
 from chiasm.generator.admission import Admission, GenerationRequest, SamplingWishes
 from chiasm.generator.engine.block_manager import BlockManager
+from chiasm.generator.engine.chunking import Chunking
 from chiasm.generator.engine.engine import Engine
 from chiasm.generator.engine.sampler import Sampler
-from chiasm.generator.engine.scheduler import ScheduledSequence, Scheduler, SchedulerLimits
+from chiasm.generator.engine.scheduled_step import ScheduledSequence
+from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
 from chiasm.generator.engine.sequence import Sequence
 from chiasm.generator.model.forward_batch import build_forward_batch
 from chiasm.generator.model.load import CacheRequest, LoadedModel, load_model
@@ -25,20 +27,33 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE = 4
 MAX_TOKENS = 32
+CUT_BY_BUDGET = Chunking()
 NUM_IMAGES = (0, 1, 3, 0, 1, 3, 1, 3)
 
 
 class _Split:
     """An engine on the generator half of a checkpoint."""
 
-    def __init__(self, whole: WholeModel, num_blocks: int = 1024) -> None:
-        request = CacheRequest(BLOCK_SIZE, 1 << 24, num_blocks, None, 8)
+    def __init__(
+        self,
+        whole: WholeModel,
+        num_blocks: int = 1024,
+        block_size: int = BLOCK_SIZE,
+        max_step_tokens: int = 256,
+        chunking: Chunking = CUT_BY_BUDGET,
+    ) -> None:
+        request = CacheRequest(block_size, 1 << 24, num_blocks, None, 8)
         self.loaded: LoadedModel = load_model(
             whole.path, torch.float32, torch.device("cpu"), request
         )
-        self.blocks = BlockManager(num_blocks, BLOCK_SIZE)
-        scheduler = Scheduler(self.blocks, SchedulerLimits(256, 8))
-        self.engine = Engine(scheduler, ModelRunner(self.loaded.decoder, Sampler()), [self])
+        self.blocks = BlockManager(num_blocks, block_size)
+        max_running = min(8, max_step_tokens)
+        self.scheduler = Scheduler(
+            self.blocks, SchedulerLimits(max_step_tokens, max_running, chunking)
+        )
+        runner = ModelRunner(self.loaded.decoder, Sampler(), is_deterministic=chunking.is_fixed)
+        self.engine = Engine(self.scheduler, runner, [self])
+        self.embeddings: dict[tuple[int, int], torch.Tensor] = {}
         self.most_in_one_forward = 0
         self.num_preemptions = 0
 
@@ -61,17 +76,34 @@ class _Split:
         for index, embedding in enumerate(prompt.embeddings):
             shape = embedding.ref.tensors[0].shape
             data = bytearray(embedding.buffers[0])
-            sequence.embeddings[index] = torch.frombuffer(data, dtype=torch.float32).view(shape)
+            rows = torch.frombuffer(data, dtype=torch.float32).view(shape)
+            self.embeddings[seq_id, index] = rows
         return sequence
+
+    def provide(self, seq_id: int, index: int) -> None:
+        self.engine.provide(seq_id, index, self.embeddings.pop((seq_id, index)))
+
+    def provide_all(self) -> None:
+        for seq_id, index in list(self.embeddings):
+            self.provide(seq_id, index)
+
+    def run(self) -> None:
+        while self.engine.has_work:
+            self.engine.step()
+            self.scheduler.check_invariants()
 
     def generate(self, prompts: list[MediaPrompt]) -> list[list[int]]:
         sequences = [self.make_sequence(index, prompt) for index, prompt in enumerate(prompts)]
         for sequence in sequences:
             self.engine.add(sequence)
-        while self.engine.has_work:
-            self.engine.step()
+        self.provide_all()
+        self.run()
         assert self.blocks.num_used_blocks == 0
-        return [sequence.token_ids[sequence.num_prompt_tokens :] for sequence in sequences]
+        return [_output_of(sequence) for sequence in sequences]
+
+
+def _output_of(sequence: Sequence) -> list[int]:
+    return sequence.token_ids[sequence.num_prompt_tokens :]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +159,8 @@ def test_prefill_logits_equal_the_whole_model(whole_model: WholeModel, num_image
     expected = whole_model.prefill_logits(prompt)
     split = _Split(whole_model)
     sequence = split.make_sequence(1, prompt)
+    for index in range(num_images):
+        sequence.embeddings[index] = split.embeddings[1, index]
     split.blocks.grow(sequence, sequence.num_tokens)
     decoder = split.loaded.decoder
 
@@ -137,3 +171,114 @@ def test_prefill_logits_equal_the_whole_model(whole_model: WholeModel, num_image
 
     difference = (logits - expected).abs().max() / expected.abs().max()
     assert float(difference) <= 1e-5
+
+
+@pytest.mark.parametrize("block_size", [1, 16])
+@pytest.mark.parametrize("max_step_tokens", [1, 7, 64])
+def test_chunks_and_blocks_of_any_size_change_no_token(
+    whole_model: WholeModel,
+    prompts: list[MediaPrompt],
+    gold: list[list[int]],
+    block_size: int,
+    max_step_tokens: int,
+) -> None:
+    split = _Split(whole_model, 4096 // block_size, block_size, max_step_tokens)
+    few = slice(0, 2) if max_step_tokens == 1 else slice(0, 4)
+
+    assert split.generate(prompts[few]) == gold[few]
+
+
+def test_prefix_hits_change_no_token(
+    whole_model: WholeModel, prompts: list[MediaPrompt], gold: list[list[int]]
+) -> None:
+    split = _Split(whole_model)
+    first = split.generate(prompts[:3])
+
+    sequences = [split.make_sequence(10 + index, prompts[index]) for index in range(3)]
+    for sequence in sequences:
+        split.engine.add(sequence)
+    split.run()
+    split.provide_all()
+    split.run()
+
+    assert [_output_of(sequence) for sequence in sequences] == gold[:3] == first
+    assert all(
+        sequence.num_cached_tokens >= sequence.num_prompt_tokens - 2 * BLOCK_SIZE
+        for sequence in sequences
+    )
+
+
+def test_embeddings_in_reverse_order_change_no_token(
+    whole_model: WholeModel, prompts: list[MediaPrompt], gold: list[list[int]]
+) -> None:
+    split = _Split(whole_model, max_step_tokens=16)
+    sequences = [split.make_sequence(index, prompt) for index, prompt in enumerate(prompts)]
+    for sequence in sequences:
+        split.engine.add(sequence)
+
+    for key in sorted(split.embeddings, reverse=True):
+        for _ in range(3):
+            split.engine.step()
+        split.provide(*key)
+        split.scheduler.check_invariants()
+    split.run()
+
+    assert [_output_of(sequence) for sequence in sequences] == gold
+
+
+def test_cancel_storm_beside_them_changes_no_token(
+    whole_model: WholeModel, prompts: list[MediaPrompt], gold: list[list[int]]
+) -> None:
+    split = _Split(whole_model, max_step_tokens=32)
+    sequences = [split.make_sequence(index, prompts[index]) for index in range(3)]
+    for sequence in sequences:
+        split.engine.add(sequence)
+    split.provide_all()
+
+    next_id = 100
+    while split.engine.has_work:
+        if next_id < 160:
+            prompt = prompts[next_id % len(prompts)]
+            split.engine.add(split.make_sequence(next_id, prompt))
+            split.provide_all()
+            split.engine.cancel(next_id - next_id % 5)
+            next_id += 1
+        else:
+            for seq_id in range(100, 160):
+                split.engine.cancel(seq_id)
+        split.engine.step()
+        split.scheduler.check_invariants()
+
+    assert [_output_of(sequence) for sequence in sequences] == gold[:3]
+    assert split.blocks.num_used_blocks == 0
+
+
+def test_deterministic_logits_do_not_depend_on_the_company(
+    whole_model: WholeModel, prompts: list[MediaPrompt], gold: list[list[int]]
+) -> None:
+    """In bits, not only in tokens: with prefix hits, preemption and any company."""
+    chunking = Chunking(fixed_tokens=2 * BLOCK_SIZE)
+
+    def logits_of(split: _Split, batch: list[MediaPrompt]) -> list[torch.Tensor]:
+        seen: list[torch.Tensor] = []
+        compute, decoder = split.loaded.decoder.compute_logits, split.loaded.decoder
+
+        def record(hidden: torch.Tensor) -> torch.Tensor:
+            logits = compute(hidden)
+            seen.extend(logits.clone())
+            return logits
+
+        decoder.compute_logits = record  # type: ignore[method-assign]  # to listen in
+        assert split.generate(batch) == [gold[prompts.index(prompt)] for prompt in batch]
+        return seen
+
+    def bits(rows: list[torch.Tensor]) -> set[bytes]:
+        return {row.numpy().tobytes() for row in rows}
+
+    alone = bits(logits_of(_Split(whole_model, chunking=chunking), [prompts[1]]))
+    crowd = _Split(whole_model, chunking=chunking)
+    assert alone <= bits(logits_of(crowd, prompts))
+    longest = max(len(prompt.token_ids) for prompt in prompts) + MAX_TOKENS
+    tight = _Split(whole_model, -(-longest // BLOCK_SIZE) + 8, chunking=chunking)
+    assert alone <= bits(logits_of(tight, prompts))
+    assert tight.num_preemptions > 0
