@@ -82,7 +82,7 @@ class Answer:
         )
         text = self._text.feed(event.token_ids)
         finish = Finish("stop", self._text.stop_string) if self._text.stop_string else None
-        return self._delta(text, event.token_ids, finish)
+        return replace(self._delta(text, event.token_ids, finish), logprobs=event.logprobs)
 
     def _end(self, event: SequenceFinished) -> ChatDelta:
         if event.finish_reason == "cancelled":

@@ -11,8 +11,10 @@ import grpc
 from chiasm.common.convert import context_to_proto, span_to_proto
 from chiasm.common.grpc_client import error_from_rpc
 from chiasm.common.grpc_stream import finish_sending, send
+from chiasm.common.sampling import wishes_to_proto
 from chiasm.v1 import generator_pb2, generator_pb2_grpc
 
+from .chat_events import TokenLogprobs
 from .deadline import wait_for_peer
 
 if TYPE_CHECKING:
@@ -23,11 +25,11 @@ if TYPE_CHECKING:
     from chiasm.common.errors import ChiasmError
     from chiasm.common.grpc_client import EndpointPool
     from chiasm.common.media import MediaSpan, RequestContext
+    from chiasm.common.sampling import SamplingWishes
     from chiasm.v1 import media_pb2
     from chiasm.v1.generator_pb2_grpc import GeneratorServiceAsyncStub
 
     from .budgets import RetryBudget
-    from .chat_request import SamplingParams
     from .deadline import Deadline
 
     GenerateRpc = grpc.aio.StreamStreamCall[
@@ -52,14 +54,15 @@ class GenerateStart:
     context: RequestContext
     token_ids: list[int]
     spans: tuple[MediaSpan, ...]
-    sampling: SamplingParams
+    sampling: SamplingWishes
 
 
 @dataclass(frozen=True, slots=True)
 class TokensAdded:
-    """Tokens that one engine step added."""
+    """Tokens that one engine step added, and how likely they were if that was asked for."""
 
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,27 +280,18 @@ def _start_to_proto(start: GenerateStart, ready_ids: set[bytes]) -> generator_pb
         replace(span, is_ready=span.is_ready or span.ref.embedding_id in ready_ids)
         for span in start.spans
     ]
-    sampling = start.sampling
     return generator_pb2.GenerateStart(
         context=context_to_proto(start.context),
         token_ids=start.token_ids,
         spans=[span_to_proto(span) for span in spans],
-        sampling=generator_pb2.SamplingParams(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=sampling.seed,
-            stop_token_ids=sampling.stop_token_ids,
-            ignore_eos=sampling.ignore_eos,
-        ),
+        sampling=wishes_to_proto(start.sampling),
     )
 
 
 def _event_from_proto(response: generator_pb2.GenerateResponse) -> GenerateEvent | None:
     kind = response.WhichOneof("message")
     if kind == "delta":
-        return TokensAdded(tuple(response.delta.token_ids))
+        return TokensAdded(tuple(response.delta.token_ids), _logprobs_from_proto(response.delta))
     if kind == "need":
         return EmbeddingNeeded(response.need.embedding_id)
     if kind == "finished":
@@ -308,3 +302,12 @@ def _event_from_proto(response: generator_pb2.GenerateResponse) -> GenerateEvent
             num_cached_tokens=finished.num_cached_tokens,
         )
     return None
+
+
+def _logprobs_from_proto(delta: generator_pb2.TokenDelta) -> tuple[TokenLogprobs, ...]:
+    return tuple(
+        TokenLogprobs(
+            token_id, one.logprob, one.rank, tuple(one.top_token_ids), tuple(one.top_logprobs)
+        )
+        for token_id, one in zip(delta.token_ids, delta.logprobs, strict=False)
+    )

@@ -25,9 +25,10 @@ from chiasm.common.limits import Limits
 from chiasm.common.logging import configure_logging
 from chiasm.common.media import RequestContext
 from chiasm.common.metrics import MetricsPortError, start_metrics_server
+from chiasm.common.sampling import SamplingWishes
 from chiasm.common.secrets import StoreSecrets, StoreSecretsError
 from chiasm.common.service_token import ServiceTokenError, load_service_token
-from chiasm.generator.admission import Admission, GenerationRequest, SamplingWishes
+from chiasm.generator.admission import Admission, GenerationRequest
 from chiasm.generator.config import GeneratorSettings
 from chiasm.generator.embedding_loader import EmbeddingLoader
 from chiasm.generator.engine.async_engine import AsyncEngine, EngineDeadError

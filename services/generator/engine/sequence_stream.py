@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from chiasm.generator.engine.outputs import Failed, Finished, NeedEmbedding, TokenDelta
 
 if TYPE_CHECKING:
+    from chiasm.generator.engine.logprobs import TokenLogprobs
     from chiasm.generator.engine.outputs import SequenceOutput
 
 
@@ -23,6 +24,7 @@ class SequenceStream:
         self.seq_id = seq_id
         self._needed: deque[bytes] = deque()
         self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._end: Finished | Failed | None = None
         self._has_news = asyncio.Event()
 
@@ -35,6 +37,7 @@ class SequenceStream:
         """Add what one step did; ignored after the end."""
         if self._end is None:
             self._tokens.extend(output.token_ids)
+            self._logprobs.extend(output.logprobs)
             self._end = output.end
             self._has_news.set()
 
@@ -65,8 +68,9 @@ class SequenceStream:
         if self._needed:
             return NeedEmbedding(self._needed.popleft())
         if self._tokens:
-            delta = TokenDelta(tuple(self._tokens))
+            delta = TokenDelta(tuple(self._tokens), tuple(self._logprobs))
             self._tokens.clear()
+            self._logprobs.clear()
             return delta
         if isinstance(self._end, Failed):
             raise self._end.error

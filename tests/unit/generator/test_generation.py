@@ -30,7 +30,8 @@ from chiasm.common.media import (
     TensorSpec,
     TokenRun,
 )
-from chiasm.generator.admission import Admission, GenerationRequest, SamplingWishes
+from chiasm.common.sampling import SamplingWishes
+from chiasm.generator.admission import Admission, GenerationRequest
 from chiasm.generator.embedding_assembly import EmbeddingPiece
 from chiasm.generator.embedding_loader import EmbeddingLoader
 from chiasm.generator.engine.async_engine import AsyncEngine

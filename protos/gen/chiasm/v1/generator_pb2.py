@@ -25,41 +25,47 @@ _sym_db = _symbol_database.Default()
 from chiasm.v1 import media_pb2 as chiasm_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63hiasm/v1/generator.proto\x12\tchiasm.v1\x1a\x15\x63hiasm/v1/media.proto\"{\n\tMediaSpan\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12$\n\x03ref\x18\x02 \x01(\x0b\x32\x17.chiasm.v1.EmbeddingRef\x12&\n\x06layout\x18\x03 \x01(\x0b\x32\x16.chiasm.v1.MediaLayout\x12\x10\n\x08is_ready\x18\x04 \x01(\x08\"\xe6\x01\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"\xa0\x01\n\rGenerateStart\x12*\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x19.chiasm.v1.RequestContext\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12#\n\x05spans\x18\x03 \x03(\x0b\x32\x14.chiasm.v1.MediaSpan\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.chiasm.v1.SamplingParams\"&\n\x0e\x45mbeddingReady\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\x0c\"H\n\x0f\x45mbeddingFailed\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xcd\x01\n\x0fGenerateRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.chiasm.v1.GenerateStartH\x00\x12*\n\x05ready\x18\x02 \x01(\x0b\x32\x19.chiasm.v1.EmbeddingReadyH\x00\x12*\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x19.chiasm.v1.EmbeddingChunkH\x00\x12,\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1a.chiasm.v1.EmbeddingFailedH\x00\x42\t\n\x07message\"\x1f\n\x08\x41\x64mitted\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"%\n\rNeedEmbedding\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\x0c\"\x1f\n\nTokenDelta\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xb9\x01\n\x08\x46inished\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x04 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x05 \x01(\rB\x10\n\x0e_stop_token_id\"\xc1\x01\n\x10GenerateResponse\x12&\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x15.chiasm.v1.TokenDeltaH\x00\x12\'\n\x08\x61\x64mitted\x18\x02 \x01(\x0b\x32\x13.chiasm.v1.AdmittedH\x00\x12(\n\x04need\x18\x03 \x01(\x0b\x32\x18.chiasm.v1.NeedEmbeddingH\x00\x12\'\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x13.chiasm.v1.FinishedH\x00\x42\t\n\x07message\"\x19\n\x17GetGeneratorInfoRequest\"\xd2\x01\n\x18GetGeneratorInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x17\n\x0fnum_used_blocks\x18\x07 \x01(\r\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x12\x0f\n\x07version\x18\t \x01(\t*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x32\xb8\x01\n\x10GeneratorService\x12G\n\x08Generate\x12\x1a.chiasm.v1.GenerateRequest\x1a\x1b.chiasm.v1.GenerateResponse(\x01\x30\x01\x12[\n\x10GetGeneratorInfo\x12\".chiasm.v1.GetGeneratorInfoRequest\x1a#.chiasm.v1.GetGeneratorInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63hiasm/v1/generator.proto\x12\tchiasm.v1\x1a\x15\x63hiasm/v1/media.proto\"{\n\tMediaSpan\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12$\n\x03ref\x18\x02 \x01(\x0b\x32\x17.chiasm.v1.EmbeddingRef\x12&\n\x06layout\x18\x03 \x01(\x0b\x32\x16.chiasm.v1.MediaLayout\x12\x10\n\x08is_ready\x18\x04 \x01(\x08\"\xd8\x04\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12(\n\nlogit_bias\x18\x0c \x03(\x0b\x32\x14.chiasm.v1.LogitBias\x12+\n\tbad_words\x18\r \x03(\x0b\x32\x18.chiasm.v1.TokenSequence\x12\x19\n\x11\x61llowed_token_ids\x18\x0e \x03(\r\x12\x12\n\nmin_tokens\x18\x0f \x01(\r\x12\x19\n\x0cnum_logprobs\x18\x10 \x01(\rH\t\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x0f\n\r_num_logprobs\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x02\"\"\n\rTokenSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xa0\x01\n\rGenerateStart\x12*\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x19.chiasm.v1.RequestContext\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12#\n\x05spans\x18\x03 \x03(\x0b\x32\x14.chiasm.v1.MediaSpan\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.chiasm.v1.SamplingParams\"&\n\x0e\x45mbeddingReady\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\x0c\"H\n\x0f\x45mbeddingFailed\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xcd\x01\n\x0fGenerateRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.chiasm.v1.GenerateStartH\x00\x12*\n\x05ready\x18\x02 \x01(\x0b\x32\x19.chiasm.v1.EmbeddingReadyH\x00\x12*\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x19.chiasm.v1.EmbeddingChunkH\x00\x12,\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1a.chiasm.v1.EmbeddingFailedH\x00\x42\t\n\x07message\"\x1f\n\x08\x41\x64mitted\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"%\n\rNeedEmbedding\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\x0c\"K\n\nTokenDelta\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\"[\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x15\n\rtop_token_ids\x18\x03 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x04 \x03(\x02\"\xb9\x01\n\x08\x46inished\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x04 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x05 \x01(\rB\x10\n\x0e_stop_token_id\"\xc1\x01\n\x10GenerateResponse\x12&\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x15.chiasm.v1.TokenDeltaH\x00\x12\'\n\x08\x61\x64mitted\x18\x02 \x01(\x0b\x32\x13.chiasm.v1.AdmittedH\x00\x12(\n\x04need\x18\x03 \x01(\x0b\x32\x18.chiasm.v1.NeedEmbeddingH\x00\x12\'\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x13.chiasm.v1.FinishedH\x00\x42\t\n\x07message\"\x19\n\x17GetGeneratorInfoRequest\"\xd2\x01\n\x18GetGeneratorInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x17\n\x0fnum_used_blocks\x18\x07 \x01(\r\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x12\x0f\n\x07version\x18\t \x01(\t*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x32\xb8\x01\n\x10GeneratorService\x12G\n\x08Generate\x12\x1a.chiasm.v1.GenerateRequest\x1a\x1b.chiasm.v1.GenerateResponse(\x01\x30\x01\x12[\n\x10GetGeneratorInfo\x12\".chiasm.v1.GetGeneratorInfoRequest\x1a#.chiasm.v1.GetGeneratorInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chiasm.v1.generator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1635
-  _globals['_FINISHREASON']._serialized_end=1759
+  _globals['_FINISHREASON']._serialized_start=2223
+  _globals['_FINISHREASON']._serialized_end=2347
   _globals['_MEDIASPAN']._serialized_start=63
   _globals['_MEDIASPAN']._serialized_end=186
   _globals['_SAMPLINGPARAMS']._serialized_start=189
-  _globals['_SAMPLINGPARAMS']._serialized_end=419
-  _globals['_GENERATESTART']._serialized_start=422
-  _globals['_GENERATESTART']._serialized_end=582
-  _globals['_EMBEDDINGREADY']._serialized_start=584
-  _globals['_EMBEDDINGREADY']._serialized_end=622
-  _globals['_EMBEDDINGFAILED']._serialized_start=624
-  _globals['_EMBEDDINGFAILED']._serialized_end=696
-  _globals['_GENERATEREQUEST']._serialized_start=699
-  _globals['_GENERATEREQUEST']._serialized_end=904
-  _globals['_ADMITTED']._serialized_start=906
-  _globals['_ADMITTED']._serialized_end=937
-  _globals['_NEEDEMBEDDING']._serialized_start=939
-  _globals['_NEEDEMBEDDING']._serialized_end=976
-  _globals['_TOKENDELTA']._serialized_start=978
-  _globals['_TOKENDELTA']._serialized_end=1009
-  _globals['_FINISHED']._serialized_start=1012
-  _globals['_FINISHED']._serialized_end=1197
-  _globals['_GENERATERESPONSE']._serialized_start=1200
-  _globals['_GENERATERESPONSE']._serialized_end=1393
-  _globals['_GETGENERATORINFOREQUEST']._serialized_start=1395
-  _globals['_GETGENERATORINFOREQUEST']._serialized_end=1420
-  _globals['_GETGENERATORINFORESPONSE']._serialized_start=1423
-  _globals['_GETGENERATORINFORESPONSE']._serialized_end=1633
-  _globals['_GENERATORSERVICE']._serialized_start=1762
-  _globals['_GENERATORSERVICE']._serialized_end=1946
+  _globals['_SAMPLINGPARAMS']._serialized_end=789
+  _globals['_LOGITBIAS']._serialized_start=791
+  _globals['_LOGITBIAS']._serialized_end=834
+  _globals['_TOKENSEQUENCE']._serialized_start=836
+  _globals['_TOKENSEQUENCE']._serialized_end=870
+  _globals['_GENERATESTART']._serialized_start=873
+  _globals['_GENERATESTART']._serialized_end=1033
+  _globals['_EMBEDDINGREADY']._serialized_start=1035
+  _globals['_EMBEDDINGREADY']._serialized_end=1073
+  _globals['_EMBEDDINGFAILED']._serialized_start=1075
+  _globals['_EMBEDDINGFAILED']._serialized_end=1147
+  _globals['_GENERATEREQUEST']._serialized_start=1150
+  _globals['_GENERATEREQUEST']._serialized_end=1355
+  _globals['_ADMITTED']._serialized_start=1357
+  _globals['_ADMITTED']._serialized_end=1388
+  _globals['_NEEDEMBEDDING']._serialized_start=1390
+  _globals['_NEEDEMBEDDING']._serialized_end=1427
+  _globals['_TOKENDELTA']._serialized_start=1429
+  _globals['_TOKENDELTA']._serialized_end=1504
+  _globals['_TOKENLOGPROBS']._serialized_start=1506
+  _globals['_TOKENLOGPROBS']._serialized_end=1597
+  _globals['_FINISHED']._serialized_start=1600
+  _globals['_FINISHED']._serialized_end=1785
+  _globals['_GENERATERESPONSE']._serialized_start=1788
+  _globals['_GENERATERESPONSE']._serialized_end=1981
+  _globals['_GETGENERATORINFOREQUEST']._serialized_start=1983
+  _globals['_GETGENERATORINFOREQUEST']._serialized_end=2008
+  _globals['_GETGENERATORINFORESPONSE']._serialized_start=2011
+  _globals['_GETGENERATORINFORESPONSE']._serialized_end=2221
+  _globals['_GENERATORSERVICE']._serialized_start=2350
+  _globals['_GENERATORSERVICE']._serialized_end=2534
 # @@protoc_insertion_point(module_scope)
