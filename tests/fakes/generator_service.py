@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chiasm.common.errors import ChiasmError, MediaNotFoundError
 from chiasm.common.grpc_server import GrpcServer
 from chiasm.v1 import generator_pb2, generator_pb2_grpc
+from tests.fakes.session_service import FakeSession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     import grpc
 
@@ -47,6 +49,8 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
         script: Followed by calls when ``scripts`` is empty.
         scripts: Followed by the next calls, one each.
         refusals: Raised at once by the next calls, one each.
+        session_errors: Raised at once by the next sessions, one each.
+        num_sessions: Sessions opened.
         starts: First message of every call, in order.
         ready_ids: Embeddings reported as ready, after the start.
         chunk_ids: Embeddings whose last chunk came.
@@ -69,6 +73,8 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
         """Start afresh."""
         self.script = Script()
         self.refusals: list[ChiasmError] = []
+        self.session_errors: list[ChiasmError] = []
+        self.num_sessions = 0
         self.scripts: deque[Script] = deque()
         self.starts: list[generator_pb2.GenerateStart] = []
         self.ready_ids: list[bytes] = []
@@ -85,6 +91,25 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
         ],
     ) -> AsyncIterator[generator_pb2.GenerateResponse]:
         """Follow a script."""
+        async with aclosing(self._follow(request_iterator)) as responses:
+            async for response in responses:
+                yield response
+
+    async def Session(  # noqa: N802 - named by the proto
+        self,
+        request_iterator: AsyncIterator[generator_pb2.SessionRequest],
+        context: grpc.aio.ServicerContext[generator_pb2.SessionRequest, generator_pb2.StepBatch],
+    ) -> AsyncIterator[generator_pb2.StepBatch]:
+        """Follow a script for each request."""
+        self.num_sessions += 1
+        if self.session_errors:
+            raise self.session_errors.pop()
+        async for batch in FakeSession(self._follow).run(request_iterator):
+            yield batch
+
+    async def _follow(
+        self, request_iterator: AsyncIterator[generator_pb2.GenerateRequest]
+    ) -> AsyncGenerator[generator_pb2.GenerateResponse, None]:
         if self.refusals:
             raise self.refusals.pop()
         has_ended = False
