@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from chiasm.common.errors import ChiasmError, MediaNotFoundError
 from chiasm.common.grpc_server import GrpcServer
-from chiasm.v1 import generator_pb2, generator_pb2_grpc
+from chiasm.v1 import generator_pb2, generator_pb2_grpc, media_pb2
 from tests.fakes.session_service import FakeSession
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
         starts: First message of every call, in order.
         ready_ids: Embeddings reported as ready, after the start.
         chunk_ids: Embeddings whose last chunk came.
+        chunks: All chunks, in order.
         failures: Embeddings reported as failed.
         cancelled: Set when a caller cancels.
     """
@@ -79,6 +80,7 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
         self.starts: list[generator_pb2.GenerateStart] = []
         self.ready_ids: list[bytes] = []
         self.chunk_ids: list[bytes] = []
+        self.chunks: list[media_pb2.EmbeddingChunk] = []
         self.failures: list[generator_pb2.EmbeddingFailed] = []
         self.cancelled = asyncio.Event()
         self.started = asyncio.Event()
@@ -161,7 +163,10 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
             if kind == "ready":
                 self.ready_ids.append(request.ready.embedding_id)
                 missing.discard(request.ready.embedding_id)
-            elif kind == "chunk" and request.chunk.is_last:
+            elif kind == "chunk" and not request.chunk.is_last:
+                self.chunks.append(request.chunk)
+            elif kind == "chunk":
+                self.chunks.append(request.chunk)
                 self.chunk_ids.append(request.chunk.embedding_id)
                 missing.discard(request.chunk.embedding_id)
             elif kind == "failed":
@@ -181,7 +186,7 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
 
 
 async def start_generator(
-    generator: FakeGenerator, token: str, address: str = "127.0.0.1:0"
+    generator: generator_pb2_grpc.GeneratorServiceServicer, token: str, address: str = "127.0.0.1:0"
 ) -> tuple[GrpcServer, int]:
     """Serve ``generator``; return its server and port."""
     server = GrpcServer(address=address, service_names=["chiasm.v1.GeneratorService"], token=token)
