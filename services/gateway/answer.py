@@ -62,7 +62,7 @@ class Answer:
             if isinstance(event, TokensAdded):
                 if self._usage.num_output_tokens == 0:
                     batch.release_sources()
-                    await call.finish_sending()
+                    call.finish_sending()
                 delta = self._add(event)
                 yield delta
                 if delta.finish:

@@ -169,7 +169,7 @@ async def _serve(settings: GeneratorSettings) -> None:
         log.info("generator_ready", port=port, **dataclasses.asdict(generator.describe()))
         await _wait_for_end(stop_requested, generator.engine)
         log.info("generator_draining", num_sequences=generator.engine.num_sequences)
-        generator.engine.drain()
+        generator.service.drain()
         await server.stop(settings.drain_s)
     finally:
         await server.stop(0)

@@ -679,3 +679,245 @@ class GetGeneratorInfoResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetGeneratorInfoResponse: _TypeAlias = GetGeneratorInfoResponse  # noqa: Y015
+
+@_typing.final
+class SessionStart(_message.Message):
+    """Starts a request on a session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    DEADLINE_S_FIELD_NUMBER: _builtins.int
+    NUM_CREDIT_TOKENS_FIELD_NUMBER: _builtins.int
+    IS_HALF_CLOSED_FIELD_NUMBER: _builtins.int
+    deadline_s: _builtins.float
+    """Seconds that the request may take from now on; then it ends with DEADLINE_EXCEEDED. Above 0."""
+    num_credit_tokens: _builtins.int
+    """Tokens that may be sent before more credit comes; at least 1."""
+    is_half_closed: _builtins.bool
+    """No embedding will be reported: as if `half_close` followed."""
+    @_builtins.property
+    def start(self) -> Global___GenerateStart:
+        """The prompt."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___GenerateStart | None = ...,
+        deadline_s: _builtins.float = ...,
+        num_credit_tokens: _builtins.int = ...,
+        is_half_closed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_s", b"deadline_s", "is_half_closed", b"is_half_closed", "num_credit_tokens", b"num_credit_tokens", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionStart: _TypeAlias = SessionStart  # noqa: Y015
+
+@_typing.final
+class SessionHalfClose(_message.Message):
+    """The caller will report no more embeddings of a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionHalfClose: _TypeAlias = SessionHalfClose  # noqa: Y015
+
+@_typing.final
+class SessionCancel(_message.Message):
+    """The caller does not want a request any more; nothing more is said of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionCancel: _TypeAlias = SessionCancel  # noqa: Y015
+
+@_typing.final
+class CreditGrant(_message.Message):
+    """More tokens of a request may be sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_KEY_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    request_key: _builtins.int
+    """The request; ignored if it has ended."""
+    num_tokens: _builtins.int
+    """Tokens to be added to its credit; unused credit is at most 65536."""
+    def __init__(
+        self,
+        *,
+        request_key: _builtins.int = ...,
+        num_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_tokens", b"num_tokens", "request_key", b"request_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreditGrant: _TypeAlias = CreditGrant  # noqa: Y015
+
+@_typing.final
+class SessionCredit(_message.Message):
+    """Credit of several requests. Without credit the tokens of a request wait, merged, in the
+    generator; other requests go on.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreditGrant]:
+        """What each request is given."""
+
+    def __init__(
+        self,
+        *,
+        grants: _abc.Iterable[Global___CreditGrant] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants", b"grants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionCredit: _TypeAlias = SessionCredit  # noqa: Y015
+
+@_typing.final
+class SessionRequest(_message.Message):
+    """A message of the Session request stream. All but `start` are ignored if their request has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_KEY_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
+    HALF_CLOSE_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    CREDIT_FIELD_NUMBER: _builtins.int
+    request_key: _builtins.int
+    """The request meant, chosen by the caller at its `start`: unique within the session. 0 with
+    `credit`, which names its own.
+    """
+    @_builtins.property
+    def start(self) -> Global___SessionStart:
+        """Start a request."""
+
+    @_builtins.property
+    def update(self) -> Global___GenerateRequest:
+        """What a caller of `Generate` says later: `ready`, `chunk` (at most 1 MiB of data, so that
+        messages of other requests need not wait long) or `failed`.
+        """
+
+    @_builtins.property
+    def half_close(self) -> Global___SessionHalfClose:
+        """No embedding will be reported any more."""
+
+    @_builtins.property
+    def cancel(self) -> Global___SessionCancel:
+        """End a request."""
+
+    @_builtins.property
+    def credit(self) -> Global___SessionCredit:
+        """Let tokens flow."""
+
+    def __init__(
+        self,
+        *,
+        request_key: _builtins.int = ...,
+        start: Global___SessionStart | None = ...,
+        update: Global___GenerateRequest | None = ...,
+        half_close: Global___SessionHalfClose | None = ...,
+        cancel: Global___SessionCancel | None = ...,
+        credit: Global___SessionCredit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "credit", b"credit", "half_close", b"half_close", "message", b"message", "start", b"start", "update", b"update"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "credit", b"credit", "half_close", b"half_close", "message", b"message", "request_key", b"request_key", "start", b"start", "update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "update", "half_close", "cancel", "credit"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___SessionRequest: _TypeAlias = SessionRequest  # noqa: Y015
+
+@_typing.final
+class SessionEvent(_message.Message):
+    """What happened to one request of a session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_KEY_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    request_key: _builtins.int
+    """The request."""
+    error: _builtins.bytes
+    """The status that `Generate` would have ended with: a serialised google.rpc.Status with the
+    details of Chiasm's errors.
+    """
+    @_builtins.property
+    def response(self) -> Global___GenerateResponse:
+        """What `Generate` would have answered. A delta holds all tokens since the last one, as far as
+        credit goes.
+        """
+
+    def __init__(
+        self,
+        *,
+        request_key: _builtins.int = ...,
+        response: Global___GenerateResponse | None = ...,
+        error: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "message", b"message", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "message", b"message", "request_key", b"request_key", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___SessionEvent: _TypeAlias = SessionEvent  # noqa: Y015
+
+@_typing.final
+class StepBatch(_message.Message):
+    """What happened on a session since the last message, usually in one engine step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionEvent]:
+        """The events; those of one request are in order."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___SessionEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepBatch: _TypeAlias = StepBatch  # noqa: Y015
