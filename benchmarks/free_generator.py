@@ -23,6 +23,7 @@ from chiasm.generator.engine.async_engine import AsyncEngine
 from chiasm.generator.engine.outputs import Finished, FinishReason, SequenceOutput
 from chiasm.generator.engine.queue_budget import QueueBudget, QueueLimits
 from chiasm.generator.generation import GenerationService
+from chiasm.generator.guides import Guides
 from chiasm.generator.info import GeneratorInfo
 from chiasm.generator.servicer import GeneratorServicer
 from chiasm.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server
@@ -95,6 +96,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         Admission(spec, arguments.model_name, MAX_MODEL_LEN, Limits()),
         engine,
         EmbeddingLoader(None, torch.float32, 1 << 20),
+        Guides(None),
         span_wait_s=30.0,
     )
     info = GeneratorInfo(arguments.model_name, MAX_MODEL_LEN, VOCAB_SIZE, 1, 16, 1, 0, (0,), "0")

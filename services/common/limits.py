@@ -43,6 +43,7 @@ class Limits:
         max_bad_words: Words that the output must not have.
         max_bad_word_tokens: Tokens of one of them.
         max_allowed_token_ids: Tokens of an explicit choice of tokens.
+        max_guide_choices: Texts to choose from in structured output.
         max_logprobs: Alternatives reported per token.
         max_choices: Answers to one request (``n``).
         max_json_bytes: Bytes of one JSON field, such as a schema or tool arguments.
@@ -74,6 +75,7 @@ class Limits:
     max_bad_words: int = 128
     max_bad_word_tokens: int = 64
     max_allowed_token_ids: int = 1 << 18
+    max_guide_choices: int = 1024
     max_logprobs: int = 20
     max_choices: int = 16
     max_json_bytes: int = 256 * 1024

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import json
 import math
 import sys
 from dataclasses import dataclass
@@ -19,11 +21,29 @@ if TYPE_CHECKING:
 MAX_TEMPERATURE = 100.0
 MAX_LOGIT_BIAS = 100.0
 MAX_PENALTY = 2.0
+GUIDE_PARAM = "structured_outputs"
 
 _OPTIONAL = (
     *("max_tokens", "temperature", "top_p", "top_k", "seed", "min_p", "repetition_penalty"),
     *("presence_penalty", "frequency_penalty", "num_logprobs"),
 )
+
+
+class GuideKind(enum.Enum):
+    """Notation of a language; the value is the field of ``Guide`` in the protos."""
+
+    JSON_SCHEMA = "json_schema_json"
+    REGEX = "regex"
+    CHOICES = "choices"
+    GRAMMAR = "grammar"
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """A language that the output must belong to; choices are a JSON array of strings."""
+
+    kind: GuideKind
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +66,7 @@ class SamplingWishes:
     allowed_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
     num_logprobs: int | None = None
+    guide: Guide | None = None
 
 
 def wishes_from_proto(message: generator_pb2.SamplingParams) -> SamplingWishes:
@@ -59,6 +80,7 @@ def wishes_from_proto(message: generator_pb2.SamplingParams) -> SamplingWishes:
         bad_words=tuple(tuple(word.token_ids) for word in message.bad_words),
         allowed_token_ids=tuple(message.allowed_token_ids),
         min_tokens=message.min_tokens,
+        guide=_guide_from_proto(message.guide) if message.HasField("guide") else None,
     )
 
 
@@ -74,6 +96,7 @@ def wishes_to_proto(wishes: SamplingWishes) -> generator_pb2.SamplingParams:
         bad_words=[generator_pb2.TokenSequence(token_ids=word) for word in wishes.bad_words],
         allowed_token_ids=wishes.allowed_token_ids,
         min_tokens=wishes.min_tokens,
+        guide=None if wishes.guide is None else _guide_to_proto(wishes.guide),
     )
 
 
@@ -84,6 +107,8 @@ def check_wishes(wishes: SamplingWishes, limits: Limits) -> None:
         InvalidRequestError: Names the field.
     """
     _check_counts(wishes, limits)
+    if wishes.guide is not None:
+        _check_guide(wishes.guide, limits)
     _check_number("temperature", wishes.temperature, 0.0, math.inf, "must be non-negative")
     most = f"must be at most {MAX_TEMPERATURE:g}"
     _check_number("temperature", wishes.temperature, 0.0, MAX_TEMPERATURE, most)
@@ -117,6 +142,49 @@ def check_vocabulary(wishes: SamplingWishes, vocab_size: int) -> None:
                     f"{name} must be below the vocabulary size {vocab_size}, got {token}.",
                     param=name,
                 )
+
+
+def _guide_from_proto(message: generator_pb2.Guide) -> Guide:
+    """Return the guide of a message.
+
+    Raises:
+        InvalidRequestError: It has none, or one that is not UTF-8.
+    """
+    name = message.WhichOneof("guide")
+    if name is None:
+        raise InvalidRequestError("A guide must say what the output is like.", param=GUIDE_PARAM)
+    if name == "choices":
+        return Guide(GuideKind.CHOICES, json.dumps(list(message.choices.texts)))
+    value: str | bytes = getattr(message, name)
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        raise InvalidRequestError("A JSON schema must be UTF-8.", param=GUIDE_PARAM) from None
+    return Guide(GuideKind(name), text)
+
+
+def _guide_to_proto(guide: Guide) -> generator_pb2.Guide:
+    match guide.kind:
+        case GuideKind.JSON_SCHEMA:
+            return generator_pb2.Guide(json_schema_json=guide.text.encode())
+        case GuideKind.REGEX:
+            return generator_pb2.Guide(regex=guide.text)
+        case GuideKind.CHOICES:
+            choices = generator_pb2.Choices(texts=json.loads(guide.text))
+            return generator_pb2.Guide(choices=choices)
+        case GuideKind.GRAMMAR:
+            return generator_pb2.Guide(grammar=guide.text)
+
+
+def _check_guide(guide: Guide, limits: Limits) -> None:
+    check_size(len(guide.text), limits.max_json_bytes, "characters of a guide", GUIDE_PARAM)
+    if guide.kind is GuideKind.CHOICES:
+        texts = json.loads(guide.text)
+        check_size(len(texts), limits.max_guide_choices, "choices", GUIDE_PARAM)
+        if not all(texts) or not texts:
+            raise InvalidRequestError("Choices must be texts.", param=GUIDE_PARAM)
+    elif not guide.text:
+        raise InvalidRequestError("A guide must not be empty.", param=GUIDE_PARAM)
 
 
 def _check_counts(wishes: SamplingWishes, limits: Limits) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from chiasm.generator.embedding_loader import EmbeddingLoader
     from chiasm.generator.engine.async_engine import AsyncEngine
     from chiasm.generator.engine.sequence_stream import SequenceStream
+    from chiasm.generator.guides import Guides
     from chiasm.generator.span_tracker import SpanUpdate
 
 log = structlog.get_logger(__name__)
@@ -45,9 +46,11 @@ class GenerationService:
         admission: Admission,
         engine: AsyncEngine,
         loader: EmbeddingLoader,
+        guides: Guides,
         span_wait_s: float,
     ) -> None:
         self._admission = admission
+        self._guides = guides
         self._engine = engine
         self._loader = loader
         self._span_wait_s = span_wait_s
@@ -104,6 +107,8 @@ class GenerationService:
             prompt, sampling = await asyncio.to_thread(self._admission.check, request)
         else:
             prompt, sampling = self._admission.check(request)
+        if request.wishes.guide is not None:
+            sampling = replace(sampling, grammar=await self._guides.compile(request.wishes.guide))
         stream = self._engine.submit(prompt, sampling, Origin.of(request.context))
         tracker = SpanTracker(self._engine, self._loader, stream, request.context.tenant)
         tracker.start(prompt.spans, updates, self._span_wait_s)

@@ -100,7 +100,22 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"allowed_token_ids": [1000]}, "allowed_token_ids", "below the vocabulary size 1000"),
     ({"min_tokens": -1}, "min_tokens", "must be greater than or equal to 0, got -1."),
     ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "less than or equal to max_tokens=4"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "is not supported yet."),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "json_object or json_schema."),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+        "response_format.json_schema.schema",
+        "needs a schema.",
+    ),
+    ({"structured_outputs": {"regex": 5}}, "structured_outputs.regex", "must be a string"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "at least one."),
+    ({"structured_outputs": {"tag": 1}}, "structured_outputs.tag", "`tag` is not supported."),
+    ({"guided_choice": ["a", 1]}, "guided_choice", "must hold strings, at least one."),
+    ({"structured_outputs": {"regex": ""}}, "structured_outputs", "must not be empty."),
+    (
+        {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+        "structured_outputs",
+        "You can only use one kind of constraints",
+    ),
     ({"request_id": "a b"}, "request_id", "request_id must have 1 to 128 characters"),
 ]
 

@@ -170,6 +170,41 @@ async def test_rules_of_sampling_reach_the_generator(gateway: Gateway) -> None:
     assert (sampling.min_tokens, sampling.num_logprobs) == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("fields", "guide"),
+    [
+        (
+            {"response_format": {"type": "json_object"}},
+            generator_pb2.Guide(json_schema_json=b'{"type":"object"}'),
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"a": 1}}}},
+            generator_pb2.Guide(json_schema_json=b'{"a":1}'),
+        ),
+        (
+            {"structured_outputs": {"json": '{"b": 2}'}},
+            generator_pb2.Guide(json_schema_json=b'{"b": 2}'),
+        ),
+        ({"structured_outputs": {"regex": "a+"}}, generator_pb2.Guide(regex="a+")),
+        ({"guided_regex": "a+"}, generator_pb2.Guide(regex="a+")),
+        ({"guided_grammar": "start: x"}, generator_pb2.Guide(grammar="start: x")),
+        (
+            {"structured_outputs": {"choice": ["a", "b"]}},
+            generator_pb2.Guide(choices=generator_pb2.Choices(texts=["a", "b"])),
+        ),
+    ],
+)
+async def test_guides_reach_the_generator(
+    gateway: Gateway, fields: dict[str, object], guide: generator_pb2.Guide
+) -> None:
+    gateway.say("x")
+
+    reply = await gateway.ask("q", **fields)
+
+    assert "x-ignored-fields" not in reply.headers
+    assert gateway.generator.starts[0].sampling.guide == guide
+
+
 async def test_fields_without_effect_are_listed_once(gateway: Gateway) -> None:
     gateway.say("x")
     fields = {"user": "u", "echo_id": 1, "logprobs": False, "tools": [], "x y\r\n": 1}

@@ -41,6 +41,7 @@ from chiasm.generator.embedding_loader import EmbeddingLoader
 from chiasm.generator.engine.async_engine import AsyncEngine
 from chiasm.generator.engine.queue_budget import QueueBudget, QueueLimits
 from chiasm.generator.generation import GenerationService
+from chiasm.generator.guides import Guides
 from chiasm.generator.info import GeneratorInfo
 from chiasm.generator.servicer import GeneratorServicer
 from chiasm.v1 import media_pb2
@@ -79,6 +80,7 @@ class _Generator:
             Admission(BYTE_SPEC, "tiny", 500, Limits()),
             self.engine,
             EmbeddingLoader(None, torch.float32, 1 << 20),
+            Guides(None),
             span_wait_s=WAIT_S,
         )
         info = GeneratorInfo("tiny", 500, 256, 1, 4, 1000, 0, (0,), "0")

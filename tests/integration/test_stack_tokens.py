@@ -164,6 +164,33 @@ def test_rest_tells_logprobs_plain_and_streamed(family: Family) -> None:
     assert all(entry["top_logprobs"][0]["token"] == entry["token"] for entry in plain)
 
 
+def test_answers_look_as_they_were_asked_to(family: Family) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "blue"]}, "count": {"enum": [1, 2, 3]}},
+        "required": ["colour", "count"],
+        "additionalProperties": False,
+        # A random model would fill the answer with spaces.
+        "x-guidance": {"whitespace_flexible": False},
+    }
+    body = chat.chat_body("What is it?", [chat.picture(1, 97, 61)], 60)
+    body |= {"temperature": 1.0, "seed": 3, "ignore_eos": False}
+    as_json = {"type": "json_schema", "json_schema": {"name": "shape", "schema": schema}}
+
+    found = chat.post_chat(family.stack.base_url, body | {"response_format": as_json})
+    choice = chat.post_chat(
+        family.stack.base_url, body | {"structured_outputs": {"choice": ["star", "heart"]}}
+    )
+
+    answer = json.loads(found["choices"][0]["message"]["content"])
+    assert answer["colour"] in ("red", "blue")
+    assert answer["count"] in (1, 2, 3)
+    assert choice["choices"][0]["message"]["content"] in ("star", "heart")
+    assert choice["choices"][0]["finish_reason"] == "stop"
+    wrong = chat.refused_chat(family.stack.base_url, body | {"structured_outputs": {"regex": "(("}})
+    assert (wrong.status, wrong.error["param"]) == (400, "structured_outputs")
+
+
 def test_rest_gives_the_same_text_plain_and_streamed(family: Family) -> None:
     for prompt, answer in zip(family.prompts, family.answers, strict=True):
         body = chat.chat_body(*prompt, NUM_TOKENS)

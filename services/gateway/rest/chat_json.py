@@ -15,6 +15,7 @@ from chiasm.v1 import chat_pb2, media_pb2
 from ..convert import ROLE_TO_PROTO, chat_request_from_proto
 from .content_json import content_to_proto, take_options
 from .fields import Fields, type_name
+from .guide_json import take_guide
 from .sampling_json import take_sampling
 
 if TYPE_CHECKING:
@@ -27,10 +28,8 @@ _MAX_IGNORED_FIELDS = 32
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
     "prompt_logprobs": (0,),
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "functions": ([],),
-    "structured_outputs": ({},),
     "modalities": (["text"],),
     "use_beam_search": (False,),
     "continue_final_message": (False,),
@@ -82,6 +81,7 @@ def parse_chat(body: bytes, request_id: str, limits: Limits) -> ParsedChat:
     _refuse_unsupported(fields)
     _take_identity(fields, message)
     take_sampling(fields, message)
+    take_guide(fields, message.sampling)
     _take_template(fields, message)
     ignored_kwargs = _take_messages(fields, message)
     has_usage = stream_options.take_bool("include_usage") or False

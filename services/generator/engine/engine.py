@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from chiasm.generator.engine.grammar import GrammarError
 from chiasm.generator.engine.outputs import (
     ExecutionTimes,
     Failed,
@@ -225,6 +226,9 @@ class Engine:
         token = None
         if item.samples:
             token = outputs[sequence.seq_id]
+            state = sequence.sampling_state
+            if state is not None and state.failure:
+                return self._fail(sequence, GrammarError(state.failure))
             if token is None:
                 self._scheduler.blocks.forget(sequence)
                 error = ForwardError(f"The logits of sequence {sequence.seq_id} are not finite.")

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def apply_rules(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
-    """Apply allowed tokens, bad words, minimum length, bias and penalties, in this order.
+    """Apply allowed tokens, bad words, minimum length, grammar, bias and penalties, in this order.
 
-    A row that the masks leave without a token keeps all of them.
+    A row that the masks leave without a token keeps those that its grammar allows.
 
     Args:
         logits: Rows with rules; changed in place. [num_rows, vocab_size], float32.
@@ -53,8 +53,20 @@ def _mask(logits: torch.Tensor, states: Sequence[SamplingState]) -> None:
             bad_tokens += state.params.stop_token_ids
         if bad_tokens:
             is_hidden[row, bad_tokens] = True
-    is_hidden &= ~is_hidden.all(dim=1, keepdim=True)
+    is_wrong = _find_wrong(logits, states)
+    is_hidden |= is_wrong
+    is_hidden = torch.where(is_hidden.all(dim=1, keepdim=True), is_wrong, is_hidden)
     logits.masked_fill_(is_hidden, float("-inf"))
+
+
+def _find_wrong(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
+    """Return which tokens the grammars rule out. [num_rows, vocab_size], bool."""
+    is_wrong = torch.zeros(logits.shape, dtype=torch.bool)
+    for row, state in enumerate(states):
+        allowed = state.grammar.find_allowed(logits.shape[1]) if state.grammar else None
+        if allowed is not None:
+            is_wrong[row] = torch.from_numpy(~allowed)
+    return is_wrong.to(logits.device)
 
 
 def _penalise(logits: torch.Tensor, states: Sequence[SamplingState]) -> None:

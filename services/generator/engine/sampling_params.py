@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from chiasm.generator.engine.grammar import Grammar
+
 GREEDY_TEMPERATURE = 1e-5
 _NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
@@ -35,6 +37,7 @@ class SamplingParams:
         min_tokens: Tokens before which no stop token is taken.
         num_logprobs: Alternatives whose log probabilities are told with each token; ``None`` tells
             nothing, 0 the token's own.
+        grammar: What the output must look like; ``None`` for anything.
     """
 
     max_tokens: int
@@ -52,6 +55,7 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
     num_logprobs: int | None = None
+    grammar: Grammar | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -67,5 +71,5 @@ class SamplingParams:
     @property
     def has_rules(self) -> bool:
         """Whether logits are changed before a token is chosen."""
-        masks = self.bad_words or self.allowed_token_ids or self.min_tokens
+        masks = self.bad_words or self.allowed_token_ids or self.min_tokens or self.grammar
         return self.has_penalties or bool(self.logit_bias or masks)

@@ -22,9 +22,15 @@ class SamplingState:
         self.params = params
         self.prompt_token_ids = frozenset(prompt_token_ids) if params.has_penalties else frozenset()
         self.output_counts: Counter[int] = Counter()
+        self.grammar = params.grammar.start() if params.grammar else None
         self._tail: list[int] = []
         self._max_tail = max((len(word) for word in params.bad_words), default=1) - 1
         self._num_output_tokens = 0
+
+    @property
+    def failure(self) -> str:
+        """Why the sequence cannot go on; empty while it can."""
+        return self.grammar.failure if self.grammar else ""
 
     @property
     def may_not_stop(self) -> bool:
@@ -38,6 +44,8 @@ class SamplingState:
     def advance(self, token: int) -> None:
         """Take note of the next token."""
         self._num_output_tokens += 1
+        if self.grammar is not None:
+            self.grammar.advance(token)
         if self.params.has_penalties:
             self.output_counts[token] += 1
         if self._max_tail:

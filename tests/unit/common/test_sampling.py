@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 from chiasm.common.errors import InvalidRequestError, TooLargeError
 from chiasm.common.limits import Limits
 from chiasm.common.sampling import (
+    Guide,
+    GuideKind,
     SamplingWishes,
     check_vocabulary,
     check_wishes,
     wishes_from_proto,
     wishes_to_proto,
 )
+from chiasm.v1 import generator_pb2
 
 LIMITS = Limits()
 EVERYTHING = SamplingWishes(
@@ -36,6 +40,7 @@ EVERYTHING = SamplingWishes(
     allowed_token_ids=(8, 9),
     min_tokens=2,
     num_logprobs=20,
+    guide=Guide(GuideKind.CHOICES, '["red", "blau\\u00e9"]'),
 )
 
 
@@ -140,3 +145,33 @@ def test_tokens_beyond_the_vocabulary_are_refused(field: str, value: Any) -> Non
 
     assert caught.value.message == f"{field} must be below the vocabulary size 256, got 256."
     assert caught.value.param == field
+
+
+@pytest.mark.parametrize("kind", [GuideKind.JSON_SCHEMA, GuideKind.REGEX, GuideKind.GRAMMAR])
+def test_guides_survive_the_message_and_have_a_bound(kind: GuideKind) -> None:
+    longest = SamplingWishes(guide=Guide(kind, "x" * LIMITS.max_json_bytes))
+    assert wishes_from_proto(wishes_to_proto(longest)) == longest
+    check_wishes(longest, LIMITS)
+
+    with pytest.raises(TooLargeError):
+        check_wishes(SamplingWishes(guide=Guide(kind, "x" * (LIMITS.max_json_bytes + 1))), LIMITS)
+    with pytest.raises(InvalidRequestError, match="must not be empty"):
+        check_wishes(SamplingWishes(guide=Guide(kind, "")), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("texts", "error"),
+    [([], InvalidRequestError), (["a", ""], InvalidRequestError), (["a"] * 1025, TooLargeError)],
+)
+def test_choices_have_bounds(texts: list[str], error: type[Exception]) -> None:
+    check_wishes(SamplingWishes(guide=Guide(GuideKind.CHOICES, json.dumps(["a"] * 1024))), LIMITS)
+
+    with pytest.raises(error):
+        check_wishes(SamplingWishes(guide=Guide(GuideKind.CHOICES, json.dumps(texts))), LIMITS)
+
+
+def test_guide_that_says_nothing_is_refused() -> None:
+    message = generator_pb2.SamplingParams(guide=generator_pb2.Guide())
+
+    with pytest.raises(InvalidRequestError, match="must say what the output is like"):
+        wishes_from_proto(message)

@@ -38,6 +38,7 @@ from chiasm.generator.engine.async_engine import AsyncEngine
 from chiasm.generator.engine.outputs import Finished, NeedEmbedding, TokenDelta
 from chiasm.generator.engine.queue_budget import QueueBudget, QueueLimits
 from chiasm.generator.generation import Admitted, GenerationService
+from chiasm.generator.guides import Guides
 from chiasm.generator.span_tracker import EmbeddingFailed, EmbeddingReady
 from tests.fakes.embedding_source import FakeEmbeddingSource
 from tests.fakes.generator_engine import BYTE_SPEC, EngineParts, expected_tokens
@@ -99,6 +100,7 @@ class _Setup:
             Admission(BYTE_SPEC, "tiny", 128, Limits()),
             self.engine,
             EmbeddingLoader(self.source, torch.float32, 1 << 20),
+            Guides(None),
             span_wait_s,
         )
 

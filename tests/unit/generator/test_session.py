@@ -39,6 +39,7 @@ from chiasm.generator.engine.async_engine import AsyncEngine
 from chiasm.generator.engine.outputs import Finished, NeedEmbedding, TokenDelta
 from chiasm.generator.engine.queue_budget import QueueBudget, QueueLimits
 from chiasm.generator.generation import Admitted, GenerationService
+from chiasm.generator.guides import Guides
 from chiasm.generator.session import Session
 from chiasm.generator.session_messages import (
     CancelRequest,
@@ -85,6 +86,7 @@ class _Setup:
             Admission(BYTE_SPEC, "tiny", 128, Limits()),
             self.engine,
             EmbeddingLoader(FakeEmbeddingSource(), torch.float32, 1 << 20),
+            Guides(None),
             span_wait_s=WAIT_S,
         )
         self.session = Session(self.service)
