@@ -83,6 +83,8 @@ class GeneratorServiceServicer:
 
         Reasons of the session itself: INVALID_ARGUMENT (INVALID_REQUEST: a key in use or a message
         that is none of those below).
+
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

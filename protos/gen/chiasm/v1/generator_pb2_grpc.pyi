@@ -58,6 +58,8 @@ class GeneratorServiceStub:
 
     Reasons of the session itself: INVALID_ARGUMENT (INVALID_REQUEST: a key in use or a message
     that is none of those below).
+
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     """
     GetGeneratorInfo: _grpc.UnaryUnaryMultiCallable[_generator_pb2.GetGeneratorInfoRequest, _generator_pb2.GetGeneratorInfoResponse]
     """Describe this generator: model, context length, cache."""
@@ -90,6 +92,8 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
 
     Reasons of the session itself: INVALID_ARGUMENT (INVALID_REQUEST: a key in use or a message
     that is none of those below).
+
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     """
     GetGeneratorInfo: _aio.UnaryUnaryMultiCallable[_generator_pb2.GetGeneratorInfoRequest, _generator_pb2.GetGeneratorInfoResponse]  # type: ignore[assignment]
     """Describe this generator: model, context length, cache."""
@@ -131,6 +135,8 @@ class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Reasons of the session itself: INVALID_ARGUMENT (INVALID_REQUEST: a key in use or a message
         that is none of those below).
+
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """
 
     @_abc_1.abstractmethod
