@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import struct
-from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 from chiasm.common.errors import (
     ChiasmError,
@@ -19,7 +16,6 @@ from chiasm.common.errors import (
     OverloadedError,
     UnavailableError,
 )
-from chiasm.common.limits import Limits
 from chiasm.common.media import (
     DataType,
     EmbeddingRef,
@@ -32,15 +28,10 @@ from chiasm.common.media import (
     TokenRun,
 )
 from chiasm.common.sampling import SamplingWishes
-from chiasm.generator.admission import Admission, GenerationRequest
+from chiasm.generator.admission import GenerationRequest
 from chiasm.generator.embedding_assembly import EmbeddingPiece
-from chiasm.generator.embedding_loader import EmbeddingLoader
-from chiasm.generator.engine.async_engine import AsyncEngine
 from chiasm.generator.engine.outputs import Finished, NeedEmbedding, TokenDelta
-from chiasm.generator.engine.queue_budget import QueueBudget, QueueLimits
-from chiasm.generator.generation import Admitted, GenerationService
-from chiasm.generator.guides import Guides
-from chiasm.generator.session import Session
+from chiasm.generator.generation import Admitted
 from chiasm.generator.session_messages import (
     CancelRequest,
     GrantCredit,
@@ -49,16 +40,13 @@ from chiasm.generator.session_messages import (
     StartRequest,
     UpdateSpan,
 )
-from tests.fakes.embedding_source import FakeEmbeddingSource
-from tests.fakes.generator_engine import BYTE_SPEC, EngineParts, expected_tokens
+from tests.fakes.generator_engine import expected_tokens
+from tests.harness.session import WAIT_S, SessionSetup, is_over
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from chiasm.generator.generation import GenerationEvent
-    from chiasm.generator.session_messages import SessionCommand, SessionEvent
 
-WAIT_S = 5.0
 MANY_TOKENS = 60
 ROWS = (100.0, 101.0)
 SPEC = TensorSpec(TensorRole.SPLICE, DataType.FLOAT32, (2, 1))
@@ -67,128 +55,15 @@ SPAN = MediaSpan(1, REF, MediaLayout((TokenRun(50, 2, is_embedding=True),)), is_
 PIECE = EmbeddingPiece(REF.embedding_id, 0, 0, struct.pack("<2f", *ROWS), is_last=True)
 
 
-class _NoThreads:
-    def begin_step(self) -> None:
-        """Do nothing."""
-
-    def rest(self) -> None:
-        """Do nothing."""
-
-
-class _Setup:
-    """A session on the fake model; events are kept by request as a caller reads them."""
-
-    def __init__(self) -> None:
-        self.parts = EngineParts(num_blocks=128)
-        self.budget = QueueBudget(QueueLimits(100, 10_000, 1 << 20))
-        self.engine = AsyncEngine(self.parts.engine, self.budget, _NoThreads())
-        self.service = GenerationService(
-            Admission(BYTE_SPEC, "tiny", 128, Limits()),
-            self.engine,
-            EmbeddingLoader(FakeEmbeddingSource(), torch.float32, 1 << 20),
-            Guides(None),
-            span_wait_s=WAIT_S,
-        )
-        self.session = Session(self.service)
-        self.events: dict[int, list[GenerationEvent | ChiasmError]] = defaultdict(list)
-        self.batches: list[list[SessionEvent]] = []
-        self._commands: asyncio.Queue[SessionCommand | None] = asyncio.Queue()
-        self._has_come = asyncio.Event()
-        self.reader = asyncio.create_task(self._read())
-
-    def say(self, *commands: SessionCommand | None) -> None:
-        for command in commands:
-            self._commands.put_nowait(command)
-
-    def start(
-        self,
-        key: int,
-        *,
-        max_tokens: int = 5,
-        credit: int = 1000,
-        deadline_s: float = 60.0,
-        spans: tuple[MediaSpan, ...] = (),
-        is_half_closed: bool = False,
-    ) -> None:
-        request = GenerationRequest(
-            context=RequestContext(f"request {key}", "attempt", "tenant"),
-            token_ids=self.prompt(key, spans),
-            spans=spans,
-            wishes=SamplingWishes(max_tokens=max_tokens, temperature=0.0),
-        )
-        self.say(StartRequest(key, request, deadline_s, credit, is_half_closed))
-
-    def prompt(self, key: int, spans: tuple[MediaSpan, ...] = ()) -> tuple[int, ...]:
-        return (key % 200 + 1, 50, 50, 2) if spans else (key % 200 + 1, 2, 3)
-
-    async def until_over(self, *keys: int) -> None:
-        """Return when each request has had its last event."""
-        async with asyncio.timeout(WAIT_S):
-            while not all(_is_over(self.events[key]) for key in keys):
-                await self._next()
-
-    async def until_tokens(self, key: int, num_tokens: int) -> None:
-        """Return when a request has had so many tokens."""
-        async with asyncio.timeout(WAIT_S):
-            while len(self.tokens(key)) < num_tokens:
-                await self._next()
-
-    def tokens(self, key: int) -> list[int]:
-        deltas = [event for event in self.events[key] if isinstance(event, TokenDelta)]
-        return [token_id for delta in deltas for token_id in delta.token_ids]
-
-    def expected(self, key: int, num_tokens: int) -> list[int]:
-        return expected_tokens(list(self.prompt(key)), num_tokens)
-
-    async def until_free(self) -> None:
-        """Pass requests through the engine until nothing of the others is left."""
-        async with asyncio.timeout(WAIT_S):
-            while self.parts.engine.num_sequences or self.engine.num_sequences:
-                await asyncio.to_thread(lambda: None)  # a turn for the loop and the engine
-        assert self.parts.blocks.num_used_blocks == 0
-        assert (self.budget.num_waiting, self.budget.embedding_bytes) == (0, 0)
-
-    async def close(self) -> None:
-        self.reader.cancel()
-        await asyncio.gather(self.reader, return_exceptions=True)
-        await self.engine.stop()
-
-    async def until_only(self, tasks: set[asyncio.Task[object]]) -> None:
-        """Return when no task is left but these."""
-        async with asyncio.timeout(WAIT_S):
-            while asyncio.all_tasks() - tasks:
-                await asyncio.to_thread(lambda: None)
-
-    async def _read(self) -> None:
-        async with contextlib.aclosing(self.session.run(self._iterate())) as batches:
-            async for batch in batches:
-                self.batches.append(batch)
-                for event in batch:
-                    self.events[event.key].append(event.event)
-                self._has_come.set()
-
-    async def _iterate(self) -> AsyncIterator[SessionCommand]:
-        while (command := await self._commands.get()) is not None:
-            yield command
-
-    async def _next(self) -> None:
-        self._has_come.clear()
-        await self._has_come.wait()
-
-
-def _is_over(events: list[GenerationEvent | ChiasmError]) -> bool:
-    return bool(events) and isinstance(events[-1], Finished | ChiasmError)
-
-
 @pytest.fixture
-async def setup() -> AsyncIterator[_Setup]:
-    setup = _Setup()
+async def setup() -> AsyncIterator[SessionSetup]:
+    setup = SessionSetup()
     setup.engine.start()
     yield setup
     await setup.close()
 
 
-async def test_requests_are_interleaved_and_each_gets_its_own_tokens(setup: _Setup) -> None:
+async def test_requests_are_interleaved_and_each_gets_its_own_tokens(setup: SessionSetup) -> None:
     keys = range(1, 31)
     for key in keys:
         setup.start(key, max_tokens=10)
@@ -203,7 +78,7 @@ async def test_requests_are_interleaved_and_each_gets_its_own_tokens(setup: _Set
     await setup.until_free()
 
 
-async def test_request_without_credit_waits_and_the_others_go_on(setup: _Setup) -> None:
+async def test_request_without_credit_waits_and_the_others_go_on(setup: SessionSetup) -> None:
     setup.start(1, max_tokens=MANY_TOKENS, credit=3)
     setup.start(2, max_tokens=MANY_TOKENS)
 
@@ -219,7 +94,7 @@ async def test_request_without_credit_waits_and_the_others_go_on(setup: _Setup) 
     assert setup.tokens(1) == setup.expected(1, MANY_TOKENS)
 
 
-async def test_tokens_that_waited_for_credit_come_in_one_delta(setup: _Setup) -> None:
+async def test_tokens_that_waited_for_credit_come_in_one_delta(setup: SessionSetup) -> None:
     setup.start(1, max_tokens=20, credit=1)
     setup.start(2, max_tokens=MANY_TOKENS)
     await setup.until_over(2)
@@ -231,7 +106,7 @@ async def test_tokens_that_waited_for_credit_come_in_one_delta(setup: _Setup) ->
     assert [len(delta.token_ids) for delta in deltas] == [1, 19]
 
 
-async def test_cancelled_request_is_silent_and_its_blocks_are_free(setup: _Setup) -> None:
+async def test_cancelled_request_is_silent_and_its_blocks_are_free(setup: SessionSetup) -> None:
     setup.start(1, max_tokens=100, credit=2)
     await setup.until_tokens(1, 2)
 
@@ -239,12 +114,12 @@ async def test_cancelled_request_is_silent_and_its_blocks_are_free(setup: _Setup
     setup.start(2)
     await setup.until_over(2)
 
-    assert not _is_over(setup.events[1])
+    assert not is_over(setup.events[1])
     assert setup.session.num_requests == 0
     await setup.until_free()
 
 
-async def test_request_cancelled_before_it_was_admitted_leaves_nothing(setup: _Setup) -> None:
+async def test_request_cancelled_before_it_was_admitted_leaves_nothing(setup: SessionSetup) -> None:
     for key in range(1, 60):
         setup.start(key, max_tokens=100)
         setup.say(CancelRequest(key))
@@ -256,7 +131,7 @@ async def test_request_cancelled_before_it_was_admitted_leaves_nothing(setup: _S
     await setup.until_free()
 
 
-async def test_refused_request_gets_its_error_and_the_others_go_on(setup: _Setup) -> None:
+async def test_refused_request_gets_its_error_and_the_others_go_on(setup: SessionSetup) -> None:
     setup.start(1, max_tokens=5)
     wrong = InvalidRequestError("A span is wrong.", param="spans[0]")
     setup.say(RefuseRequest(2, wrong))
@@ -271,7 +146,7 @@ async def test_refused_request_gets_its_error_and_the_others_go_on(setup: _Setup
     assert setup.tokens(1) == setup.expected(1, 5)
 
 
-async def test_bug_in_the_engine_is_shown_as_a_fixed_text(setup: _Setup) -> None:
+async def test_bug_in_the_engine_is_shown_as_a_fixed_text(setup: SessionSetup) -> None:
     setup.parts.decoder.failing_token = setup.prompt(1)[0]
     setup.start(1)
 
@@ -283,7 +158,7 @@ async def test_bug_in_the_engine_is_shown_as_a_fixed_text(setup: _Setup) -> None
     assert "fake decoder" not in error.message
 
 
-async def test_deadline_ends_a_request_that_nobody_reads(setup: _Setup) -> None:
+async def test_deadline_ends_a_request_that_nobody_reads(setup: SessionSetup) -> None:
     setup.start(1, max_tokens=100, credit=1, deadline_s=0.02)
 
     await setup.until_over(1)
@@ -293,7 +168,7 @@ async def test_deadline_ends_a_request_that_nobody_reads(setup: _Setup) -> None:
     await setup.until_free()
 
 
-async def test_embedding_arrives_in_a_chunk_of_the_session(setup: _Setup) -> None:
+async def test_embedding_arrives_in_a_chunk_of_the_session(setup: SessionSetup) -> None:
     setup.start(1, spans=(SPAN,))
     setup.start(2)
     await setup.until_over(2)
@@ -304,12 +179,12 @@ async def test_embedding_arrives_in_a_chunk_of_the_session(setup: _Setup) -> Non
     assert setup.tokens(1) == expected_tokens([2, 100, 101, 2], 5)
 
 
-async def test_embedding_that_is_missing_is_asked_for_without_credit(setup: _Setup) -> None:
+async def test_embedding_that_is_missing_is_asked_for_without_credit(setup: SessionSetup) -> None:
     ready = MediaSpan(SPAN.offset, SPAN.ref, SPAN.layout, is_ready=True)
     setup.start(1, spans=(ready,), credit=1)
     async with asyncio.timeout(WAIT_S):
         while NeedEmbedding(REF.embedding_id) not in setup.events[1]:
-            await setup._next()
+            await setup.next_batch()
 
     setup.say(UpdateSpan(1, PIECE), GrantCredit(((1, 10),)))
 
@@ -319,7 +194,7 @@ async def test_embedding_that_is_missing_is_asked_for_without_credit(setup: _Set
 
 @pytest.mark.parametrize("is_half_closed", [True, False], ids=["at the start", "later"])
 async def test_half_close_with_a_span_missing_ends_the_request(
-    setup: _Setup, is_half_closed: bool
+    setup: SessionSetup, is_half_closed: bool
 ) -> None:
     setup.start(1, spans=(SPAN,), is_half_closed=is_half_closed)
     if not is_half_closed:
@@ -331,7 +206,7 @@ async def test_half_close_with_a_span_missing_ends_the_request(
     await setup.until_free()
 
 
-async def test_more_chunk_bytes_than_embeddings_have_end_the_request(setup: _Setup) -> None:
+async def test_more_chunk_bytes_than_embeddings_have_end_the_request(setup: SessionSetup) -> None:
     setup.start(1, spans=(SPAN,))
     big = EmbeddingPiece(REF.embedding_id, 0, 0, b"x" * (5 << 20), is_last=False)
     setup.say(UpdateSpan(1, big))
@@ -342,7 +217,7 @@ async def test_more_chunk_bytes_than_embeddings_have_end_the_request(setup: _Set
     await setup.until_free()
 
 
-async def test_key_in_use_ends_the_session_and_frees_everything(setup: _Setup) -> None:
+async def test_key_in_use_ends_the_session_and_frees_everything(setup: SessionSetup) -> None:
     setup.start(1, max_tokens=100, credit=1)
     setup.start(1)
 
@@ -353,7 +228,7 @@ async def test_key_in_use_ends_the_session_and_frees_everything(setup: _Setup) -
 
 
 async def test_session_ends_after_its_last_request_when_the_caller_says_no_more(
-    setup: _Setup,
+    setup: SessionSetup,
 ) -> None:
     setup.start(1, max_tokens=20)
     setup.say(None)
@@ -363,7 +238,9 @@ async def test_session_ends_after_its_last_request_when_the_caller_says_no_more(
     assert setup.tokens(1) == setup.expected(1, 20)
 
 
-async def test_draining_service_refuses_new_requests_and_ends_the_session(setup: _Setup) -> None:
+async def test_draining_service_refuses_new_requests_and_ends_the_session(
+    setup: SessionSetup,
+) -> None:
     setup.start(1, max_tokens=20, credit=1)
     await setup.until_tokens(1, 1)
 
@@ -379,21 +256,21 @@ async def test_draining_service_refuses_new_requests_and_ends_the_session(setup:
     assert setup.tokens(1) == setup.expected(1, 20)
 
 
-async def test_full_queue_refuses_one_request_and_keeps_the_session(setup: _Setup) -> None:
+async def test_full_queue_refuses_one_request_and_keeps_the_session(setup: SessionSetup) -> None:
     keys = range(1, 121)
     for key in keys:
         setup.start(key, max_tokens=1, spans=(SPAN,))
     refused = 120 - 100
     async with asyncio.timeout(WAIT_S):
-        while sum(map(_is_over, setup.events.values())) < refused:
-            await setup._next()
+        while sum(map(is_over, setup.events.values())) < refused:
+            await setup.next_batch()
 
-    errors = [events[-1] for events in setup.events.values() if _is_over(events)]
+    errors = [events[-1] for events in setup.events.values() if is_over(events)]
     assert all(isinstance(error, OverloadedError) for error in errors)
     assert setup.session.num_requests == 100
 
 
-async def test_caller_that_goes_away_frees_all_its_requests(setup: _Setup) -> None:
+async def test_caller_that_goes_away_frees_all_its_requests(setup: SessionSetup) -> None:
     tasks = asyncio.all_tasks()
     keys = range(1, 41)
     for key in keys:
@@ -408,7 +285,7 @@ async def test_caller_that_goes_away_frees_all_its_requests(setup: _Setup) -> No
     await setup.until_free()
 
 
-async def test_storm_of_cancels_leaves_no_task_and_no_sequence(setup: _Setup) -> None:
+async def test_storm_of_cancels_leaves_no_task_and_no_sequence(setup: SessionSetup) -> None:
     setup.start(1000)
     await setup.until_over(1000)
     tasks = asyncio.all_tasks()
