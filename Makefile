@@ -117,6 +117,8 @@ docs: $(STAMP) ## Write the documentation of the settings
 bench: $(STAMP) ## Run the benchmarks on stacks of their own
 	$(BIN)/python -m benchmarks.concurrency
 	$(BIN)/python -m benchmarks.embedding_hit
+	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.streams
 
 .PHONY: demo-train
 demo-train: $(STAMP) ## Train the demo model (WORK=folder of the run, ARGS=)

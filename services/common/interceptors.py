@@ -70,6 +70,21 @@ class ServiceTokenInterceptor(grpc.aio.ServerInterceptor):
         return _wrap(handler, lambda _behavior: _refuse)
 
 
+def public_error(error: Exception, method: str, request_id: str | None = None) -> ChiasmError:
+    """Return what a caller may see of ``error``; what is not ours is a bug and goes to the log.
+
+    Args:
+        error: What a request failed by.
+        method: What was called, for the log.
+        request_id: Id of the request; ``None`` takes the one bound to the task.
+    """
+    if isinstance(error, ChiasmError):
+        return error
+    request_id = request_id or current_request_id() or uuid.uuid4().hex
+    log.error("rpc_failed", method=method, request_id=request_id, exc_info=error)
+    return internal_error(request_id)
+
+
 async def _refuse(_request: object, _context: object) -> NoReturn:
     raise UnauthenticatedError(
         "This port is internal; show the service token.", reason=SERVICE_TOKEN_REASON
@@ -128,8 +143,5 @@ async def _abort(
 ) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    if not isinstance(error, ChiasmError):
-        request_id = current_request_id() or uuid.uuid4().hex
-        log.error("rpc_failed", method=method, request_id=request_id, exc_info=error)
-        error = internal_error(request_id)
-    await context.abort(code_of(error), error.message, ((DETAILS_METADATA_KEY, details_of(error)),))
+    shown = public_error(error, method)
+    await context.abort(code_of(shown), shown.message, ((DETAILS_METADATA_KEY, details_of(shown)),))

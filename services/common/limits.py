@@ -40,6 +40,10 @@ class Limits:
         max_stop_chars: Characters of one stop string.
         max_stop_token_ids: Stop token ids of one request.
         max_logit_bias: Entries of a logit bias.
+        max_bad_words: Words that the output must not have.
+        max_bad_word_tokens: Tokens of one of them.
+        max_allowed_token_ids: Tokens of an explicit choice of tokens.
+        max_guide_choices: Texts to choose from in structured output.
         max_logprobs: Alternatives reported per token.
         max_choices: Answers to one request (``n``).
         max_json_bytes: Bytes of one JSON field, such as a schema or tool arguments.
@@ -68,6 +72,10 @@ class Limits:
     max_stop_chars: int = 256
     max_stop_token_ids: int = 128
     max_logit_bias: int = 1024
+    max_bad_words: int = 128
+    max_bad_word_tokens: int = 64
+    max_allowed_token_ids: int = 1 << 18
+    max_guide_choices: int = 1024
     max_logprobs: int = 20
     max_choices: int = 16
     max_json_bytes: int = 256 * 1024

@@ -111,6 +111,11 @@ def error_from_status(
     )
 
 
+def error_from_details(details: bytes) -> ChiasmError:
+    """Return the error that ``details_of`` made ``details`` from; see ``error_from_status``."""
+    return error_from_status(grpc.StatusCode.UNKNOWN, ((DETAILS_METADATA_KEY, details),))
+
+
 def _kind_of(error: ChiasmError) -> type[ChiasmError]:
     return next((kind for kind in type(error).__mro__ if kind in GRPC_STATUS), ChiasmError)
 

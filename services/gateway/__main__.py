@@ -134,8 +134,8 @@ def build_server(settings: GatewaySettings) -> GatewayServer:
     if settings.metrics_port is not None:
         start_metrics_server(settings.metrics_port, settings.listen)
     app = create_app(endpoints, limits)
-    pools = (encoders, generators)
-    return GatewayServer(app, grpc_server, pools, stack, store, drain)
+    peers = (encoders, generator)
+    return GatewayServer(app, grpc_server, peers, stack, store, drain)
 
 
 def _connect_store(peers: PeerSettings, secrets: StoreSecrets) -> EmbeddingStore | None:

@@ -62,7 +62,7 @@ class Answer:
             if isinstance(event, TokensAdded):
                 if self._usage.num_output_tokens == 0:
                     batch.release_sources()
-                    await call.finish_sending()
+                    call.finish_sending()
                 delta = self._add(event)
                 yield delta
                 if delta.finish:
@@ -82,7 +82,7 @@ class Answer:
         )
         text = self._text.feed(event.token_ids)
         finish = Finish("stop", self._text.stop_string) if self._text.stop_string else None
-        return self._delta(text, event.token_ids, finish)
+        return replace(self._delta(text, event.token_ids, finish), logprobs=event.logprobs)
 
     def _end(self, event: SequenceFinished) -> ChatDelta:
         if event.finish_reason == "cancelled":

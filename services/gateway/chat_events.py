@@ -35,6 +35,25 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely a token of the answer was, by the model's own distribution.
+
+    Attributes:
+        token_id: The token.
+        logprob: Its log probability.
+        rank: 1 for the most likely token of the vocabulary.
+        top_token_ids: Most likely tokens, the best first.
+        top_logprobs: Their log probabilities.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_token_ids: tuple[int, ...]
+    top_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ChatDelta:
     """A piece of an answer.
 
@@ -43,12 +62,14 @@ class ChatDelta:
         token_ids: Tokens added; may run ahead of the text.
         usage: Tokens counted so far.
         finish: Set in the last delta.
+        logprobs: How likely the tokens were; empty unless asked for.
     """
 
     text: str
     token_ids: tuple[int, ...]
     usage: Usage
     finish: Finish | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +95,7 @@ class WholeAnswer:
     token_ids: tuple[int, ...]
     usage: Usage
     finish: Finish
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 async def collect(deltas: AsyncIterator[ChatDelta]) -> WholeAnswer:
@@ -84,10 +106,13 @@ async def collect(deltas: AsyncIterator[ChatDelta]) -> WholeAnswer:
     """
     texts: list[str] = []
     token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] = []
     last = None
     async for last in deltas:
         texts.append(last.text)
         token_ids.extend(last.token_ids)
+        logprobs.extend(last.logprobs)
     assert last is not None, "an answer has at least one delta"
     assert last.finish is not None, "the last delta says why the answer ended"
-    return WholeAnswer("".join(texts), tuple(token_ids), last.usage, last.finish)
+    text = "".join(texts)
+    return WholeAnswer(text, tuple(token_ids), last.usage, last.finish, tuple(logprobs))

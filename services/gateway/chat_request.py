@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from chiasm.common.sampling import SamplingWishes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -84,19 +86,6 @@ class ChatMessage:
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How tokens are chosen; ``None`` takes the checkpoint's default, see ``generator.proto``."""
-
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Caller:
     """Who sent a request, and how many seconds it waits for the answer."""
 
@@ -111,8 +100,9 @@ class ChatRequest:
     request_id: str
     model: str
     messages: tuple[ChatMessage, ...]
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingWishes = field(default_factory=SamplingWishes)
     stop: tuple[str, ...] = ()
+    bad_words: tuple[str, ...] = ()
     cache_salt: str = ""
     priority: int = 0
     template_variables: Mapping[str, bool | int | float | str] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from chiasm.common.media import MediaSpan, RequestContext
 
 from .answer import Answer
 from .answer_text import AnswerText
+from .bad_words import encode_bad_words
 from .deadline import Deadline
 from .generator_client import GenerateStart
 from .media_batch import MediaBatch
@@ -33,9 +34,11 @@ from .stop_strings import StopStrings
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from chiasm.common.sampling import SamplingWishes
+
     from .budgets import ByteBudget
     from .chat_events import ChatDelta
-    from .chat_request import Caller, ChatRequest, SamplingParams
+    from .chat_request import Caller, ChatRequest
     from .drain import Drain
     from .encoder_client import EncoderClient
     from .generator_client import GeneratorClient, GeneratorInfo
@@ -169,11 +172,13 @@ class ChatPipeline:
             context=context,
             token_ids=expanded.token_ids,
             spans=tuple(sorted(spans, key=lambda span: span.offset)),
-            sampling=self._resolve(request.sampling, room),
+            sampling=self._resolve(request, room),
         )
 
-    def _resolve(self, sampling: SamplingParams, room: int) -> SamplingParams:
+    def _resolve(self, request: ChatRequest, room: int) -> SamplingWishes:
         """Fill in the checkpoint's defaults; at most ``room`` tokens are generated."""
+        sampling = request.sampling
+        bad_words = encode_bad_words(request.bad_words, self._model.tokenizer.encode)
         defaults = self._model.defaults
         wishes = (sampling.max_tokens, defaults.max_tokens, room)
         wanted = next(tokens for tokens in wishes if tokens is not None)
@@ -184,10 +189,11 @@ class ChatPipeline:
             temperature=defaults.temperature if temperature is None else temperature,
             top_p=defaults.top_p if top_p is None else top_p,
             top_k=defaults.top_k if top_k is None else top_k,
+            bad_words=(*sampling.bad_words, *bad_words),
         )
 
     def _text(
-        self, stop: tuple[str, ...], sampling: SamplingParams, generator: GeneratorInfo
+        self, stop: tuple[str, ...], sampling: SamplingWishes, generator: GeneratorInfo
     ) -> AnswerText:
         eos_ids = frozenset() if sampling.ignore_eos else generator.eos_token_ids
         return AnswerText(

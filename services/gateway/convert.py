@@ -18,6 +18,7 @@ from chiasm.common.data_url import decode_data_url, is_data_url
 from chiasm.common.errors import InvalidRequestError
 from chiasm.common.identity import validate_cache_salt, validate_uuid
 from chiasm.common.limits import check_size
+from chiasm.common.sampling import check_wishes, wishes_from_proto
 from chiasm.v1 import chat_pb2
 
 from .chat_request import (
@@ -26,7 +27,6 @@ from .chat_request import (
     ChatRequest,
     ChatRole,
     MediaItem,
-    SamplingParams,
     TextPart,
     UrlSource,
 )
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from chiasm.common.limits import Limits
     from chiasm.common.media import Modality
+    from chiasm.common.sampling import SamplingWishes
     from chiasm.v1 import generator_pb2
 
 MAX_TEMPLATE_VARIABLES_BYTES = 16 * 1024
@@ -75,6 +76,7 @@ def chat_request_from_proto(message: chat_pb2.ChatCompletionRequest, limits: Lim
         messages=_MessageReader(limits).read(message),
         sampling=_sampling_from_proto(message.sampling, limits),
         stop=_stop_from_proto(message, limits),
+        bad_words=_bad_words_from_proto(message, limits),
         cache_salt=message.cache_salt,
         request_id=message.request_id or uuid.uuid4().hex,
         priority=message.priority,
@@ -182,36 +184,22 @@ class _MessageReader:
         return UrlSource(url)
 
 
-def _sampling_from_proto(message: generator_pb2.SamplingParams, limits: Limits) -> SamplingParams:
-    has = message.HasField
-    temperature = message.temperature if has("temperature") else None
-    top_p = message.top_p if has("top_p") else None
-    if has("max_tokens") and message.max_tokens < 1:
-        raise InvalidRequestError("max_tokens must be at least 1, got 0.", param="max_tokens")
-    if temperature is not None:
-        if not temperature >= 0:
-            raise InvalidRequestError(
-                f"temperature must be non-negative, got {temperature:g}.", param="temperature"
-            )
-        if temperature > _MAX_TEMPERATURE:
-            raise InvalidRequestError(
-                f"temperature must be at most {_MAX_TEMPERATURE:g}, got {temperature:g}.",
-                param="temperature",
-            )
-    if top_p is not None and not 0 < top_p <= 1:
-        raise InvalidRequestError(f"top_p must be in (0, 1], got {top_p:g}.", param="top_p")
-    check_size(
-        len(message.stop_token_ids), limits.max_stop_token_ids, "stop token ids", "stop_token_ids"
-    )
-    return SamplingParams(
-        max_tokens=message.max_tokens if has("max_tokens") else None,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=message.top_k if has("top_k") else None,
-        seed=message.seed if has("seed") else None,
-        stop_token_ids=tuple(message.stop_token_ids),
-        ignore_eos=message.ignore_eos,
-    )
+def _sampling_from_proto(message: generator_pb2.SamplingParams, limits: Limits) -> SamplingWishes:
+    wishes = wishes_from_proto(message)
+    check_wishes(wishes, limits)
+    return wishes
+
+
+def _bad_words_from_proto(
+    message: chat_pb2.ChatCompletionRequest, limits: Limits
+) -> tuple[str, ...]:
+    param = "bad_words"
+    check_size(len(message.bad_words), limits.max_bad_words, "bad words", param)
+    for word in message.bad_words:
+        check_size(len(word), limits.max_stop_chars, "characters of a bad word", param)
+        if not word.strip():
+            raise InvalidRequestError("bad_words must hold words, got an empty one.", param=param)
+    return tuple(message.bad_words)
 
 
 def _stop_from_proto(message: chat_pb2.ChatCompletionRequest, limits: Limits) -> tuple[str, ...]:

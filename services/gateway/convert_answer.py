@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from chiasm.common.media import Modality
 
-    from .chat_events import AnswerHead, ChatDelta, Usage, WholeAnswer
+    from .chat_events import AnswerHead, ChatDelta, TokenLogprobs, Usage, WholeAnswer
 
 _FINISH_REASONS = {
     "": generator_pb2.FINISH_REASON_UNSPECIFIED,
@@ -33,6 +33,7 @@ def answer_to_proto(head: AnswerHead, answer: WholeAnswer) -> chat_pb2.ChatCompl
         stop_token_id=answer.finish.stop_token_id,
         usage=usage_to_proto(answer.usage),
         token_ids=answer.token_ids,
+        logprobs=map(_logprobs_to_proto, answer.logprobs),
     )
 
 
@@ -48,6 +49,16 @@ def delta_to_proto(head: AnswerHead, delta: ChatDelta) -> chat_pb2.StreamChatCom
         finish_reason=_FINISH_REASONS[finish.reason if finish else ""],
         stop_string=finish.stop_string if finish else "",
         stop_token_id=finish.stop_token_id if finish else None,
+        logprobs=map(_logprobs_to_proto, delta.logprobs),
+    )
+
+
+def _logprobs_to_proto(logprobs: TokenLogprobs) -> generator_pb2.TokenLogprobs:
+    return generator_pb2.TokenLogprobs(
+        logprob=logprobs.logprob,
+        rank=logprobs.rank,
+        top_token_ids=logprobs.top_token_ids,
+        top_logprobs=logprobs.top_logprobs,
     )
 
 

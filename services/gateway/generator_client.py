@@ -1,8 +1,7 @@
-"""Call generators: one bidirectional stream per request, and their description."""
+"""Call generators: requests over the session of each, and their description."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,10 +9,13 @@ import grpc
 
 from chiasm.common.convert import context_to_proto, span_to_proto
 from chiasm.common.grpc_client import error_from_rpc
-from chiasm.common.grpc_stream import finish_sending, send
-from chiasm.v1 import generator_pb2, generator_pb2_grpc
+from chiasm.common.sampling import wishes_to_proto
+from chiasm.v1 import generator_pb2, generator_pb2_grpc, media_pb2
 
+from .chat_events import TokenLogprobs
 from .deadline import wait_for_peer
+from .session_call import CallEndedError
+from .session_pool import SessionPool
 
 if TYPE_CHECKING:
     import types
@@ -23,16 +25,14 @@ if TYPE_CHECKING:
     from chiasm.common.errors import ChiasmError
     from chiasm.common.grpc_client import EndpointPool
     from chiasm.common.media import MediaSpan, RequestContext
-    from chiasm.v1 import media_pb2
+    from chiasm.common.sampling import SamplingWishes
     from chiasm.v1.generator_pb2_grpc import GeneratorServiceAsyncStub
 
     from .budgets import RetryBudget
-    from .chat_request import SamplingParams
     from .deadline import Deadline
+    from .session_call import SessionCall
 
-    GenerateRpc = grpc.aio.StreamStreamCall[
-        generator_pb2.GenerateRequest, generator_pb2.GenerateResponse
-    ]
+_MAX_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,15 @@ class GenerateStart:
     context: RequestContext
     token_ids: list[int]
     spans: tuple[MediaSpan, ...]
-    sampling: SamplingParams
+    sampling: SamplingWishes
 
 
 @dataclass(frozen=True, slots=True)
 class TokensAdded:
-    """Tokens that one engine step added."""
+    """Tokens that one engine step added, and how likely they were if that was asked for."""
 
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,16 @@ class GeneratorClient:
     def __init__(self, pool: EndpointPool, retries: RetryBudget) -> None:
         self._pool = pool
         self._retries = retries
+        self._sessions = SessionPool()
+
+    async def start(self) -> None:
+        """Find the generators; sessions are opened at their first request."""
+        await self._pool.start()
+
+    async def close(self) -> None:
+        """End all sessions and close every channel."""
+        await self._sessions.close()
+        await self._pool.close()
 
     @property
     def is_serving(self) -> bool:
@@ -128,44 +139,49 @@ class GeneratorClient:
 
     def generate(self, start: GenerateStart, deadline: Deadline) -> GenerateCall:
         """Return a call for one prompt; enter it to send the prompt."""
-        return GenerateCall(self._pool, self._retries, start, deadline)
+        peers = GeneratorPeers(self._pool, self._sessions, self._retries)
+        return GenerateCall(peers, start, deadline)
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorPeers:
+    """The generators as a call needs them: endpoints, their sessions, how often it may repeat."""
+
+    pool: EndpointPool
+    sessions: SessionPool
+    retries: RetryBudget
 
 
 class GenerateCall:
-    """One ``Generate`` call: an async context manager that is iterated for events.
+    """One request to a generator: an async context manager that is iterated for events.
 
     Embeddings are reported by ``send_ready``, ``send_chunk`` and ``send_failed`` from other tasks
-    while the call is iterated. Leaving the context cancels the call and so frees its blocks.
+    while the call is iterated. Leaving the context cancels the request and so frees its blocks.
 
-    A call that could not reach its generator is repeated on another one, as long as no message has
-    come and no chunk was sent.
+    A request that could not reach its generator is repeated on another one, as long as no message
+    has come and no chunk was sent.
     """
 
-    def __init__(
-        self,
-        pool: EndpointPool,
-        retries: RetryBudget,
-        start: GenerateStart,
-        deadline: Deadline,
-    ) -> None:
-        self._pool = pool
-        self._retries = retries
+    def __init__(self, peers: GeneratorPeers, start: GenerateStart, deadline: Deadline) -> None:
+        self._peers = peers
         self._start = start
         self._deadline = deadline
         self._lease: AbstractAsyncContextManager[grpc.aio.Channel] | None = None
-        self._rpc: GenerateRpc | None = None
-        self._writing = asyncio.Lock()
+        self._call: SessionCall | None = None
         self._ready_ids = {span.ref.embedding_id for span in start.spans if span.is_ready}
         self._failure: ChiasmError | None = None
         self._can_repeat = True
         self._is_half_closed = not start.spans
 
     async def __aenter__(self) -> Self:
-        self._retries.record_call()
+        self._peers.retries.record_call()
         try:
-            await self._open()
-        except BaseException as error:  # left while it sends: a caller may have been cancelled
-            await self._close(type(error), error, error.__traceback__)
+            try:
+                await self._open()
+            except CallEndedError as ended:
+                await self._repeat_or_raise(ended)
+        except BaseException as error:
+            await self._close(error)
             raise
         return self
 
@@ -175,10 +191,8 @@ class GenerateCall:
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        if error is not None and error is self._failure:
-            # An encoder failed; its error says nothing about the generator.
-            kind = error = traceback = None
-        await self._close(kind, error, traceback)
+        # An encoder that failed says nothing about the generator.
+        await self._close(None if error is self._failure else error)
 
     def __aiter__(self) -> Self:
         return self
@@ -191,13 +205,13 @@ class GenerateCall:
             ChiasmError: What the generator answered, or what ``send_failed`` reported.
         """
         while True:
-            assert self._rpc is not None, "the call has been entered"
+            assert self._call is not None, "the call has been entered"
             try:
-                response = await self._rpc.read()
-            except grpc.aio.AioRpcError as error:
-                await self._repeat_or_raise(error)
+                response = await self._call.read()
+            except CallEndedError as ended:
+                await self._repeat_or_raise(ended)
                 continue
-            if not isinstance(response, generator_pb2.GenerateResponse):
+            if response is None:
                 raise StopAsyncIteration
             self._can_repeat = False
             event = _event_from_proto(response)
@@ -208,12 +222,13 @@ class GenerateCall:
         """Report that an embedding is in the store now."""
         self._ready_ids.add(embedding_id)
         ready = generator_pb2.EmbeddingReady(embedding_id=embedding_id)
-        await self._write(generator_pb2.GenerateRequest(ready=ready))
+        await self._send(generator_pb2.GenerateRequest(ready=ready))
 
     async def send_chunk(self, chunk: media_pb2.EmbeddingChunk) -> None:
-        """Pass on a piece of an embedding."""
+        """Pass on a piece of an embedding, in messages of at most 1 MiB."""
         self._can_repeat = False
-        await self._write(generator_pb2.GenerateRequest(chunk=chunk))
+        for piece in _pieces(chunk):
+            await self._send(generator_pb2.GenerateRequest(chunk=piece))
 
     async def send_failed(self, embedding_id: bytes, error: ChiasmError) -> None:
         """Report that an embedding cannot be had; the iteration ends with ``error``."""
@@ -221,55 +236,69 @@ class GenerateCall:
         failed = generator_pb2.EmbeddingFailed(
             embedding_id=embedding_id, reason=error.reason, message=error.message
         )
-        await self._write(generator_pb2.GenerateRequest(failed=failed))
+        await self._send(generator_pb2.GenerateRequest(failed=failed))
 
-    async def finish_sending(self) -> None:
-        """Close the sending side: no embedding will be reported any more."""
+    def finish_sending(self) -> None:
+        """Say that no embedding will be reported any more."""
         if not self._is_half_closed:
             self._is_half_closed = True
-            async with self._writing:
-                assert self._rpc is not None, "the call has been entered"
-                await finish_sending(self._rpc)
+            if self._call is not None:
+                self._call.half_close()
 
     async def _open(self) -> None:
-        lease = self._pool.acquire()
+        lease = self._peers.pool.acquire()
         channel = await lease.__aenter__()
         self._lease = lease
-        stub: GeneratorServiceAsyncStub = generator_pb2_grpc.GeneratorServiceStub(channel)
-        async with self._writing:
-            self._rpc = stub.Generate(timeout=self._deadline.remaining_s())
-            start = _start_to_proto(self._start, self._ready_ids)
-            await send(self._rpc, generator_pb2.GenerateRequest(start=start))
-            if self._is_half_closed:
-                await finish_sending(self._rpc)
+        self._call = self._peers.sessions.get(channel).start(
+            _start_to_proto(self._start, self._ready_ids),
+            self._deadline.remaining_s(),
+            is_half_closed=self._is_half_closed,
+        )
 
-    async def _close(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
+    async def _close(self, error: BaseException | None) -> None:
+        call, self._call = self._call, None
         lease, self._lease = self._lease, None
-        if self._rpc is not None:
-            self._rpc.cancel()
+        if call is not None:
+            call.close()
         if lease is not None:
+            kind, traceback = (type(error), error.__traceback__) if error else (None, None)
             await lease.__aexit__(kind, error, traceback)
 
-    async def _write(self, request: generator_pb2.GenerateRequest) -> None:
-        async with self._writing:
-            assert self._rpc is not None, "the call has been entered"
-            await send(self._rpc, request)
+    async def _send(self, update: generator_pb2.GenerateRequest) -> None:
+        if self._call is not None:
+            await self._call.send(update)
 
-    async def _repeat_or_raise(self, error: grpc.aio.AioRpcError) -> None:
-        if self._failure is not None:
-            raise self._failure from None
-        is_down = error.code() is grpc.StatusCode.UNAVAILABLE
-        if not is_down or not self._can_repeat or not self._retries.take():
-            raise error_from_rpc(error) from None
-        # The pool passes over an endpoint that is handed back with this error.
-        await self._close(type(error), error, error.__traceback__)
-        await wait_for_peer(self._pool, self._deadline)
-        await self._open()
+    async def _repeat_or_raise(self, ended: CallEndedError) -> None:
+        is_open = False
+        while not is_open:
+            if self._failure is not None:
+                raise self._failure from None
+            if not ended.is_away or not self._can_repeat or not self._peers.retries.take():
+                raise ended.error from None
+            # The pool passes over an endpoint that is handed back with this error.
+            await self._close(ended.error)
+            await wait_for_peer(self._peers.pool, self._deadline)
+            try:
+                await self._open()
+                is_open = True
+            except CallEndedError as again:
+                ended = again
+
+
+def _pieces(chunk: media_pb2.EmbeddingChunk) -> list[media_pb2.EmbeddingChunk]:
+    data = chunk.data
+    if len(data) <= _MAX_CHUNK_BYTES:
+        return [chunk]
+    return [
+        media_pb2.EmbeddingChunk(
+            embedding_id=chunk.embedding_id,
+            tensor_index=chunk.tensor_index,
+            offset=chunk.offset + start,
+            data=data[start : start + _MAX_CHUNK_BYTES],
+            is_last=chunk.is_last and start + _MAX_CHUNK_BYTES >= len(data),
+        )
+        for start in range(0, len(data), _MAX_CHUNK_BYTES)
+    ]
 
 
 def _start_to_proto(start: GenerateStart, ready_ids: set[bytes]) -> generator_pb2.GenerateStart:
@@ -277,27 +306,18 @@ def _start_to_proto(start: GenerateStart, ready_ids: set[bytes]) -> generator_pb
         replace(span, is_ready=span.is_ready or span.ref.embedding_id in ready_ids)
         for span in start.spans
     ]
-    sampling = start.sampling
     return generator_pb2.GenerateStart(
         context=context_to_proto(start.context),
         token_ids=start.token_ids,
         spans=[span_to_proto(span) for span in spans],
-        sampling=generator_pb2.SamplingParams(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=sampling.seed,
-            stop_token_ids=sampling.stop_token_ids,
-            ignore_eos=sampling.ignore_eos,
-        ),
+        sampling=wishes_to_proto(start.sampling),
     )
 
 
 def _event_from_proto(response: generator_pb2.GenerateResponse) -> GenerateEvent | None:
     kind = response.WhichOneof("message")
     if kind == "delta":
-        return TokensAdded(tuple(response.delta.token_ids))
+        return TokensAdded(tuple(response.delta.token_ids), _logprobs_from_proto(response.delta))
     if kind == "need":
         return EmbeddingNeeded(response.need.embedding_id)
     if kind == "finished":
@@ -308,3 +328,12 @@ def _event_from_proto(response: generator_pb2.GenerateResponse) -> GenerateEvent
             num_cached_tokens=finished.num_cached_tokens,
         )
     return None
+
+
+def _logprobs_from_proto(delta: generator_pb2.TokenDelta) -> tuple[TokenLogprobs, ...]:
+    return tuple(
+        TokenLogprobs(
+            token_id, one.logprob, one.rank, tuple(one.top_token_ids), tuple(one.top_logprobs)
+        )
+        for token_id, one in zip(delta.token_ids, delta.logprobs, strict=False)
+    )

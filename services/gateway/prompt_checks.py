@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chiasm.common.errors import InvalidRequestError
+from chiasm.common.sampling import check_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from chiasm.common.media import Modality
+    from chiasm.common.sampling import SamplingWishes
 
-    from .chat_request import MediaItem, SamplingParams
+    from .chat_request import MediaItem
     from .generator_client import GeneratorInfo
     from .prompt_builder import Prompt
 
@@ -43,20 +45,14 @@ def check_media(
         raise InvalidRequestError(message, reason="TOO_MANY_MEDIA", param=item.param)
 
 
-def check_sampling(sampling: SamplingParams, generator: GeneratorInfo) -> None:
+def check_sampling(sampling: SamplingWishes, generator: GeneratorInfo) -> None:
     """Refuse sampling that the generator cannot do.
 
     Raises:
-        InvalidRequestError: A stop token is not in the vocabulary, or more tokens are asked for
-            than the context holds.
+        InvalidRequestError: A token is not in the vocabulary, or more tokens are asked for than
+            the context holds.
     """
-    for token_id in sampling.stop_token_ids:
-        if token_id >= generator.vocab_size:
-            raise InvalidRequestError(
-                f"stop_token_ids must be below the vocabulary size {generator.vocab_size},"
-                f" got {token_id}.",
-                param="stop_token_ids",
-            )
+    check_vocabulary(sampling, generator.vocab_size)
     if sampling.max_tokens is not None and sampling.max_tokens > generator.max_model_len:
         raise InvalidRequestError(
             f"max_tokens={sampling.max_tokens} cannot be greater than"

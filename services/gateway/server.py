@@ -7,7 +7,7 @@ import contextlib
 import math
 import signal
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 import uvicorn
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from chiasm.common.embedding_store import EmbeddingStore
-    from chiasm.common.grpc_client import EndpointPool
     from chiasm.common.grpc_server import GrpcServer
 
     from .drain import Drain
@@ -28,6 +27,18 @@ _ERROR_MARGIN_S = 2
 _READY_CHECK_S = 0.1
 
 log = structlog.get_logger(__name__)
+
+
+class Peers(Protocol):
+    """Connections to services of one kind."""
+
+    async def start(self) -> None:
+        """Find the services."""
+        ...
+
+    async def close(self) -> None:
+        """Close every connection."""
+        ...
 
 
 class GatewayServer:
@@ -42,7 +53,7 @@ class GatewayServer:
         self,
         app: Starlette,
         grpc_server: GrpcServer,
-        pools: tuple[EndpointPool, ...],
+        peers: tuple[Peers, ...],
         stack: StackInfo,
         store: EmbeddingStore | None,
         drain: Drain,
@@ -52,13 +63,13 @@ class GatewayServer:
         Args:
             app: The REST API.
             grpc_server: The server of ``ChatService``.
-            pools: Endpoints of the peers.
+            peers: Connections to encoders and generators.
             stack: What is known of the peers.
             store: The embedding store, to be closed at the end; ``None`` without one.
             drain: Bound on how long running answers go on when the process is stopped.
         """
         self._grpc_server = grpc_server
-        self._pools = pools
+        self._peers = peers
         self._stack = stack
         self._store = store
         self._drain = drain
@@ -108,8 +119,8 @@ class GatewayServer:
         """
         listener = _listen(address)
         host, self.http_port = listener.getsockname()[:2]
-        for pool in self._pools:
-            await pool.start()
+        for peers in self._peers:
+            await peers.start()
         await self._stack.start()
         self.grpc_port = await self._grpc_server.start()
         self._tasks = [
@@ -148,8 +159,8 @@ class GatewayServer:
         await asyncio.gather(grpc_stop, *http, return_exceptions=True)
         expiry.cancel()
         await self._stack.close()
-        for pool in self._pools:
-            await pool.close()
+        for peers in self._peers:
+            await peers.close()
         if self._store is not None:
             await self._store.close()
         log.info("gateway_stopped")

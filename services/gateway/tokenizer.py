@@ -91,6 +91,10 @@ class Tokenizer:
             raise InvalidRequestError(f"Token {token_id} is not in the vocabulary.")
         return token
 
+    def text_of(self, token_id: int) -> str:
+        """Return the text of a token on its own; a special token's is its spelling."""
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+
     def decode(self, token_ids: list[int]) -> str:
         """Return the text of ``token_ids``, special tokens left out."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)

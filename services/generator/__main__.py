@@ -25,20 +25,23 @@ from chiasm.common.limits import Limits
 from chiasm.common.logging import configure_logging
 from chiasm.common.media import RequestContext
 from chiasm.common.metrics import MetricsPortError, start_metrics_server
+from chiasm.common.sampling import SamplingWishes
 from chiasm.common.secrets import StoreSecrets, StoreSecretsError
 from chiasm.common.service_token import ServiceTokenError, load_service_token
-from chiasm.generator.admission import Admission, GenerationRequest, SamplingWishes
+from chiasm.generator.admission import Admission, GenerationRequest
 from chiasm.generator.config import GeneratorSettings
 from chiasm.generator.embedding_loader import EmbeddingLoader
 from chiasm.generator.engine.async_engine import AsyncEngine, EngineDeadError
 from chiasm.generator.engine.block_manager import BlockManager
 from chiasm.generator.engine.engine import Engine
+from chiasm.generator.engine.grammar import GrammarCompiler
 from chiasm.generator.engine.observers import StepMetrics, StepTrace
 from chiasm.generator.engine.queue_budget import QueueBudget, QueueLimits
 from chiasm.generator.engine.sampler import Sampler
 from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
 from chiasm.generator.engine.step_threads import StepThreads
 from chiasm.generator.generation import GenerationService
+from chiasm.generator.guides import Guides
 from chiasm.generator.info import GeneratorInfo
 from chiasm.generator.model.load import CacheRequest, CacheTooSmallError, load_model
 from chiasm.generator.model.runner import ModelRunner
@@ -103,11 +106,14 @@ class Generator:
         )
         self.engine = AsyncEngine(engine, budget, threads)
         self._store = _connect_store(settings)
+        self._guides = Guides(_make_compiler(settings, loaded))
         loader = EmbeddingLoader(self._store, loaded.dtype, settings.cache.embedding_cache_bytes)
         admission = Admission(
             loaded.decoder.spec, settings.model_name, loaded.max_model_len, Limits()
         )
-        self.service = GenerationService(admission, self.engine, loader, scheduling.span_wait_s)
+        self.service = GenerationService(
+            admission, self.engine, loader, self._guides, scheduling.span_wait_s
+        )
 
     def describe(self) -> GeneratorInfo:
         """Return the description that callers get."""
@@ -127,6 +133,7 @@ class Generator:
     async def close(self) -> None:
         """Stop the engine and let go of what is outside the process."""
         await self.engine.stop()
+        self._guides.close()
         if self._store is not None:
             await self._store.close()
         if self._trace is not None:
@@ -168,7 +175,7 @@ async def _serve(settings: GeneratorSettings) -> None:
         log.info("generator_ready", port=port, **dataclasses.asdict(generator.describe()))
         await _wait_for_end(stop_requested, generator.engine)
         log.info("generator_draining", num_sequences=generator.engine.num_sequences)
-        generator.engine.drain()
+        generator.service.drain()
         await server.stop(settings.drain_s)
     finally:
         await server.stop(0)
@@ -191,6 +198,14 @@ def _load(settings: GeneratorSettings) -> LoadedModel:
     )
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
     return load_model(model.model, dtype, torch.device(device), request)
+
+
+def _make_compiler(settings: GeneratorSettings, loaded: LoadedModel) -> GrammarCompiler | None:
+    path = settings.language_model.model / "tokenizer.json"
+    spec = loaded.decoder.spec
+    if not path.exists() or not spec.eos_token_ids:
+        return None
+    return GrammarCompiler(path.read_text("utf-8"), spec.vocab_size, spec.eos_token_ids)
 
 
 def _connect_store(settings: GeneratorSettings) -> EmbeddingStore | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 
 from chiasm.common.errors import InvalidRequestError, NotFoundError
 from chiasm.common.media import TensorRole
+from chiasm.common.sampling import check_vocabulary, check_wishes
 from chiasm.generator.engine.sampling_params import SamplingParams
 from chiasm.generator.engine.sequence import Prompt
 from chiasm.generator.model.positions import compute_positions
@@ -18,22 +18,8 @@ from chiasm.generator.model.positions import compute_positions
 if TYPE_CHECKING:
     from chiasm.common.limits import Limits
     from chiasm.common.media import MediaSpan, RequestContext
+    from chiasm.common.sampling import SamplingWishes
     from chiasm.generator.model.model_spec import ModelSpec
-
-MAX_TEMPERATURE = 100.0
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingWishes:
-    """What a client asks of sampling; ``None`` takes the default of ``GenerateStart``."""
-
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +140,8 @@ class Admission:
             )
 
     def _resolve_sampling(self, wishes: SamplingWishes, num_prompt_tokens: int) -> SamplingParams:
-        _check_wishes(wishes, self._limits)
+        check_wishes(wishes, self._limits)
+        check_vocabulary(wishes, self._spec.vocab_size)
         most = self._max_model_len
         if wishes.max_tokens is not None and wishes.max_tokens > most:
             raise InvalidRequestError(
@@ -162,11 +149,6 @@ class Admission:
                 " Please request fewer output tokens.",
                 param="max_tokens",
             )
-        for token_id in wishes.stop_token_ids:
-            if token_id >= self._spec.vocab_size:
-                raise InvalidRequestError(
-                    f"Token id {token_id} is out of vocabulary.", param="stop_token_ids"
-                )
         room = most - num_prompt_tokens
         own = frozenset() if wishes.ignore_eos else self._spec.eos_token_ids
         return SamplingParams(
@@ -175,31 +157,16 @@ class Admission:
             temperature=1.0 if wishes.temperature is None else wishes.temperature,
             top_k=wishes.top_k or 0,
             top_p=1.0 if wishes.top_p is None else wishes.top_p,
+            min_p=wishes.min_p or 0.0,
             stop_token_ids=own | frozenset(wishes.stop_token_ids),
-        )
-
-
-def _check_wishes(wishes: SamplingWishes, limits: Limits) -> None:
-    temperature, top_p = wishes.temperature, wishes.top_p
-    if wishes.max_tokens is not None and wishes.max_tokens < 1:
-        raise InvalidRequestError(
-            f"max_tokens must be at least 1, got {wishes.max_tokens}.", param="max_tokens"
-        )
-    if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
-        raise InvalidRequestError(
-            f"temperature must be non-negative, got {temperature}.", param="temperature"
-        )
-    if temperature is not None and temperature > MAX_TEMPERATURE:
-        raise InvalidRequestError(
-            f"temperature must be at most {MAX_TEMPERATURE:g}, got {temperature}.",
-            param="temperature",
-        )
-    if top_p is not None and not 0.0 < top_p <= 1.0:
-        raise InvalidRequestError(f"top_p must be in (0, 1], got {top_p}.", param="top_p")
-    if len(wishes.stop_token_ids) > limits.max_stop_token_ids:
-        raise InvalidRequestError(
-            f"At most {limits.max_stop_token_ids} stop token ids may be given.",
-            param="stop_token_ids",
+            repetition_penalty=wishes.repetition_penalty or 1.0,
+            presence_penalty=wishes.presence_penalty or 0.0,
+            frequency_penalty=wishes.frequency_penalty or 0.0,
+            logit_bias=dict(wishes.logit_bias),
+            bad_words=wishes.bad_words,
+            allowed_token_ids=wishes.allowed_token_ids,
+            min_tokens=wishes.min_tokens,
+            num_logprobs=wishes.num_logprobs,
         )
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from chiasm.common.convert import context_from_proto, digest_from_proto, span_from_proto
 from chiasm.common.errors import InvalidRequestError
-from chiasm.generator.admission import GenerationRequest, SamplingWishes
+from chiasm.common.sampling import wishes_from_proto
+from chiasm.generator.admission import GenerationRequest
 from chiasm.generator.embedding_assembly import EmbeddingPiece
 from chiasm.generator.engine.outputs import Finished, FinishReason, NeedEmbedding, TokenDelta
 from chiasm.generator.generation import Admitted, GenerationEvent
@@ -65,20 +66,7 @@ def start_from_proto(message: generator_pb2.GenerateStart) -> GenerationRequest:
         context=context_from_proto(message.context),
         token_ids=tuple(message.token_ids),
         spans=tuple(span_from_proto(span) for span in message.spans),
-        wishes=sampling_from_proto(message.sampling),
-    )
-
-
-def sampling_from_proto(message: generator_pb2.SamplingParams) -> SamplingWishes:
-    """Return the wishes of a message; absent fields are ``None``."""
-    return SamplingWishes(
-        max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
-        temperature=message.temperature if message.HasField("temperature") else None,
-        top_p=message.top_p if message.HasField("top_p") else None,
-        top_k=message.top_k if message.HasField("top_k") else None,
-        seed=message.seed if message.HasField("seed") else None,
-        stop_token_ids=tuple(message.stop_token_ids),
-        ignore_eos=message.ignore_eos,
+        wishes=wishes_from_proto(message.sampling),
     )
 
 
@@ -114,8 +102,7 @@ def event_to_proto(event: GenerationEvent) -> generator_pb2.GenerateResponse:
     """Return the message of ``event``."""
     match event:
         case TokenDelta():
-            delta = generator_pb2.TokenDelta(token_ids=event.token_ids)
-            return generator_pb2.GenerateResponse(delta=delta)
+            return generator_pb2.GenerateResponse(delta=delta_to_proto(event))
         case Admitted():
             admitted = generator_pb2.Admitted(sequence_id=event.seq_id)
             return generator_pb2.GenerateResponse(admitted=admitted)
@@ -131,6 +118,22 @@ def event_to_proto(event: GenerationEvent) -> generator_pb2.GenerateResponse:
                 num_cached_tokens=event.num_cached_tokens,
             )
             return generator_pb2.GenerateResponse(finished=finished)
+
+
+def delta_to_proto(delta: TokenDelta) -> generator_pb2.TokenDelta:
+    """Return the message of new tokens."""
+    return generator_pb2.TokenDelta(
+        token_ids=delta.token_ids,
+        logprobs=[
+            generator_pb2.TokenLogprobs(
+                logprob=one.logprob,
+                rank=one.rank,
+                top_token_ids=one.top_token_ids,
+                top_logprobs=one.top_logprobs,
+            )
+            for one in delta.logprobs
+        ],
+    )
 
 
 def info_to_proto(info: GeneratorInfo) -> generator_pb2.GetGeneratorInfoResponse:

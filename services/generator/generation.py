@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from chiasm.generator.admission import Admission, GenerationRequest
     from chiasm.generator.embedding_loader import EmbeddingLoader
     from chiasm.generator.engine.async_engine import AsyncEngine
+    from chiasm.generator.engine.sequence_stream import SequenceStream
+    from chiasm.generator.guides import Guides
     from chiasm.generator.span_tracker import SpanUpdate
 
 log = structlog.get_logger(__name__)
@@ -44,12 +46,24 @@ class GenerationService:
         admission: Admission,
         engine: AsyncEngine,
         loader: EmbeddingLoader,
+        guides: Guides,
         span_wait_s: float,
     ) -> None:
         self._admission = admission
+        self._guides = guides
         self._engine = engine
         self._loader = loader
         self._span_wait_s = span_wait_s
+        self._is_draining = asyncio.Event()
+
+    async def wait_draining(self) -> None:
+        """Return when ``drain`` was called."""
+        await self._is_draining.wait()
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; live ones go on."""
+        self._engine.drain()
+        self._is_draining.set()
 
     async def generate(
         self, request: GenerationRequest, updates: AsyncIterator[SpanUpdate]
@@ -66,31 +80,75 @@ class GenerationService:
         Raises:
             ChiasmError: The request is refused or cannot be finished.
         """
+        generation = await self.start(request, updates)
+        try:
+            yield Admitted(generation.stream.seq_id)
+            while True:
+                event = await generation.stream.read()
+                yield event
+                if isinstance(event, Finished):
+                    generation.log_finished(event)
+                    return
+        finally:
+            await generation.close()
+
+    async def start(
+        self, request: GenerationRequest, updates: AsyncIterator[SpanUpdate]
+    ) -> Generation:
+        """Check ``request`` and queue it; see ``generate``.
+
+        Returns:
+            The running generation, which the caller must close, whatever happens.
+
+        Raises:
+            ChiasmError: The request is refused. Nothing was queued.
+        """
         if len(request.token_ids) > _MAX_INLINE_TOKENS:
             prompt, sampling = await asyncio.to_thread(self._admission.check, request)
         else:
             prompt, sampling = self._admission.check(request)
+        if request.wishes.guide is not None:
+            sampling = replace(sampling, grammar=await self._guides.compile(request.wishes.guide))
         stream = self._engine.submit(prompt, sampling, Origin.of(request.context))
         tracker = SpanTracker(self._engine, self._loader, stream, request.context.tenant)
-        try:
-            yield Admitted(stream.seq_id)
-            tracker.start(prompt.spans, updates, self._span_wait_s)
-            while True:
-                event = await stream.read()
-                yield event
-                if isinstance(event, Finished):
-                    _log_finished(stream.seq_id, event)
-                    return
-        finally:
-            self._engine.close(stream.seq_id)
-            await tracker.close()
+        tracker.start(prompt.spans, updates, self._span_wait_s)
+        return Generation(self._engine, stream, tracker, request.context.request_id)
 
 
-def _log_finished(seq_id: int, finished: Finished) -> None:
-    log.info(
-        "sequence_finished",
-        seq_id=seq_id,
-        finish_reason=finished.reason.value,
-        num_prompt_tokens=finished.num_prompt_tokens,
-        num_output_tokens=finished.num_output_tokens,
-    )
+class Generation:
+    """One admitted request.
+
+    Attributes:
+        stream: What happens to it.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        stream: SequenceStream,
+        tracker: SpanTracker,
+        request_id: str,
+    ) -> None:
+        self._engine = engine
+        self._tracker = tracker
+        self._request_id = request_id
+        self.stream = stream
+
+    async def close(self) -> None:
+        """Forget the request; if it has not ended, its blocks are free before the next step.
+
+        The engine is told before anything is awaited.
+        """
+        self._engine.close(self.stream.seq_id)
+        await self._tracker.close()
+
+    def log_finished(self, finished: Finished) -> None:
+        """Write the one line that a finished request leaves in the log."""
+        log.info(
+            "sequence_finished",
+            request_id=self._request_id,
+            seq_id=self.stream.seq_id,
+            finish_reason=finished.reason.value,
+            num_prompt_tokens=finished.num_prompt_tokens,
+            num_output_tokens=finished.num_output_tokens,
+        )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from chiasm.common.logging import bind_request_id
 from chiasm.generator.convert import event_to_proto, info_to_proto, read_start, read_updates
+from chiasm.generator.convert_session import batch_to_proto, read_commands
+from chiasm.generator.session import Session
 from chiasm.v1 import generator_pb2_grpc
 
 if TYPE_CHECKING:
@@ -41,6 +43,17 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event_to_proto(event)
+
+    async def Session(  # noqa: N802 - as above
+        self,
+        request_iterator: AsyncIterator[generator_pb2.SessionRequest],
+        context: Context,
+    ) -> AsyncIterator[generator_pb2.StepBatch]:
+        """Generate for many prompts; see ``generator.proto``."""
+        batches = Session(self._service).run(read_commands(request_iterator))
+        async with contextlib.aclosing(batches):
+            async for events in batches:
+                yield batch_to_proto(events)
 
     async def GetGeneratorInfo(  # noqa: N802 - as above
         self, request: generator_pb2.GetGeneratorInfoRequest, context: Context

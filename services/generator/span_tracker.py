@@ -182,6 +182,8 @@ class SpanTracker:
         task = asyncio.create_task(self._guard(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # A task that is cancelled before its first step never awaits its work.
+        task.add_done_callback(lambda _: work.close())
 
     async def _guard(self, work: Coroutine[None, None, None]) -> None:
         try:

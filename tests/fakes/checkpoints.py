@@ -76,17 +76,46 @@ class TowerSizes:
     max_pixels: int = QWEN_PIXEL_BOUNDS["longest_edge"]
 
 
+@dataclass(frozen=True, slots=True)
+class TextSizes:
+    """Sizes of a Qwen2-VL text model of realistic proportions, with 64 values per head."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_kv_heads: int
+    vocab_size: int
+
+    def config(self) -> dict[str, object]:
+        """Return what differs from the tiny text model."""
+        return {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.hidden_size // 64,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": 64,
+            "initializer_range": 0.02,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [8, 12, 12],
+            },
+        }
+
+
+def make_bfloat16_qwen2_vl(path: Path, text: TextSizes, seed: int = 0) -> Path:
+    """Write a Qwen2-VL checkpoint in bfloat16 with a tiny tower to ``path`` and return it."""
+    vision_config = {**_vision_config(TowerSizes()), "hidden_size": text.hidden_size}
+    config = {**text.config(), "dtype": torch.bfloat16}
+    return _write_qwen(path, "Qwen2VL", vision_config, seed, text_config=config)
+
+
 def make_qwen2_vl(path: Path, seed: int = 0, tower: TowerSizes | None = None) -> Path:
     """Write a tiny Qwen2-VL checkpoint to ``path`` and return it."""
     sizes = tower or TowerSizes()
-    vision_config: dict[str, object] = {
-        "depth": sizes.depth,
-        "embed_dim": sizes.embed_dim,
-        "hidden_size": 64,
-        "num_heads": sizes.num_heads,
-        "initializer_range": 0.3,
-    }
-    return _write_qwen(path, "Qwen2VL", vision_config, seed, sizes.max_pixels)
+    return _write_qwen(path, "Qwen2VL", _vision_config(sizes), seed, sizes.max_pixels)
 
 
 def make_qwen2_5_vl(path: Path, seed: int = 0) -> Path:
@@ -143,17 +172,32 @@ def load_whole(path: Path) -> tuple[Any, Any]:
     return model.eval(), processor.from_pretrained(path)
 
 
+def _vision_config(sizes: TowerSizes) -> dict[str, object]:
+    return {
+        "depth": sizes.depth,
+        "embed_dim": sizes.embed_dim,
+        "hidden_size": 64,
+        "num_heads": sizes.num_heads,
+        "initializer_range": 0.3,
+    }
+
+
 def _write_qwen(
     path: Path,
     family: str,
     vision_config: dict[str, object],
     seed: int,
     max_pixels: int = QWEN_PIXEL_BOUNDS["longest_edge"],
+    text_config: dict[str, object] | None = None,
 ) -> Path:
     tokenizer = _make_tokenizer(_QWEN_TOKENS, "<|im_end|>", _QWEN_TEMPLATE)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     config = getattr(transformers, f"{family}Config")(
-        text_config={**_text_config(tokenizer), "rope_parameters": rope},
+        text_config={
+            **_text_config(tokenizer),
+            "rope_parameters": rope,
+            **(text_config or {}),
+        },
         vision_config=vision_config,
         image_token_id=_token_id(tokenizer, "<|image_pad|>"),
         video_token_id=_token_id(tokenizer, "<|video_pad|>"),
@@ -231,6 +275,7 @@ def _save(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)
+    torch.nn.Module.to(model, config.get_text_config().dtype or torch.float32)
     model.generation_config.eos_token_id = config.get_text_config().eos_token_id
     model.generation_config.pad_token_id = config.get_text_config().pad_token_id
     model.save_pretrained(path)

@@ -151,6 +151,11 @@ def make_sequence(
     return Sequence(seq_id, make_prompt(token_ids), sampling)
 
 
+def output_of(sequence: Sequence) -> list[int]:
+    """Return the tokens generated so far."""
+    return sequence.token_ids[sequence.num_prompt_tokens :]
+
+
 class EngineParts:
     """An engine on the fake model with its parts at hand."""
 
@@ -180,8 +185,16 @@ class EngineParts:
                 return outputs
         return []
 
-    def run(self) -> None:
-        """Step until nothing is left to do, checking the invariants each time."""
+    def run(self) -> dict[int, SequenceOutput]:
+        """Step until nothing is left to do, checking the invariants each time.
+
+        Returns:
+            The last output of each sequence that ended.
+        """
+        ends = {}
         while self.engine.has_work:
-            self.engine.step()
+            for output in self.engine.step():
+                if output.end is not None:
+                    ends[output.seq_id] = output
             self.scheduler.check_invariants()
+        return ends

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chiasm.common.errors import ChiasmError, MediaNotFoundError
 from chiasm.common.grpc_server import GrpcServer
-from chiasm.v1 import generator_pb2, generator_pb2_grpc
+from chiasm.v1 import generator_pb2, generator_pb2_grpc, media_pb2
+from tests.fakes.session_service import FakeSession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     import grpc
 
@@ -47,9 +49,12 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
         script: Followed by calls when ``scripts`` is empty.
         scripts: Followed by the next calls, one each.
         refusals: Raised at once by the next calls, one each.
+        session_errors: Raised at once by the next sessions, one each.
+        num_sessions: Sessions opened.
         starts: First message of every call, in order.
         ready_ids: Embeddings reported as ready, after the start.
         chunk_ids: Embeddings whose last chunk came.
+        chunks: All chunks, in order.
         failures: Embeddings reported as failed.
         cancelled: Set when a caller cancels.
     """
@@ -69,10 +74,13 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
         """Start afresh."""
         self.script = Script()
         self.refusals: list[ChiasmError] = []
+        self.session_errors: list[ChiasmError] = []
+        self.num_sessions = 0
         self.scripts: deque[Script] = deque()
         self.starts: list[generator_pb2.GenerateStart] = []
         self.ready_ids: list[bytes] = []
         self.chunk_ids: list[bytes] = []
+        self.chunks: list[media_pb2.EmbeddingChunk] = []
         self.failures: list[generator_pb2.EmbeddingFailed] = []
         self.cancelled = asyncio.Event()
         self.started = asyncio.Event()
@@ -85,6 +93,25 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
         ],
     ) -> AsyncIterator[generator_pb2.GenerateResponse]:
         """Follow a script."""
+        async with aclosing(self._follow(request_iterator)) as responses:
+            async for response in responses:
+                yield response
+
+    async def Session(  # noqa: N802 - named by the proto
+        self,
+        request_iterator: AsyncIterator[generator_pb2.SessionRequest],
+        context: grpc.aio.ServicerContext[generator_pb2.SessionRequest, generator_pb2.StepBatch],
+    ) -> AsyncIterator[generator_pb2.StepBatch]:
+        """Follow a script for each request."""
+        self.num_sessions += 1
+        if self.session_errors:
+            raise self.session_errors.pop()
+        async for batch in FakeSession(self._follow).run(request_iterator):
+            yield batch
+
+    async def _follow(
+        self, request_iterator: AsyncIterator[generator_pb2.GenerateRequest]
+    ) -> AsyncGenerator[generator_pb2.GenerateResponse, None]:
         if self.refusals:
             raise self.refusals.pop()
         has_ended = False
@@ -136,7 +163,10 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
             if kind == "ready":
                 self.ready_ids.append(request.ready.embedding_id)
                 missing.discard(request.ready.embedding_id)
-            elif kind == "chunk" and request.chunk.is_last:
+            elif kind == "chunk" and not request.chunk.is_last:
+                self.chunks.append(request.chunk)
+            elif kind == "chunk":
+                self.chunks.append(request.chunk)
                 self.chunk_ids.append(request.chunk.embedding_id)
                 missing.discard(request.chunk.embedding_id)
             elif kind == "failed":
@@ -156,7 +186,7 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
 
 
 async def start_generator(
-    generator: FakeGenerator, token: str, address: str = "127.0.0.1:0"
+    generator: generator_pb2_grpc.GeneratorServiceServicer, token: str, address: str = "127.0.0.1:0"
 ) -> tuple[GrpcServer, int]:
     """Serve ``generator``; return its server and port."""
     server = GrpcServer(address=address, service_names=["chiasm.v1.GeneratorService"], token=token)

@@ -10,6 +10,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+from chiasm.cli.thread_env import THREAD_ENV
 from chiasm.common.secrets import StoreSecrets
 from chiasm.common.service_token import load_or_create_service_token
 
@@ -25,7 +26,12 @@ class GeneratorProcess:
     """``python -m chiasm.generator`` on a free port, with its own token, secret and step trace."""
 
     def __init__(
-        self, model: Path, state_dir: Path, redis_url: str, flags: Sequence[str] = ()
+        self,
+        model: Path,
+        state_dir: Path,
+        redis_url: str,
+        flags: Sequence[str] = (),
+        num_threads: int = 1,
     ) -> None:
         """Start it and wait until it is ready.
 
@@ -34,6 +40,7 @@ class GeneratorProcess:
             state_dir: Empty directory for its files.
             redis_url: Redis that keeps embeddings; empty for none.
             flags: Further flags.
+            num_threads: Threads of its forwards.
 
         Raises:
             TimeoutError: It was not ready in time, or it ended; the text carries its log.
@@ -50,12 +57,12 @@ class GeneratorProcess:
                 *(sys.executable, "-m", "chiasm.generator", "--model", str(model)),
                 *("--service-token-file", str(token_file)),
                 *("--store-secret-file", str(secret_file), "--redis-url", redis_url),
-                *("--step-trace", str(self.trace), "--cores", "1"),
+                *("--step-trace", str(self.trace), "--cores", str(num_threads)),
                 *("--store-timeout-s", "2", *flags),
             ],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": str(num_threads), **THREAD_ENV},
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()

@@ -28,12 +28,14 @@ class ReferenceAnswer:
     """What the whole model says: prompt ids with expanded placeholders, output ids, and text.
 
     ``question`` is the one that was asked: the given one, lengthened until no token was a near tie.
+    ``logprobs`` are those of the whole vocabulary for every output token, float32.
     """
 
     question: str
     prompt_ids: list[int]
     token_ids: list[int]
     text: str
+    logprobs: torch.Tensor
 
 
 class ReferenceModel:
@@ -84,4 +86,5 @@ class ReferenceModel:
         best = torch.cat(output.logits).topk(2).values
         text = self._processor.tokenizer.decode(token_ids, skip_special_tokens=True)
         margin = float((best[:, 0] - best[:, 1]).min())
-        return ReferenceAnswer(question, prompt_ids, token_ids, text), margin
+        logprobs = torch.cat(output.logits).float().log_softmax(dim=-1)
+        return ReferenceAnswer(question, prompt_ids, token_ids, text, logprobs), margin

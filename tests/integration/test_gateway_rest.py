@@ -143,14 +143,76 @@ async def test_sampling_defaults_are_the_checkpoint_s(gateway: Gateway) -> None:
     assert own.ignore_eos
 
 
+async def test_rules_of_sampling_reach_the_generator(gateway: Gateway) -> None:
+    gateway.say("x")
+    fields = {
+        "min_p": 0.25,
+        "repetition_penalty": 1.5,
+        "presence_penalty": -1,
+        "frequency_penalty": 0.5,
+        "logit_bias": {"5": 500, "6": -0.5},
+        "bad_words": ["circle"],
+        "allowed_token_ids": [5, 6],
+        "min_tokens": 2,
+        "logprobs": True,
+        "top_logprobs": 3,
+    }
+
+    reply = await gateway.ask("q", **fields)
+
+    assert "x-ignored-fields" not in reply.headers
+    sampling = gateway.generator.starts[0].sampling
+    assert (sampling.min_p, sampling.repetition_penalty) == (0.25, 1.5)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (-1, 0.5)
+    assert {entry.token_id: entry.bias for entry in sampling.logit_bias} == {5: 100, 6: -0.5}
+    assert list(sampling.bad_words[0].token_ids) == gateway.tokenizer.encode("circle")
+    assert list(sampling.allowed_token_ids) == [5, 6]
+    assert (sampling.min_tokens, sampling.num_logprobs) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "guide"),
+    [
+        (
+            {"response_format": {"type": "json_object"}},
+            generator_pb2.Guide(json_schema_json=b'{"type":"object"}'),
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"a": 1}}}},
+            generator_pb2.Guide(json_schema_json=b'{"a":1}'),
+        ),
+        (
+            {"structured_outputs": {"json": '{"b": 2}'}},
+            generator_pb2.Guide(json_schema_json=b'{"b": 2}'),
+        ),
+        ({"structured_outputs": {"regex": "a+"}}, generator_pb2.Guide(regex="a+")),
+        ({"guided_regex": "a+"}, generator_pb2.Guide(regex="a+")),
+        ({"guided_grammar": "start: x"}, generator_pb2.Guide(grammar="start: x")),
+        (
+            {"structured_outputs": {"choice": ["a", "b"]}},
+            generator_pb2.Guide(choices=generator_pb2.Choices(texts=["a", "b"])),
+        ),
+    ],
+)
+async def test_guides_reach_the_generator(
+    gateway: Gateway, fields: dict[str, object], guide: generator_pb2.Guide
+) -> None:
+    gateway.say("x")
+
+    reply = await gateway.ask("q", **fields)
+
+    assert "x-ignored-fields" not in reply.headers
+    assert gateway.generator.starts[0].sampling.guide == guide
+
+
 async def test_fields_without_effect_are_listed_once(gateway: Gateway) -> None:
     gateway.say("x")
-    fields = {"user": "u", "presence_penalty": 1, "logprobs": False, "tools": [], "x y\r\n": 1}
+    fields = {"user": "u", "echo_id": 1, "logprobs": False, "tools": [], "x y\r\n": 1}
 
     reply = await gateway.ask("q", tool_choice="auto", **fields)
 
     assert reply.status == 200
-    assert reply.headers["x-ignored-fields"] == "user, presence_penalty"
+    assert reply.headers["x-ignored-fields"] == "user, echo_id"
 
 
 async def test_options_of_a_part_reach_the_encoder(gateway: Gateway) -> None:

@@ -17,6 +17,7 @@ from chiasm.common.errors import ChiasmError, DeadlineExceededError
 from ..chat_events import collect
 from .disconnect import ClientStalledError, run_until_disconnect
 from .errors import JSON_TYPE, envelope, error_response, internal_error
+from .logprobs import logprobs_to_json
 from .sse import ChunkWriter, error_event, stream_chunks
 from .usage import usage_to_json
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from ..chat_events import AnswerHead, ChatDelta, WholeAnswer
     from .chat_json import ParsedChat
+    from .logprobs import TokenText
 
 log = structlog.get_logger(__name__)
 
@@ -39,11 +41,13 @@ class AnswerSource:
         head: What every message of the answer repeats.
         deltas: The running pipeline; closed by the response.
         headers: Headers of the response.
+        text_of: Text of a token on its own, for log probabilities.
     """
 
     head: AnswerHead
     deltas: AsyncGenerator[ChatDelta, None]
     headers: Mapping[str, str]
+    text_of: TokenText
 
 
 class PlainAnswer(Response):
@@ -61,7 +65,7 @@ class PlainAnswer(Response):
         source = self._source
         try:
             async with aclosing(source.deltas) as deltas:
-                body = _answer_to_json(source.head, await collect(deltas))
+                body = _answer_to_json(source, await collect(deltas))
             response = Response(body, 200, source.headers, JSON_TYPE)
         except ChiasmError as error:
             response = error_response(error)
@@ -90,6 +94,7 @@ class StreamedAnswer(Response):
         self._first_timeout_s = first_timeout_s
         self._writer = ChunkWriter(
             source.head,
+            source.text_of,
             includes_usage=parsed.includes_usage,
             has_continuous_usage=parsed.has_continuous_usage,
         )
@@ -150,8 +155,8 @@ class StreamedAnswer(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _answer_to_json(head: AnswerHead, answer: WholeAnswer) -> bytes:
-    finish = answer.finish
+def _answer_to_json(source: AnswerSource, answer: WholeAnswer) -> bytes:
+    head, finish = source.head, answer.finish
     return orjson.dumps(
         {
             "id": f"chatcmpl-{head.request_id}",
@@ -162,7 +167,7 @@ def _answer_to_json(head: AnswerHead, answer: WholeAnswer) -> bytes:
                 {
                     "index": 0,
                     "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                    "logprobs": None,
+                    "logprobs": orjson.Fragment(logprobs_to_json(answer.logprobs, source.text_of)),
                     "finish_reason": finish.reason,
                     "stop_reason": finish.stop_string or finish.stop_token_id,
                 }

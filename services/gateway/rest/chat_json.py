@@ -15,6 +15,8 @@ from chiasm.v1 import chat_pb2, media_pb2
 from ..convert import ROLE_TO_PROTO, chat_request_from_proto
 from .content_json import content_to_proto, take_options
 from .fields import Fields, type_name
+from .guide_json import take_guide
+from .sampling_json import take_sampling
 
 if TYPE_CHECKING:
     from chiasm.common.limits import Limits
@@ -22,19 +24,12 @@ if TYPE_CHECKING:
     from ..chat_request import ChatRequest
 
 _INT32 = 1 << 31
-_UINT32 = 1 << 32
-_UINT64 = 1 << 64
 _MAX_IGNORED_FIELDS = 32
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "prompt_logprobs": (0,),
-    "response_format": ({"type": "text"},),
-    "logit_bias": ({},),
     "tools": ([],),
     "functions": ([],),
-    "structured_outputs": ({},),
     "modalities": (["text"],),
     "use_beam_search": (False,),
     "continue_final_message": (False,),
@@ -85,7 +80,8 @@ def parse_chat(body: bytes, request_id: str, limits: Limits) -> ParsedChat:
     stream_options = _take_stream_options(fields, is_stream=is_stream)
     _refuse_unsupported(fields)
     _take_identity(fields, message)
-    _take_sampling(fields, message)
+    take_sampling(fields, message)
+    take_guide(fields, message.sampling)
     _take_template(fields, message)
     ignored_kwargs = _take_messages(fields, message)
     has_usage = stream_options.take_bool("include_usage") or False
@@ -141,62 +137,6 @@ def _take_identity(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> N
     if cache_salt is not None:
         validate_cache_salt(cache_salt)
         message.cache_salt = cache_salt
-
-
-def _take_sampling(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> None:
-    sampling = message.sampling
-    max_tokens = _take_max_tokens(fields)
-    if max_tokens is not None:
-        sampling.max_tokens = max_tokens
-    for name in ("temperature", "top_p"):
-        value = fields.take_number(name)
-        if value is not None:
-            setattr(sampling, name, value)
-    top_k = fields.take_int("top_k")
-    if top_k is not None:
-        if not -1 <= top_k < _UINT32:
-            raise fields.error("top_k", f"top_k must be 0 (disable), or at least 1, got {top_k}.")
-        sampling.top_k = max(top_k, 0)
-    seed = fields.take_int("seed")
-    if seed is not None:
-        sampling.seed = seed % _UINT64  # negative seeds are seeds too
-    sampling.ignore_eos = fields.take_bool("ignore_eos") or False
-    sampling.stop_token_ids.extend(_take_stop_token_ids(fields))
-    message.stop.extend(_take_stop(fields))
-
-
-def _take_max_tokens(fields: Fields) -> int | None:
-    found = None
-    for name in ("max_tokens", "max_completion_tokens"):
-        value = fields.take_int(name)
-        if value is None:
-            continue
-        if value < 1:
-            raise fields.error(name, f"{name} must be at least 1, got {value}.")
-        found = min(value, _UINT32 - 1)
-    return found
-
-
-def _take_stop_token_ids(fields: Fields) -> list[int]:
-    token_ids = []
-    for value in fields.take_list("stop_token_ids") or []:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _UINT32:
-            raise fields.error("stop_token_ids", "stop_token_ids must hold token ids.")
-        token_ids.append(value)
-    return token_ids
-
-
-def _take_stop(fields: Fields) -> list[str]:
-    stop = fields.take("stop")
-    if stop is None:
-        return []
-    stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list):
-        raise fields.wrong_type("stop", "a string or an array of strings")
-    texts = [value for value in stops if isinstance(value, str)]
-    if len(texts) != len(stops):
-        raise fields.error("stop", "stop must hold strings only.")
-    return texts
 
 
 def _take_template(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> None:

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from .logprobs import logprobs_to_json
 from .usage import usage_to_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ..chat_events import AnswerHead, ChatDelta, Finish, Usage
+    from .logprobs import TokenText
 
 DONE = b"data: [DONE]\n\n"
 
@@ -22,7 +24,12 @@ class ChunkWriter:
     """Builds the chunks of one answer."""
 
     def __init__(
-        self, head: AnswerHead, *, includes_usage: bool, has_continuous_usage: bool
+        self,
+        head: AnswerHead,
+        text_of: TokenText,
+        *,
+        includes_usage: bool,
+        has_continuous_usage: bool,
     ) -> None:
         fixed = orjson.dumps(
             {
@@ -33,29 +40,33 @@ class ChunkWriter:
             }
         )
         self._start = b"data: " + fixed[:-1] + b',"choices":'
+        self._text_of = text_of
         self._includes_usage = includes_usage
         self._has_continuous_usage = has_continuous_usage
 
     def first(self, usage: Usage) -> bytes:
         """Return the chunk that opens the answer and names its author."""
-        return self._chunk(_FIRST_DELTA, None, usage)
+        return self._chunk(_FIRST_DELTA, b"null", None, usage)
 
     def delta(self, delta: ChatDelta) -> bytes:
         """Return the chunk of a piece of the answer; its last one says why it ended."""
         content = b'{"content":' + orjson.dumps(delta.text) + b"}" if delta.text else b"{}"
-        return self._chunk(content, delta.finish, delta.usage)
+        logprobs = logprobs_to_json(delta.logprobs, self._text_of)
+        return self._chunk(content, logprobs, delta.finish, delta.usage)
 
     def usage(self, usage: Usage) -> bytes:
         """Return the chunk without choices that tells the usage at the end."""
         return self._start + b'[],"usage":' + orjson.dumps(usage_to_json(usage)) + b"}\n\n"
 
-    def _chunk(self, delta: bytes, finish: Finish | None, usage: Usage) -> bytes:
+    def _chunk(self, delta: bytes, logprobs: bytes, finish: Finish | None, usage: Usage) -> bytes:
         return b"".join(
             (
                 self._start,
                 b'[{"index":0,"delta":',
                 delta,
-                b',"logprobs":null,"finish_reason":',
+                b',"logprobs":',
+                logprobs,
+                b',"finish_reason":',
                 _finish_json(finish),
                 b"}]",
                 self._usage_json(usage),
@@ -79,14 +90,18 @@ async def stream_chunks(
     """
     yield writer.first(first.usage)
     delta = first
-    if delta.text or delta.finish:
+    if _is_shown(delta):
         yield writer.delta(delta)
     async for delta in rest:
-        if delta.text or delta.finish:
+        if _is_shown(delta):
             yield writer.delta(delta)
     if includes_usage:
         yield writer.usage(delta.usage)
     yield DONE
+
+
+def _is_shown(delta: ChatDelta) -> bool:
+    return bool(delta.text or delta.finish or delta.logprobs)
 
 
 def error_event(envelope: bytes) -> bytes:

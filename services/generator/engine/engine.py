@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from chiasm.generator.engine.grammar import GrammarError
 from chiasm.generator.engine.outputs import (
     ExecutionTimes,
     Failed,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from chiasm.generator.engine.sampler import SampledToken
     from chiasm.generator.engine.scheduled_step import ScheduledSequence, ScheduledStep
     from chiasm.generator.engine.scheduler import Scheduler
     from chiasm.generator.engine.sequence import Sequence
@@ -38,7 +40,7 @@ class ForwardError(Exception):
 class StepHandle(Protocol):
     """A step that was launched."""
 
-    def wait(self) -> tuple[Mapping[int, int | None], ExecutionTimes]:
+    def wait(self) -> tuple[Mapping[int, SampledToken | None], ExecutionTimes]:
         """Wait until the step has run.
 
         Returns:
@@ -181,7 +183,7 @@ class Engine:
         return LaunchedStep(step, handle, started, scheduled - started)
 
     def _finish(self, launched: LaunchedStep) -> list[SequenceOutput]:
-        outputs: Mapping[int, int | None] | Exception
+        outputs: Mapping[int, SampledToken | None] | Exception
         times = ExecutionTimes()
         # Models are third-party code on arbitrary checkpoints and may raise anything; the other
         # sequences must not suffer for it.
@@ -210,7 +212,10 @@ class Engine:
         return results
 
     def _update(
-        self, item: ScheduledSequence, outputs: Mapping[int, int | None] | Exception, now: float
+        self,
+        item: ScheduledSequence,
+        outputs: Mapping[int, SampledToken | None] | Exception,
+        now: float,
     ) -> SequenceOutput | None:
         """Apply what a step did to one sequence; ``None`` if it only computed a chunk."""
         sequence = item.sequence
@@ -221,6 +226,9 @@ class Engine:
         token = None
         if item.samples:
             token = outputs[sequence.seq_id]
+            state = sequence.sampling_state
+            if state is not None and state.failure:
+                return self._fail(sequence, GrammarError(state.failure))
             if token is None:
                 self._scheduler.blocks.forget(sequence)
                 error = ForwardError(f"The logits of sequence {sequence.seq_id} are not finite.")
@@ -232,15 +240,16 @@ class Engine:
             return None
         return self._append(sequence, token, now)
 
-    def _append(self, sequence: Sequence, token: int, now: float) -> SequenceOutput:
+    def _append(self, sequence: Sequence, token: SampledToken, now: float) -> SequenceOutput:
         sequence.num_pending_tokens -= 1
-        sequence.token_ids.append(token)
+        sequence.token_ids.append(token.token_id)
         if sequence.first_token_at is None:
             sequence.first_token_at = now
-        end = _find_end(sequence, token)
+        end = _find_end(sequence, token.token_id)
         if end is not None:
             self.cancel(sequence.seq_id)
-        return SequenceOutput(sequence.seq_id, (token,), end)
+        logprobs = () if token.logprobs is None else (token.logprobs,)
+        return SequenceOutput(sequence.seq_id, (token.token_id,), end, logprobs)
 
     def _fail(self, sequence: Sequence, error: Exception) -> SequenceOutput:
         self.cancel(sequence.seq_id)

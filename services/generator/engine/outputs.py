@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chiasm.generator.engine.logprobs import TokenLogprobs
 
 
 class FinishReason(enum.Enum):
@@ -15,9 +19,15 @@ class FinishReason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class TokenDelta:
-    """Tokens added to a sequence since its stream was last read, in order."""
+    """Tokens added to a sequence since its stream was last read, in order.
+
+    Attributes:
+        token_ids: The tokens.
+        logprobs: How likely each was, if that was asked for; else empty.
+    """
 
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,7 @@ class SequenceOutput:
     seq_id: int
     token_ids: tuple[int, ...] = ()
     end: Finished | Failed | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,50 +2,117 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from chiasm.generator.engine.logit_rules import apply_rules
+from chiasm.generator.engine.logprobs import compute_logprobs
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from chiasm.generator.engine.logprobs import TokenLogprobs
     from chiasm.generator.engine.sampling_params import SamplingParams
+    from chiasm.generator.engine.sampling_state import SamplingState
 
 _FIRST_NUCLEUS = 64
 _NUCLEUS_GROWTH = 8
 _MASK_64 = (1 << 64) - 1
 
 
+@dataclass(frozen=True, slots=True)
+class SampledRow:
+    """A sequence that samples in a step.
+
+    Attributes:
+        params: How.
+        position: Token position that the draw is for.
+        state: Its tokens so far; ``None`` if no rule depends on them.
+    """
+
+    params: SamplingParams
+    position: int
+    state: SamplingState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """What was chosen, and how likely it was if that was asked for."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
 class Sampler:
     """Greedy and sampled choice, batched; no vocabulary is ever sorted whole unless it must be.
 
-    A draw depends on nothing but the row's logits, its parameters, its seed and its position: the
-    uniform number is a hash of seed and position, and the token is found by inverting the
-    cumulative distribution in the order of token ids. The batch around a row does not matter.
+    A draw depends on nothing but the row's logits, its parameters, its tokens, its seed and its
+    position: the uniform number is a hash of seed and position, and the token is found by inverting
+    the cumulative distribution in the order of token ids. The batch around a row does not matter.
     """
 
-    def sample(
-        self, logits: torch.Tensor, params: Sequence[SamplingParams], positions: Sequence[int]
-    ) -> list[int | None]:
+    def sample(self, logits: torch.Tensor, rows: Sequence[SampledRow]) -> list[SampledToken | None]:
         """Return the next token of each row; ``None`` where the logits are not finite.
+
+        The states of the rows are advanced by their tokens.
 
         Args:
             logits: [num_rows, vocab_size], any float type.
-            params: Parameters of each row.
-            positions: Token position that each row's draw is for.
+            rows: One per row.
         """
         best = logits.argmax(dim=-1)
         # NaN counts as the largest value, so that the best logit shows it.
-        is_finite = logits.gather(1, best[:, None])[:, 0].isfinite()
-        drawn = [index for index, row in enumerate(params) if not row.is_greedy]
-        if drawn:
-            rows = torch.tensor(drawn, device=logits.device)
-            uniform = [uniform_of(params[index].seed, positions[index]) for index in drawn]
-            best[rows] = _draw(logits[rows].float(), [params[index] for index in drawn], uniform)
+        is_finite = logits.gather(1, best[:, None])[:, 0].isfinite().tolist()
+        # The best token of the model is all that the others need.
+        special = [index for index, row in enumerate(rows) if row.state or not row.params.is_greedy]
+        if special:
+            index = torch.tensor(special, device=logits.device)
+            best[index] = _choose(logits[index].float(), [rows[one] for one in special])
+        tokens: list[int] = best.tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            if row.state is not None:
+                row.state.advance(token)
+        logprobs = _tell_logprobs(logits, rows, tokens)
         return [
-            token if is_valid else None
-            for token, is_valid in zip(best.tolist(), is_finite.tolist(), strict=True)
+            SampledToken(token, logprobs.get(index)) if is_finite[index] else None
+            for index, token in enumerate(tokens)
         ]
+
+
+def _tell_logprobs(
+    logits: torch.Tensor, rows: Sequence[SampledRow], tokens: Sequence[int]
+) -> dict[int, TokenLogprobs]:
+    """Return the log probabilities of the rows that ask for them, by row."""
+    wishes = {
+        index: row.params.num_logprobs
+        for index, row in enumerate(rows)
+        if row.params.num_logprobs is not None
+    }
+    if not wishes:
+        return {}
+    asking = list(wishes)
+    asked = logits[torch.tensor(asking, device=logits.device)]
+    told = compute_logprobs(asked, [tokens[index] for index in asking], list(wishes.values()))
+    return dict(zip(asking, told, strict=True))
+
+
+def _choose(logits: torch.Tensor, rows: Sequence[SampledRow]) -> torch.Tensor:
+    """Return one token per row, whose logits are changed in place. [num_rows], int64."""
+    ruled = [index for index, row in enumerate(rows) if row.state is not None]
+    if ruled:
+        index = torch.tensor(ruled, device=logits.device)
+        states = [state for row in rows if (state := row.state) is not None]
+        logits[index] = apply_rules(logits[index], states)
+    tokens = logits.argmax(dim=-1)
+    drawn = [index for index, row in enumerate(rows) if not row.params.is_greedy]
+    if drawn:
+        index = torch.tensor(drawn, device=logits.device)
+        params = [rows[one].params for one in drawn]
+        uniform = [uniform_of(rows[one].params.seed, rows[one].position) for one in drawn]
+        tokens[index] = _draw(logits[index], params, uniform)
+    return tokens
 
 
 def uniform_of(seed: int, position: int) -> float:
@@ -74,6 +141,12 @@ def _draw(
     if min(top_k) < logits.shape[1]:
         logits = _keep_top_k(logits, top_k)
     probabilities = torch.softmax(logits, dim=-1)
+    min_p = torch.tensor([row.min_p for row in params], device=device)
+    if bool((min_p > 0.0).any()):
+        least = min_p[:, None] * probabilities.amax(dim=-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
+        mass = probabilities.sum(dim=-1, keepdim=True)
+        probabilities /= torch.where(min_p[:, None] > 0.0, mass, 1.0)
     top_p = torch.tensor([row.top_p for row in params], device=device)
     if bool((top_p < 1.0).any()):
         probabilities = _keep_top_p(probabilities, top_p)

@@ -303,10 +303,9 @@ class Scheduler:
         samples = sequence.num_scheduled_tokens == sequence.num_total_tokens
         sequence.num_pending_tokens += samples
         draft.budget -= num_tokens
-        is_decode = num_tokens == 1 and samples and start > 0
-        cost = (0, 1) if is_decode else (num_tokens, 0)
-        self._waiting.charge(sequence.origin.tenant, *cost)
-        return ScheduledSequence(sequence, start, num_tokens, samples, sequence.num_preemptions)
+        item = ScheduledSequence(sequence, start, num_tokens, samples, sequence.num_preemptions)
+        self._waiting.charge(item)
+        return item
 
     def _fork(self, draft: _StepDraft, parent: Sequence) -> None:
         """Let the forks of ``parent``, whose prompt this step completes, run on its blocks."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chiasm.generator.engine.sampling_state import SamplingState
+
 if TYPE_CHECKING:
     from collections.abc import Sequence as Items
 
@@ -88,6 +90,8 @@ class Sequence:
         prompt: What it started from.
         sampling: How its tokens are chosen.
         origin: Whose it is.
+        sampling_state: What its rules depend on; owned by the sampler's thread, ``None`` without
+            rules.
         forks: Sequences of the same prompt that share its blocks once the prompt is computed; empty
             from then on.
         token_ids: Tokens of the prompt, then the generated ones that are known.
@@ -119,6 +123,9 @@ class Sequence:
         self.prompt = prompt
         self.sampling = sampling
         self.origin = origin
+        self.sampling_state = (
+            SamplingState(sampling, prompt.token_ids) if sampling.has_rules else None
+        )
         self.forks: tuple[Sequence, ...] = ()
         self.token_ids = list(prompt.token_ids)
         self.embeddings: list[torch.Tensor | None] = [None] * len(prompt.spans)

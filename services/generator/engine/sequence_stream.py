@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from chiasm.generator.engine.outputs import Failed, Finished, NeedEmbedding, TokenDelta
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chiasm.generator.engine.logprobs import TokenLogprobs
     from chiasm.generator.engine.outputs import SequenceOutput
 
 
@@ -23,8 +26,10 @@ class SequenceStream:
         self.seq_id = seq_id
         self._needed: deque[bytes] = deque()
         self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._end: Finished | Failed | None = None
         self._has_news = asyncio.Event()
+        self._listener: Callable[[], None] = self._has_news.set
 
     @property
     def has_ended(self) -> bool:
@@ -35,40 +40,51 @@ class SequenceStream:
         """Add what one step did; ignored after the end."""
         if self._end is None:
             self._tokens.extend(output.token_ids)
+            self._logprobs.extend(output.logprobs)
             self._end = output.end
-            self._has_news.set()
+            self._listener()
 
     def fail(self, error: Exception) -> None:
         """End the sequence by ``error``; ignored after the end."""
         if self._end is None:
             self._end = Failed(error)
-            self._has_news.set()
+            self._listener()
 
     def need(self, embedding_id: bytes) -> None:
         """Ask the reader for an embedding that is not in the store; at most once per span."""
         self._needed.append(embedding_id)
-        self._has_news.set()
+        self._listener()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` at all news from now on; then ``take`` is used and ``read`` is not."""
+        self._listener = listener
 
     async def read(self) -> NeedEmbedding | TokenDelta | Finished:
-        """Wait for news.
+        """Wait for news; see ``take``."""
+        while (event := self.take()) is None:
+            self._has_news.clear()
+            await self._has_news.wait()
+        return event
+
+    def take(self, max_tokens: int | None = None) -> NeedEmbedding | TokenDelta | Finished | None:
+        """Return what has not been read yet.
+
+        Args:
+            max_tokens: Most tokens that may be returned now; ``None`` for all.
 
         Returns:
-            An embedding that is needed; or all tokens that were not read yet; or, after the last
-            of them, the end.
+            An embedding that is needed; or all tokens that were not read yet, as far as allowed;
+            or, after the last of them, the end; ``None`` if there is nothing, or nothing allowed.
 
         Raises:
             Exception: The error that ended the sequence; tokens before it are delivered first.
         """
-        while not self._needed and not self._tokens and self._end is None:
-            self._has_news.clear()
-            await self._has_news.wait()
         if self._needed:
             return NeedEmbedding(self._needed.popleft())
         if self._tokens:
-            delta = TokenDelta(tuple(self._tokens))
-            self._tokens.clear()
-            return delta
+            taken, logprobs = self._tokens[:max_tokens], self._logprobs[:max_tokens]
+            del self._tokens[:max_tokens], self._logprobs[:max_tokens]
+            return TokenDelta(tuple(taken), tuple(logprobs)) if taken else None
         if isinstance(self._end, Failed):
             raise self._end.error
-        assert self._end is not None, "the loop above waits for it"
         return self._end

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from chiasm.generator.engine.scheduled_step import ScheduledSequence
     from chiasm.generator.engine.sequence import Sequence
 
 DECODE_COST = 2
@@ -52,9 +53,10 @@ class WaitingQueue:
         if not self._num_active[tenant]:
             del self._num_active[tenant], self._served[tenant]
 
-    def charge(self, tenant: str, num_prefill_tokens: int, num_decode_tokens: int) -> None:
-        """Note what was computed for ``tenant``."""
-        self._served[tenant] += num_prefill_tokens + DECODE_COST * num_decode_tokens
+    def charge(self, item: ScheduledSequence) -> None:
+        """Note what a step computes for the tenant of a sequence."""
+        cost = DECODE_COST if item.is_decode else item.num_tokens
+        self._served[item.sequence.origin.tenant] += cost
 
     def push(self, sequence: Sequence) -> None:
         """Add a sequence at its place."""

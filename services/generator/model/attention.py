@@ -128,22 +128,25 @@ def _attend_prefill(
     segment: PrefillSegment,
     rule: ScoreRule,
 ) -> torch.Tensor:
-    """Attend within one prompt, up to the end of its chunk; all [num_tokens, num_heads, head_dim].
-
-    Queries that share a key head form its query rows, so that no key is repeated.
-    """
-    length, num_q_heads, head_dim = query.shape
+    """Attend within one prompt, up to the end of its chunk; [num_tokens, num_heads, head_dim]."""
     query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
-    if segment.is_causal(rule.window) and not rule.softcap:
+    is_causal = segment.is_causal(rule.window)
+    if rule.softcap:
+        num_groups = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(num_groups, dim=1) for tensor in (key, value))
+        mask = segment.mask(rule.window, query.dtype, query.device)
+        output = _attend(query, key, value, mask, rule)
+    else:
         output = scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=rule.scale, enable_gqa=True
+            query,
+            key,
+            value,
+            attn_mask=None if is_causal else segment.mask(rule.window, query.dtype, query.device),
+            is_causal=is_causal,
+            scale=rule.scale,
+            enable_gqa=True,
         )
-        return output[0].transpose(0, 1)
-    num_groups = num_q_heads // key.shape[1]
-    mask = segment.mask(rule.window, query.dtype, query.device).repeat(num_groups, 1)
-    grouped = query.reshape(1, key.shape[1], num_groups * length, head_dim)
-    output = _attend(grouped, key, value, mask, rule)
-    return output.reshape(num_q_heads, length, head_dim).transpose(0, 1)
+    return output[0].transpose(0, 1)
 
 
 def _attend(

@@ -66,11 +66,12 @@ class PrefillSegment:
         """
         if window not in self.masks:
             first = self.context_length - self.length
-            query = torch.arange(first, self.context_length, device=device)
-            distance = query[:, None] - torch.arange(self.context_length, device=device)
-            is_hidden = distance < 0
+            query = torch.arange(first, self.context_length, device=device)[:, None]
+            key = torch.arange(self.context_length, device=device)
+            # Bytes, not differences: a long context times a large chunk is many of them.
+            is_hidden = key > query
             if window:
-                is_hidden |= distance >= window
+                is_hidden |= key <= query - window
             for start, end in self.both_ways:
                 is_hidden[max(0, start - first) : max(0, end - first), start:end] = False
             mask = torch.zeros(is_hidden.shape, dtype=dtype, device=device)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from chiasm.generator.engine.outputs import ExecutionTimes
+from chiasm.generator.engine.sampler import SampledRow
 from chiasm.generator.model.forward_batch import build_forward_batch
 
 if TYPE_CHECKING:
@@ -17,22 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Items
     from concurrent.futures import Future
 
-    from chiasm.generator.engine.sampler import Sampler
-    from chiasm.generator.engine.sampling_params import SamplingParams
+    from chiasm.generator.engine.sampler import SampledToken, Sampler
     from chiasm.generator.engine.scheduled_step import ScheduledSequence, ScheduledStep
     from chiasm.generator.model.decoder import Decoder
     from chiasm.generator.model.forward_batch import ForwardBatch
 
-    StepResult = tuple[Mapping[int, int | None], ExecutionTimes]
-
-
-@dataclass(frozen=True, slots=True)
-class _SampledRow:
-    """A sequence that samples in a step, at which position and how."""
-
-    seq_id: int
-    params: SamplingParams
-    position: int
+    StepResult = tuple[Mapping[int, SampledToken | None], ExecutionTimes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +31,8 @@ class _StepInput:
     """What the forward thread needs of a step; nothing in it changes any more."""
 
     batches: tuple[ForwardBatch, ...]
-    rows: tuple[_SampledRow, ...]
+    seq_ids: tuple[int, ...]
+    rows: tuple[SampledRow, ...]
     block_copies: tuple[tuple[int, int], ...]
     build_s: float
 
@@ -96,14 +88,14 @@ class ModelRunner:
         """
         started = time.perf_counter()
         batches = tuple(self._build(items) for items in self._split(step.sequences))
+        sampled = [(item.sequence, item.end) for batch in batches for item in batch.sampled]
+        seq_ids = tuple(sequence.seq_id for sequence, _ in sampled)
         rows = tuple(
-            _SampledRow(item.sequence.seq_id, item.sequence.sampling, item.end)
-            for batch in batches
-            for item in batch.sampled
+            SampledRow(sequence.sampling, end, sequence.sampling_state) for sequence, end in sampled
         )
-        self._row_of = {row.seq_id: index for index, row in enumerate(rows)}
+        self._row_of = {seq_id: index for index, seq_id in enumerate(seq_ids)}
         build_s = time.perf_counter() - started
-        data = _StepInput(batches, rows, step.block_copies, build_s)
+        data = _StepInput(batches, seq_ids, rows, step.block_copies, build_s)
         return PendingStep(self._thread.submit(self._execute, data))
 
     def check_alive(self) -> None:
@@ -144,12 +136,10 @@ class ModelRunner:
         logits = [self._compute_logits(batch, last_tokens) for batch in data.batches]
         computed = time.perf_counter()
         tokens = self._sampler.sample(
-            torch.cat(logits) if len(logits) > 1 else logits[0],
-            [row.params for row in data.rows],
-            [row.position for row in data.rows],
+            torch.cat(logits) if len(logits) > 1 else logits[0], data.rows
         )
-        self._last_tokens = last_tokens.new_tensor([token or 0 for token in tokens])
-        sampled = {row.seq_id: token for row, token in zip(data.rows, tokens, strict=True)}
+        self._last_tokens = last_tokens.new_tensor([one.token_id if one else 0 for one in tokens])
+        sampled = dict(zip(data.seq_ids, tokens, strict=True))
         ended = time.perf_counter()
         return sampled, ExecutionTimes(data.build_s, computed - started, ended - computed)
 

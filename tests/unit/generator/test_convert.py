@@ -9,7 +9,7 @@ import pytest
 from chiasm.common.convert import context_to_proto, span_to_proto
 from chiasm.common.errors import InvalidRequestError
 from chiasm.common.media import MediaSpan, RequestContext
-from chiasm.generator.admission import SamplingWishes
+from chiasm.common.sampling import SamplingWishes
 from chiasm.generator.convert import (
     MAX_SPANS,
     event_to_proto,

@@ -29,10 +29,12 @@ from tests.fakes.generator_engine import (
     make_prompt,
     make_sequence,
     next_token,
+    output_of,
 )
 
 if TYPE_CHECKING:
-    from chiasm.generator.engine.outputs import ExecutionTimes, SequenceOutput, StepStatistics
+    from chiasm.generator.engine.outputs import ExecutionTimes, StepStatistics
+    from chiasm.generator.engine.sampler import SampledToken
     from chiasm.generator.engine.scheduled_step import ScheduledStep
 
 PROMPTS = ([1, 2, 3], [9], list(range(20, 37)), [5] * 8, [7, 8, 9, 10])
@@ -50,20 +52,6 @@ class _Record:
         self.states.append(state)
 
 
-def _output_of(sequence: Sequence) -> list[int]:
-    return sequence.token_ids[sequence.num_prompt_tokens :]
-
-
-def _step_until_end(parts: EngineParts) -> dict[int, SequenceOutput]:
-    ends = {}
-    while parts.engine.has_work:
-        for output in parts.engine.step():
-            if output.end is not None:
-                ends[output.seq_id] = output
-        parts.scheduler.check_invariants()
-    return ends
-
-
 def test_batched_sequences_generate_what_they_generate_alone() -> None:
     parts = EngineParts()
     sequences = [make_sequence(index, prompt, 12) for index, prompt in enumerate(PROMPTS)]
@@ -74,7 +62,7 @@ def test_batched_sequences_generate_what_they_generate_alone() -> None:
 
     assert max(parts.decoder.num_sequences_per_forward) == len(PROMPTS)
     for sequence, prompt in zip(sequences, PROMPTS, strict=True):
-        assert _output_of(sequence) == expected_tokens(prompt, 12)
+        assert output_of(sequence) == expected_tokens(prompt, 12)
 
 
 def test_preemption_changes_no_token() -> None:
@@ -88,7 +76,7 @@ def test_preemption_changes_no_token() -> None:
 
     assert sum(step.num_preemptions for step in record.steps) > 0
     for sequence, prompt in zip(sequences, PROMPTS, strict=True):
-        assert _output_of(sequence) == expected_tokens(prompt, 14)
+        assert output_of(sequence) == expected_tokens(prompt, 14)
     assert parts.blocks.num_used_blocks == 0
 
 
@@ -96,7 +84,7 @@ def test_token_limit_ends_with_length() -> None:
     parts = EngineParts()
     parts.engine.add(make_sequence(1, [1, 2, 3], 4))
 
-    end = _step_until_end(parts)[1].end
+    end = parts.run()[1].end
 
     assert end == Finished(FinishReason.LENGTH, None, num_prompt_tokens=3, num_output_tokens=4)
     assert parts.engine.num_sequences == 0
@@ -107,7 +95,7 @@ def test_stop_token_ends_the_sequence_and_is_its_last_token() -> None:
     tokens = expected_tokens([1, 2, 3], 3)
     parts.engine.add(make_sequence(1, [1, 2, 3], 10, stop=frozenset({tokens[2]})))
 
-    output = _step_until_end(parts)[1]
+    output = parts.run()[1]
 
     assert output.token_ids == (tokens[2],)
     assert output.end == Finished(FinishReason.STOP, tokens[2], 3, 3)
@@ -118,7 +106,7 @@ def test_stop_wins_over_length_on_the_last_token() -> None:
     token = next_token([1, 2])
     parts.engine.add(make_sequence(1, [1, 2], 1, stop=frozenset({token})))
 
-    end = _step_until_end(parts)[1].end
+    end = parts.run()[1].end
 
     assert isinstance(end, Finished)
     assert end.reason is FinishReason.STOP
@@ -140,7 +128,7 @@ def test_embeddings_overwrite_the_tokens_of_their_span() -> None:
     parts.engine.provide(1, 0, torch.tensor([[100.0], [101.0], [102.0]]))
     parts.run()
 
-    assert _output_of(sequence) == expected_tokens([1, 50, 100, 101, 102, 52, 2], 5)
+    assert output_of(sequence) == expected_tokens([1, 50, 100, 101, 102, 52, 2], 5)
 
 
 def test_cancelled_sequence_frees_its_blocks_at_once() -> None:
@@ -180,7 +168,7 @@ def test_failing_forward_ends_its_sequences_and_the_engine_goes_on() -> None:
     parts = EngineParts()
     parts.decoder.failing_token = 200
     parts.engine.add(make_sequence(1, [200, 1], 4))
-    ends = _step_until_end(parts)
+    ends = parts.run()
     survivor = make_sequence(2, [1, 2], 4)
     parts.engine.add(survivor)
     parts.run()
@@ -188,7 +176,7 @@ def test_failing_forward_ends_its_sequences_and_the_engine_goes_on() -> None:
     end = ends[1].end
     assert isinstance(end, Failed)
     assert isinstance(end.error, ForwardError)
-    assert _output_of(survivor) == expected_tokens([1, 2], 4)
+    assert output_of(survivor) == expected_tokens([1, 2], 4)
     assert parts.blocks.num_used_blocks == 0
 
 
@@ -199,11 +187,11 @@ def test_nan_logits_fail_only_their_own_sequence() -> None:
     parts.engine.add(make_sequence(1, [200, 1], 4))
     parts.engine.add(survivor)
 
-    ends = _step_until_end(parts)
+    ends = parts.run()
 
     assert isinstance(ends[1].end, Failed)
     assert isinstance(ends[2].end, Finished)
-    assert _output_of(survivor) == expected_tokens([1, 2], 4)
+    assert output_of(survivor) == expected_tokens([1, 2], 4)
 
 
 def test_observers_see_the_figures_of_each_step() -> None:
@@ -246,7 +234,7 @@ class _LostDevice:
         assert step.sequences
         return self
 
-    def wait(self) -> tuple[dict[int, int | None], ExecutionTimes]:
+    def wait(self) -> tuple[dict[int, SampledToken | None], ExecutionTimes]:
         raise RuntimeError("CUDA error")
 
     def close(self) -> None:
@@ -276,98 +264,3 @@ def test_observers_are_told_what_is_left_after_a_cancel() -> None:
 
     assert record.steps[-1].state == EngineState(1, 0, 1, 8)
     assert record.states == [EngineState(0, 0, 0, 8)]
-
-
-def _group(first_id: int, size: int, max_tokens: int = 6) -> list[Sequence]:
-    group = [make_sequence(first_id + index, [1, 2, 3, 4, 5], max_tokens) for index in range(size)]
-    group[0].forks = tuple(group[1:])
-    return group
-
-
-def test_forks_generate_what_they_generate_alone() -> None:
-    parts = EngineParts(block_size=4)
-    group = _group(1, 3)
-    parts.engine.add(group[0])
-
-    parts.run()
-
-    assert [_output_of(one) for one in group] == [expected_tokens([1, 2, 3, 4, 5], 6)] * 3
-    assert parts.decoder.num_computed_tokens == 5 + 3 * 5
-
-
-def test_forks_go_on_when_the_one_that_computes_their_prompt_is_cancelled() -> None:
-    parts = EngineParts()
-    group = _group(1, 3)
-    parts.engine.add(group[0])
-
-    parts.engine.cancel(1)
-    parts.run()
-
-    assert [len(_output_of(one)) for one in group] == [0, 6, 6]
-    assert parts.engine.num_sequences == 0
-
-
-def test_cancelled_fork_is_never_born() -> None:
-    parts = EngineParts()
-    group = _group(1, 3)
-    parts.engine.add(group[0])
-
-    parts.engine.cancel(2)
-    parts.run()
-
-    assert [len(_output_of(one)) for one in group] == [6, 0, 6]
-    assert parts.blocks.num_used_blocks == 0
-
-
-def test_second_prompt_computes_only_what_is_new() -> None:
-    parts = EngineParts(block_size=4)
-    parts.engine.add(make_sequence(1, range(1, 14), 2))
-    parts.run()
-    before = parts.decoder.num_computed_tokens
-    again = make_sequence(2, [*range(1, 14), 99], 1)
-    parts.engine.add(again)
-
-    end = _step_until_end(parts)[2].end
-
-    assert parts.decoder.num_computed_tokens - before == 2
-    assert isinstance(end, Finished)
-    assert end.num_cached_tokens == 12
-    assert _output_of(again) == expected_tokens([*range(1, 14), 99], 1)
-
-
-def test_step_is_launched_before_the_one_before_has_run() -> None:
-    parts = EngineParts()
-    sequence = make_sequence(1, [1, 2, 3], 3)
-    parts.engine.add(sequence)
-
-    assert parts.engine.step() == []
-    assert sequence.num_pending_tokens == 1
-    outputs = parts.engine.step()
-
-    assert [output.token_ids for output in outputs] == [(expected_tokens([1, 2, 3], 1)[0],)]
-    assert sequence.num_pending_tokens == 1
-    parts.run()
-    assert parts.decoder.num_computed_tokens == 3 + 2
-
-
-def test_token_behind_the_stop_token_is_thrown_away() -> None:
-    parts = EngineParts()
-    stop = expected_tokens([1, 2, 3], 2)[1]
-    sequence = make_sequence(1, [1, 2, 3], 50, stop=frozenset({stop}))
-    parts.engine.add(sequence)
-
-    _step_until_end(parts)
-
-    assert _output_of(sequence) == expected_tokens([1, 2, 3], 2)
-    # The prompt, the two tokens, and the one that was on its way when the stop token came.
-    assert parts.decoder.num_computed_tokens == 3 + 2
-
-
-def test_engine_is_done_when_its_last_step_is() -> None:
-    parts = EngineParts()
-    parts.engine.add(make_sequence(1, [1, 2, 3], 1))
-
-    assert parts.engine.step() == []
-    assert parts.engine.has_work
-    assert len(parts.engine.step()) == 1
-    assert not parts.engine.has_work

@@ -30,13 +30,15 @@ from chiasm.common.media import (
     TensorSpec,
     TokenRun,
 )
-from chiasm.generator.admission import Admission, GenerationRequest, SamplingWishes
+from chiasm.common.sampling import SamplingWishes
+from chiasm.generator.admission import Admission, GenerationRequest
 from chiasm.generator.embedding_assembly import EmbeddingPiece
 from chiasm.generator.embedding_loader import EmbeddingLoader
 from chiasm.generator.engine.async_engine import AsyncEngine
 from chiasm.generator.engine.outputs import Finished, NeedEmbedding, TokenDelta
 from chiasm.generator.engine.queue_budget import QueueBudget, QueueLimits
 from chiasm.generator.generation import Admitted, GenerationService
+from chiasm.generator.guides import Guides
 from chiasm.generator.span_tracker import EmbeddingFailed, EmbeddingReady
 from tests.fakes.embedding_source import FakeEmbeddingSource
 from tests.fakes.generator_engine import BYTE_SPEC, EngineParts, expected_tokens
@@ -98,6 +100,7 @@ class _Setup:
             Admission(BYTE_SPEC, "tiny", 128, Limits()),
             self.engine,
             EmbeddingLoader(self.source, torch.float32, 1 << 20),
+            Guides(None),
             span_wait_s,
         )
 

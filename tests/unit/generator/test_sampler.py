@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from chiasm.generator.engine.sampler import Sampler, uniform_of
+from chiasm.generator.engine.sampler import SampledRow, Sampler, uniform_of
 from chiasm.generator.engine.sampling_params import SamplingParams
+from chiasm.generator.engine.sampling_state import SamplingState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NUM_DRAWS = 4000
+
+
+def _sample(
+    logits: torch.Tensor, params: Sequence[SamplingParams], positions: Sequence[int]
+) -> list[int | None]:
+    rows = [
+        SampledRow(one, position, SamplingState(one, []) if one.has_rules else None)
+        for one, position in zip(params, positions, strict=True)
+    ]
+    return [token.token_id if token else None for token in Sampler().sample(logits, rows)]
 
 
 def _draw_many(logits: list[float], **params: float) -> Counter[int | None]:
     """Draw at many positions with one seed and count the tokens."""
     rows = torch.tensor([logits]).expand(NUM_DRAWS, -1)
     sampling = SamplingParams(1, seed=7, **params)  # type: ignore[arg-type]  # floats and ints
-    return Counter(Sampler().sample(rows, [sampling] * NUM_DRAWS, range(NUM_DRAWS)))
+    return Counter(_sample(rows, [sampling] * NUM_DRAWS, range(NUM_DRAWS)))
 
 
 def _frequencies(counts: Counter[int | None]) -> dict[int | None, float]:
@@ -28,7 +43,7 @@ def _frequencies(counts: Counter[int | None]) -> dict[int | None, float]:
 def test_zero_temperature_takes_the_best_token() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
 
-    tokens = Sampler().sample(logits, [SamplingParams(1, temperature=0.0)] * 2, [0, 0])
+    tokens = _sample(logits, [SamplingParams(1, temperature=0.0)] * 2, [0, 0])
 
     assert tokens == [1, 0]
 
@@ -92,7 +107,7 @@ def test_top_k_is_applied_before_top_p() -> None:
 
 def test_draw_does_not_depend_on_the_batch() -> None:
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, 500, generator=generator)
+    logits = torch.randn(8, 500, generator=generator)
     params = [
         SamplingParams(1, seed=11),
         SamplingParams(1, seed=12, top_k=5),
@@ -100,12 +115,14 @@ def test_draw_does_not_depend_on_the_batch() -> None:
         SamplingParams(1, temperature=0.0),
         SamplingParams(1, seed=14, temperature=1.7, top_k=300, top_p=0.99),
         SamplingParams(1, seed=11),
+        SamplingParams(1, seed=15, min_p=0.3),
+        SamplingParams(1, seed=16, logit_bias={7: 2.0}, allowed_token_ids=tuple(range(90))),
     ]
-    positions = [3, 9, 27, 1, 5, 8]
+    positions = [3, 9, 27, 1, 5, 8, 4, 2]
 
-    together = Sampler().sample(logits, params, positions)
+    together = _sample(logits, params, positions)
     alone = [
-        Sampler().sample(logits[row : row + 1], [params[row]], [positions[row]])[0]
+        _sample(logits[row : row + 1], [params[row]], [positions[row]])[0]
         for row in range(len(params))
     ]
 
@@ -131,7 +148,7 @@ def test_uniform_numbers_are_spread_evenly() -> None:
 def test_row_that_is_not_finite_is_told_apart(bad: float, temperature: float) -> None:
     logits = torch.tensor([[0.0, bad, 1.0], [0.0, 9e9, 1.0]])
 
-    tokens = Sampler().sample(logits, [SamplingParams(1, temperature=temperature)] * 2, [0, 0])
+    tokens = _sample(logits, [SamplingParams(1, temperature=temperature)] * 2, [0, 0])
 
     assert tokens == [None, 1]
 
@@ -139,4 +156,47 @@ def test_row_that_is_not_finite_is_told_apart(bad: float, temperature: float) ->
 def test_half_precision_logits_are_sampled() -> None:
     logits = torch.tensor([[0.0, 20.0, 0.0]], dtype=torch.bfloat16)
 
-    assert Sampler().sample(logits, [SamplingParams(1, seed=1)], [0]) == [1]
+    assert _sample(logits, [SamplingParams(1, seed=1)], [0]) == [1]
+
+
+def test_min_p_keeps_what_is_near_the_best() -> None:
+    logits = [math.log(value) for value in (0.5, 0.3, 0.15, 0.05)]
+
+    assert set(_draw_many(logits, min_p=0.25)) == {0, 1, 2}
+    assert set(_draw_many(logits, min_p=1.0)) == {0}
+
+
+def test_min_p_comes_before_top_p() -> None:
+    logits = [math.log(value) for value in (0.4, 0.3, 0.2, 0.1)]
+
+    # Of the two that min_p leaves, the first alone has 0.57 of the mass.
+    assert set(_draw_many(logits, min_p=0.7, top_p=0.55)) == {0}
+
+
+def test_logprobs_are_those_of_the_model_whatever_the_rules() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0, -1.0]])
+    params = SamplingParams(1, temperature=0.0, logit_bias={3: 100.0}, num_logprobs=2)
+    row = SampledRow(params, 0, SamplingState(params, []))
+
+    (token,) = Sampler().sample(logits, [row])
+
+    assert token is not None
+    assert token.token_id == 3
+    assert token.logprobs is not None
+    expected = logits[0].log_softmax(-1)
+    assert token.logprobs.logprob == pytest.approx(float(expected[3]))
+    assert token.logprobs.rank == 4
+    assert token.logprobs.top_token_ids == (1, 2)
+    assert token.logprobs.top_logprobs == pytest.approx([float(expected[1]), float(expected[2])])
+
+
+def test_logprobs_are_told_to_those_who_ask() -> None:
+    logits = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    wishes = (None, 0, 5)
+    rows = [SampledRow(SamplingParams(1, temperature=0.0, num_logprobs=n), 0) for n in wishes]
+
+    tokens = Sampler().sample(logits, rows)
+
+    told = [token.logprobs if token else None for token in tokens]
+    assert [one and len(one.top_token_ids) for one in told] == [None, 0, 5]
+    assert all(one.rank == 1 for one in told if one)

@@ -9,7 +9,8 @@ import torch
 
 from chiasm.common.limits import Limits
 from chiasm.common.media import RequestContext
-from chiasm.generator.admission import Admission, GenerationRequest, SamplingWishes
+from chiasm.common.sampling import SamplingWishes
+from chiasm.generator.admission import Admission, GenerationRequest
 from chiasm.generator.engine.block_manager import BlockManager
 from chiasm.generator.engine.chunking import Chunking
 from chiasm.generator.engine.engine import Engine

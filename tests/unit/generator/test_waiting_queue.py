@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from chiasm.generator.engine.sampling_params import SamplingParams
+from chiasm.generator.engine.scheduled_step import ScheduledSequence
 from chiasm.generator.engine.sequence import Origin, Sequence
 from chiasm.generator.engine.waiting_queue import DECODE_COST, WaitingQueue
 from tests.fakes.generator_engine import make_prompt
@@ -25,7 +26,7 @@ def _drain(queue: WaitingQueue, cost: int = 0) -> list[int]:
     order = []
     while (sequence := queue.peek()) is not None:
         queue.remove(sequence)
-        queue.charge(sequence.origin.tenant, cost, 0)
+        queue.charge(ScheduledSequence(sequence, 0, cost))
         order.append(sequence.seq_id)
     return order
 
@@ -48,16 +49,18 @@ def test_tenants_take_turns_by_what_was_computed_for_them() -> None:
 
 
 def test_decoded_tokens_count_more_than_prefilled_ones() -> None:
-    queue = _queue(_sequence(1, "a"), _sequence(2, "b"))
-    queue.charge("a", 0, 1)
-    queue.charge("b", DECODE_COST - 1, 0)
+    one, other = _sequence(1, "a"), _sequence(2, "b")
+    queue = _queue(one, other)
+    queue.charge(ScheduledSequence(one, one.num_prompt_tokens, 1))
+    queue.charge(ScheduledSequence(other, 0, DECODE_COST - 1))
 
     assert _drain(queue) == [2, 1]
 
 
 def test_returning_tenant_has_saved_nothing_up() -> None:
-    queue = _queue(_sequence(1, "a"), _sequence(2, "a"))
-    queue.charge("a", 1000, 0)
+    first = _sequence(1, "a")
+    queue = _queue(first, _sequence(2, "a"))
+    queue.charge(ScheduledSequence(first, 0, 1000))
     late = [_sequence(3, "b"), _sequence(4, "b")]
     for sequence in late:
         queue.enter("b")
@@ -69,7 +72,7 @@ def test_returning_tenant_has_saved_nothing_up() -> None:
 def test_tenant_without_live_sequences_leaves_no_record() -> None:
     sequence = _sequence(1)
     queue = _queue(sequence)
-    queue.charge("a", 1000, 0)
+    queue.charge(ScheduledSequence(sequence, 0, 1000))
     queue.remove(sequence)
     queue.leave("a")
     queue.enter("b")

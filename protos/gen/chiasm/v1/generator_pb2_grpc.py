@@ -40,6 +40,11 @@ class GeneratorServiceStub:
                 request_serializer=chiasm_dot_v1_dot_generator__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=chiasm_dot_v1_dot_generator__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Session = channel.stream_stream(
+                '/chiasm.v1.GeneratorService/Session',
+                request_serializer=chiasm_dot_v1_dot_generator__pb2.SessionRequest.SerializeToString,
+                response_deserializer=chiasm_dot_v1_dot_generator__pb2.StepBatch.FromString,
+                _registered_method=True)
         self.GetGeneratorInfo = channel.unary_unary(
                 '/chiasm.v1.GeneratorService/GetGeneratorInfo',
                 request_serializer=chiasm_dot_v1_dot_generator__pb2.GetGeneratorInfoRequest.SerializeToString,
@@ -69,6 +74,22 @@ class GeneratorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Session(self, request_iterator, context):
+        """Generate for many prompts over one call: what `Generate` does for each of them, with the same
+        reasons, and one message per engine step for all. A gateway holds one session per generator.
+        A request that fails gets an `error`; the others go on. Ending the session, in whatever way,
+        cancels every request on it and frees their blocks. A generator that drains refuses each
+        `start` with UNAVAILABLE (DRAINING) and ends the session after its last request.
+
+        Reasons of the session itself: INVALID_ARGUMENT (INVALID_REQUEST: a key in use or a message
+        that is none of those below).
+
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetGeneratorInfo(self, request, context):
         """Describe this generator: model, context length, cache.
         """
@@ -83,6 +104,11 @@ def add_GeneratorServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=chiasm_dot_v1_dot_generator__pb2.GenerateRequest.FromString,
                     response_serializer=chiasm_dot_v1_dot_generator__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Session': grpc.stream_stream_rpc_method_handler(
+                    servicer.Session,
+                    request_deserializer=chiasm_dot_v1_dot_generator__pb2.SessionRequest.FromString,
+                    response_serializer=chiasm_dot_v1_dot_generator__pb2.StepBatch.SerializeToString,
             ),
             'GetGeneratorInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetGeneratorInfo,
@@ -118,6 +144,33 @@ class GeneratorService:
             '/chiasm.v1.GeneratorService/Generate',
             chiasm_dot_v1_dot_generator__pb2.GenerateRequest.SerializeToString,
             chiasm_dot_v1_dot_generator__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Session(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/chiasm.v1.GeneratorService/Session',
+            chiasm_dot_v1_dot_generator__pb2.SessionRequest.SerializeToString,
+            chiasm_dot_v1_dot_generator__pb2.StepBatch.FromString,
             options,
             channel_credentials,
             insecure,

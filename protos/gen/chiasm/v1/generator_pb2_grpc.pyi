@@ -49,6 +49,18 @@ class GeneratorServiceStub:
     RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (DRAINING),
     DEADLINE_EXCEEDED (SPAN_TIMEOUT).
     """
+    Session: _grpc.StreamStreamMultiCallable[_generator_pb2.SessionRequest, _generator_pb2.StepBatch]
+    """Generate for many prompts over one call: what `Generate` does for each of them, with the same
+    reasons, and one message per engine step for all. A gateway holds one session per generator.
+    A request that fails gets an `error`; the others go on. Ending the session, in whatever way,
+    cancels every request on it and frees their blocks. A generator that drains refuses each
+    `start` with UNAVAILABLE (DRAINING) and ends the session after its last request.
+
+    Reasons of the session itself: INVALID_ARGUMENT (INVALID_REQUEST: a key in use or a message
+    that is none of those below).
+
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    """
     GetGeneratorInfo: _grpc.UnaryUnaryMultiCallable[_generator_pb2.GetGeneratorInfoRequest, _generator_pb2.GetGeneratorInfoResponse]
     """Describe this generator: model, context length, cache."""
 
@@ -70,6 +82,18 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
     PROMPT_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND), FAILED_PRECONDITION (EMBEDDING_EXPIRED),
     RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (DRAINING),
     DEADLINE_EXCEEDED (SPAN_TIMEOUT).
+    """
+    Session: _aio.StreamStreamMultiCallable[_generator_pb2.SessionRequest, _generator_pb2.StepBatch]  # type: ignore[assignment]
+    """Generate for many prompts over one call: what `Generate` does for each of them, with the same
+    reasons, and one message per engine step for all. A gateway holds one session per generator.
+    A request that fails gets an `error`; the others go on. Ending the session, in whatever way,
+    cancels every request on it and frees their blocks. A generator that drains refuses each
+    `start` with UNAVAILABLE (DRAINING) and ends the session after its last request.
+
+    Reasons of the session itself: INVALID_ARGUMENT (INVALID_REQUEST: a key in use or a message
+    that is none of those below).
+
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     """
     GetGeneratorInfo: _aio.UnaryUnaryMultiCallable[_generator_pb2.GetGeneratorInfoRequest, _generator_pb2.GetGeneratorInfoResponse]  # type: ignore[assignment]
     """Describe this generator: model, context length, cache."""
@@ -95,6 +119,24 @@ class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
         PROMPT_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND), FAILED_PRECONDITION (EMBEDDING_EXPIRED),
         RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (DRAINING),
         DEADLINE_EXCEEDED (SPAN_TIMEOUT).
+        """
+
+    @_abc_1.abstractmethod
+    def Session(
+        self,
+        request_iterator: _MaybeAsyncIterator[_generator_pb2.SessionRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_generator_pb2.StepBatch], _abc.AsyncIterator[_generator_pb2.StepBatch]]:
+        """Generate for many prompts over one call: what `Generate` does for each of them, with the same
+        reasons, and one message per engine step for all. A gateway holds one session per generator.
+        A request that fails gets an `error`; the others go on. Ending the session, in whatever way,
+        cancels every request on it and frees their blocks. A generator that drains refuses each
+        `start` with UNAVAILABLE (DRAINING) and ends the session after its last request.
+
+        Reasons of the session itself: INVALID_ARGUMENT (INVALID_REQUEST: a key in use or a message
+        that is none of those below).
+
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,75 @@
+"""Turn guides into grammars off the event loop, with bounds on time and memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from chiasm.common.errors import InvalidRequestError, OverloadedError
+from chiasm.common.sampling import GUIDE_PARAM
+
+if TYPE_CHECKING:
+    from chiasm.common.sampling import Guide
+    from chiasm.generator.engine.grammar import Grammar, GrammarCompiler
+
+MAX_GRAMMARS = 64
+MAX_COMPILATIONS = 32
+COMPILE_TIMEOUT_S = 5.0
+
+
+class Guides:
+    """Compiles guides in one thread and keeps the grammars that were used last."""
+
+    def __init__(self, compiler: GrammarCompiler | None) -> None:
+        """Start without grammars; ``compiler`` is ``None`` where there is no tokenizer."""
+        self._compiler = compiler
+        self._grammars: OrderedDict[Guide, Grammar] = OrderedDict()
+        self._num_compilations = 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
+
+    async def compile(self, guide: Guide) -> Grammar:
+        """Return the grammar of ``guide``.
+
+        Raises:
+            InvalidRequestError: It is not valid, costs too much, or the model has no tokenizer.
+            OverloadedError: Too many guides wait to be compiled.
+        """
+        if guide in self._grammars:
+            self._grammars.move_to_end(guide)
+            return self._grammars[guide]
+        if self._compiler is None:
+            raise InvalidRequestError(
+                "The model has no tokenizer.json, which structured output needs.",
+                param=GUIDE_PARAM,
+            )
+        if self._num_compilations >= MAX_COMPILATIONS:
+            raise OverloadedError("Too many guides wait to be compiled.", retry_after_s=1.0)
+        self._num_compilations += 1
+        future = asyncio.get_running_loop().run_in_executor(
+            self._thread, self._compiler.compile, guide
+        )
+        future.add_done_callback(lambda _: self._finish_one())
+        try:
+            async with asyncio.timeout(COMPILE_TIMEOUT_S):
+                grammar = await future
+        except TimeoutError:
+            raise InvalidRequestError(
+                f"The guide of the output was not compiled within {COMPILE_TIMEOUT_S:g} seconds.",
+                param=GUIDE_PARAM,
+            ) from None
+        self._keep(guide, grammar)
+        return grammar
+
+    def close(self) -> None:
+        """End the thread after what it is at."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _finish_one(self) -> None:
+        self._num_compilations -= 1
+
+    def _keep(self, guide: Guide, grammar: Grammar) -> None:
+        self._grammars[guide] = grammar
+        while len(self._grammars) > MAX_GRAMMARS:
+            self._grammars.popitem(last=False)

@@ -1,0 +1,118 @@
+"""Load of all kinds at once: text and pictures, answers cancelled midway, malformed requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from typing import Any
+
+import aiohttp
+
+from tests.harness import chat
+
+CANCELLED_PART = 0.20
+MALFORMED_PART = 0.05
+PICTURE_PART = 0.4
+NUM_PICTURES = 24
+MAX_TOKENS = 24
+REQUEST_TIMEOUT_S = 30.0
+QUESTIONS = ("What is this?", "Describe the picture in a few words.", "Which shape, which color?")
+
+
+class MixedLoad:
+    """Sends requests from several workers and counts how they ended.
+
+    Attributes:
+        counts: Requests by ``complete``, ``cancelled``, ``refused``, or ``wrong: ...``.
+    """
+
+    def __init__(self, base_url: str, seed: int) -> None:
+        self._url = f"{base_url}/v1/chat/completions"
+        self._random = random.Random(seed)
+        # A fixed set: caches of embeddings fill once, and memory can settle.
+        self._pictures = [
+            chat.picture(seed * 1000 + i, self._side(), self._side()) for i in range(NUM_PICTURES)
+        ]
+        self.counts: Counter[str] = Counter()
+
+    async def run(self, duration_s: float, num_workers: int) -> None:
+        """Send requests for ``duration_s`` seconds and wait for the last answers.
+
+        Args:
+            duration_s: Seconds within which requests are begun.
+            num_workers: Requests in flight.
+        """
+        end = time.monotonic() + duration_s
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+        ) as session:
+            await asyncio.gather(*(self._work(session, end) for _ in range(num_workers)))
+
+    async def _work(self, session: aiohttp.ClientSession, end: float) -> None:
+        while time.monotonic() < end:
+            draw = self._random.random()
+            try:
+                if draw < MALFORMED_PART:
+                    outcome = await self._send_malformed(session)
+                elif draw < MALFORMED_PART + CANCELLED_PART:
+                    cancel_after = self._random.randint(0, MAX_TOKENS - 2)
+                    outcome = await self._stream(session, self._body(400), cancel_after)
+                else:
+                    num_tokens = self._random.randint(1, MAX_TOKENS)
+                    outcome = await self._stream(session, self._body(num_tokens), None)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                outcome = f"wrong: {type(error).__name__}"
+            self.counts[outcome] += 1
+
+    async def _stream(
+        self, session: aiohttp.ClientSession, body: dict[str, Any], cancel_after: int | None
+    ) -> str:
+        """Stream an answer; hang up after ``cancel_after`` events if that is given."""
+        num_events = 0
+        finish_reason = None
+        async with session.post(self._url, json={**body, "stream": True}) as response:
+            if response.status != 200:
+                return f"wrong: {response.status} {(await response.text())[:200]}"
+            async for line in response.content:
+                if not line.startswith(b"data: {"):
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    return f"wrong: {event['error']}"
+                for choice in event["choices"]:
+                    finish_reason = choice["finish_reason"] or finish_reason
+                num_events += 1
+                if cancel_after is not None and num_events > cancel_after:
+                    response.close()
+                    return "cancelled"
+        return "complete" if finish_reason == "length" else f"wrong: ended by {finish_reason}"
+
+    async def _send_malformed(self, session: aiohttp.ClientSession) -> str:
+        body = self._random.choice(
+            (
+                json.dumps({**self._body(4), "temperature": -1}).encode(),
+                json.dumps({**self._body(4), "messages": "none"}).encode(),
+                json.dumps(chat.chat_body("What?", [b"not a picture" * 9], 4)).encode(),
+                json.dumps(chat.chat_body("What?", [self._pictures[0][:-40]], 4)).encode(),
+                b'{"messages": [',
+            )
+        )
+        headers = {"content-type": "application/json"}
+        async with session.post(self._url, data=body, headers=headers) as response:
+            error = (await response.json())["error"]
+            is_refused = 400 <= response.status < 500 and error["message"]
+        return "refused" if is_refused else f"wrong: malformed got {response.status}"
+
+    def _body(self, num_tokens: int) -> dict[str, Any]:
+        question = self._random.choice(QUESTIONS) + f" {self._random.randrange(10**6)}"
+        if self._random.random() < PICTURE_PART:
+            pictures = self._random.sample(self._pictures, self._random.randint(1, 2))
+        else:
+            pictures = []
+        return chat.chat_body(question, pictures, num_tokens)
+
+    def _side(self) -> int:
+        return self._random.randrange(56, 140)

@@ -1,0 +1,104 @@
+"""Guides are compiled off the loop, once, and never more than a few at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from chiasm.common.errors import InvalidRequestError, OverloadedError
+from chiasm.common.sampling import Guide, GuideKind
+from chiasm.generator import guides
+from chiasm.generator.guides import Guides
+
+if TYPE_CHECKING:
+    from chiasm.generator.engine.grammar import Grammar, GrammarCompiler
+
+
+class _Compiler:
+    """Compiles when it is let; remembers what and where."""
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.seen: list[str] = []
+        self.threads: set[str] = set()
+
+    def compile(self, guide: Guide) -> Grammar:
+        assert self.may_go_on.wait(10)
+        self.seen.append(guide.text)
+        self.threads.add(threading.current_thread().name)
+        return cast("Grammar", f"grammar of {guide.text}")
+
+
+def _guide(text: str) -> Guide:
+    return Guide(GuideKind.REGEX, text)
+
+
+def _guides(compiler: _Compiler) -> Guides:
+    return Guides(cast("GrammarCompiler", compiler))
+
+
+async def test_guide_is_compiled_once_in_a_thread_of_its_own() -> None:
+    compiler = _Compiler()
+    subject = _guides(compiler)
+
+    first, second = await subject.compile(_guide("a")), await subject.compile(_guide("a"))
+
+    assert str(first) == str(second) == "grammar of a"
+    assert compiler.seen == ["a"]
+    assert threading.current_thread().name not in compiler.threads
+    subject.close()
+
+
+async def test_only_the_last_used_grammars_are_kept() -> None:
+    compiler = _Compiler()
+    subject = _guides(compiler)
+    for number in range(guides.MAX_GRAMMARS):
+        await subject.compile(_guide(str(number)))
+    await subject.compile(_guide("0"))
+    await subject.compile(_guide("new"))
+
+    await subject.compile(_guide("0"))
+    await subject.compile(_guide("1"))
+
+    assert compiler.seen[guides.MAX_GRAMMARS :] == ["new", "1"]
+    subject.close()
+
+
+async def test_guide_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guides, "COMPILE_TIMEOUT_S", 0.01)
+    compiler = _Compiler()
+    compiler.may_go_on.clear()
+    subject = _guides(compiler)
+
+    with pytest.raises(InvalidRequestError, match=r"not compiled within 0\.01 seconds"):
+        await subject.compile(_guide("a"))
+    compiler.may_go_on.set()
+    subject.close()
+
+
+async def test_waiting_guides_are_bounded() -> None:
+    compiler = _Compiler()
+    compiler.may_go_on.clear()
+    subject = _guides(compiler)
+    waiting = [
+        asyncio.create_task(subject.compile(_guide(str(number))))
+        for number in range(guides.MAX_COMPILATIONS)
+    ]
+    await asyncio.sleep(0)
+
+    with pytest.raises(OverloadedError):
+        await subject.compile(_guide("one more"))
+    compiler.may_go_on.set()
+    await asyncio.gather(*waiting)
+
+    assert str(await subject.compile(_guide("one more"))) == "grammar of one more"
+    subject.close()
+
+
+async def test_model_without_tokenizer_says_so() -> None:
+    with pytest.raises(InvalidRequestError, match=r"no tokenizer\.json"):
+        await Guides(None).compile(_guide("a"))
