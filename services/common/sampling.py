@@ -67,6 +67,7 @@ class SamplingWishes:
     min_tokens: int = 0
     num_logprobs: int | None = None
     guide: Guide | None = None
+    num_sequences: int = 1
 
 
 def wishes_from_proto(message: generator_pb2.SamplingParams) -> SamplingWishes:
@@ -81,6 +82,7 @@ def wishes_from_proto(message: generator_pb2.SamplingParams) -> SamplingWishes:
         allowed_token_ids=tuple(message.allowed_token_ids),
         min_tokens=message.min_tokens,
         guide=_guide_from_proto(message.guide) if message.HasField("guide") else None,
+        num_sequences=message.num_sequences or 1,
     )
 
 
@@ -97,6 +99,7 @@ def wishes_to_proto(wishes: SamplingWishes) -> generator_pb2.SamplingParams:
         allowed_token_ids=wishes.allowed_token_ids,
         min_tokens=wishes.min_tokens,
         guide=None if wishes.guide is None else _guide_to_proto(wishes.guide),
+        num_sequences=wishes.num_sequences,
     )
 
 
@@ -190,6 +193,10 @@ def _check_guide(guide: Guide, limits: Limits) -> None:
 def _check_counts(wishes: SamplingWishes, limits: Limits) -> None:
     if wishes.max_tokens is not None and wishes.max_tokens < 1:
         raise _refusal("max_tokens", f"must be at least 1, got {wishes.max_tokens}")
+    if not 1 <= wishes.num_sequences <= limits.max_choices:
+        raise InvalidRequestError(
+            f"n must be between 1 and {limits.max_choices}, got {wishes.num_sequences}.", param="n"
+        )
     if wishes.max_tokens is not None and wishes.min_tokens > wishes.max_tokens:
         raise _refusal(
             "min_tokens",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,9 @@ class ChatDelta:
         text: Text added; may be empty.
         token_ids: Tokens added; may run ahead of the text.
         usage: Tokens counted so far.
-        finish: Set in the last delta.
+        finish: Set in the last delta of an answer.
         logprobs: How likely the tokens were; empty unless asked for.
+        index: Which of the answers it belongs to.
     """
 
     text: str
@@ -70,6 +71,7 @@ class ChatDelta:
     usage: Usage
     finish: Finish | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,31 +90,43 @@ class AnswerHead:
 
 
 @dataclass(frozen=True, slots=True)
-class WholeAnswer:
-    """All deltas of an answer together."""
+class WholeChoice:
+    """All deltas of one answer together."""
 
     text: str
     token_ids: tuple[int, ...]
-    usage: Usage
     finish: Finish
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    """All answers to a request, at least one, and what they cost together."""
+
+    choices: tuple[WholeChoice, ...]
+    usage: Usage
+
+
 async def collect(deltas: AsyncIterator[ChatDelta]) -> WholeAnswer:
-    """Return all deltas of an answer as one.
+    """Return all deltas of a request together.
 
     Raises:
-        ChiasmError: The answer failed.
+        ChiasmError: An answer failed.
     """
-    texts: list[str] = []
-    token_ids: list[int] = []
-    logprobs: list[TokenLogprobs] = []
-    last = None
-    async for last in deltas:
-        texts.append(last.text)
-        token_ids.extend(last.token_ids)
-        logprobs.extend(last.logprobs)
-    assert last is not None, "an answer has at least one delta"
-    assert last.finish is not None, "the last delta says why the answer ended"
-    text = "".join(texts)
-    return WholeAnswer(text, tuple(token_ids), last.usage, last.finish, tuple(logprobs))
+    by_index: dict[int, list[ChatDelta]] = {}
+    usage = Usage()
+    async for delta in deltas:
+        by_index.setdefault(delta.index, []).append(delta)
+        usage = delta.usage
+    return WholeAnswer(tuple(_join(by_index[index]) for index in sorted(by_index)), usage)
+
+
+def _join(deltas: Sequence[ChatDelta]) -> WholeChoice:
+    finish = deltas[-1].finish
+    assert finish is not None, "the last delta says why the answer ended"
+    return WholeChoice(
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        finish=finish,
+        logprobs=tuple(one for delta in deltas for one in delta.logprobs),
+    )

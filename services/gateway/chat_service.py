@@ -12,7 +12,7 @@ from chiasm.common.errors import DeadlineExceededError, NotFoundError
 from chiasm.common.logging import bind_request_id
 from chiasm.common.media import MediaSpan, RequestContext
 
-from .answer import Answer
+from .answer import Answers
 from .answer_text import AnswerText
 from .bad_words import encode_bad_words
 from .deadline import Deadline
@@ -97,7 +97,7 @@ class ChatPipeline:
             caller: Who asks.
 
         Returns:
-            Deltas; the last one has ``finish`` set.
+            Deltas; the last one of each answer has ``finish`` set.
 
         Raises:
             ChiasmError: The request is refused or failed, also after some deltas.
@@ -122,9 +122,12 @@ class ChatPipeline:
                 start = self._start(request, context, expanded, planned, generator)
                 async with self._generator.generate(start, deadline) as call:
                     batch.connect(call)
-                    text = self._text(request.stop, start.sampling, generator)
-                    answer = Answer(text, expanded, start.sampling.stop_token_ids, metrics)
-                    async with aclosing(answer.read(call, batch)) as deltas:
+                    texts = [
+                        self._text(request.stop, start.sampling, generator)
+                        for _ in range(start.sampling.num_sequences)
+                    ]
+                    answers = Answers(texts, expanded, start.sampling.stop_token_ids, metrics)
+                    async with aclosing(answers.read(call, batch)) as deltas:
                         async for delta in deltas:
                             yield delta
 

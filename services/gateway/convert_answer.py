@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from chiasm.common.media import Modality
 
-    from .chat_events import AnswerHead, ChatDelta, TokenLogprobs, Usage, WholeAnswer
+    from .chat_events import AnswerHead, ChatDelta, TokenLogprobs, Usage, WholeAnswer, WholeChoice
 
 _FINISH_REASONS = {
     "": generator_pb2.FINISH_REASON_UNSPECIFIED,
@@ -23,17 +23,30 @@ _FINISH_REASONS = {
 
 def answer_to_proto(head: AnswerHead, answer: WholeAnswer) -> chat_pb2.ChatCompletionResponse:
     """Return the message of a whole answer."""
+    first, *more = answer.choices
     return chat_pb2.ChatCompletionResponse(
         request_id=head.request_id,
         model=head.model,
         created_s=head.created_s,
-        text=answer.text,
-        finish_reason=_FINISH_REASONS[answer.finish.reason],
-        stop_string=answer.finish.stop_string,
-        stop_token_id=answer.finish.stop_token_id,
+        text=first.text,
+        finish_reason=_FINISH_REASONS[first.finish.reason],
+        stop_string=first.finish.stop_string,
+        stop_token_id=first.finish.stop_token_id,
         usage=usage_to_proto(answer.usage),
-        token_ids=answer.token_ids,
-        logprobs=map(_logprobs_to_proto, answer.logprobs),
+        token_ids=first.token_ids,
+        logprobs=map(_logprobs_to_proto, first.logprobs),
+        more_choices=map(_choice_to_proto, more),
+    )
+
+
+def _choice_to_proto(choice: WholeChoice) -> chat_pb2.ChatChoice:
+    return chat_pb2.ChatChoice(
+        text=choice.text,
+        finish_reason=_FINISH_REASONS[choice.finish.reason],
+        stop_string=choice.finish.stop_string,
+        stop_token_id=choice.finish.stop_token_id,
+        token_ids=choice.token_ids,
+        logprobs=map(_logprobs_to_proto, choice.logprobs),
     )
 
 
@@ -50,6 +63,7 @@ def delta_to_proto(head: AnswerHead, delta: ChatDelta) -> chat_pb2.StreamChatCom
         stop_string=finish.stop_string if finish else "",
         stop_token_id=finish.stop_token_id if finish else None,
         logprobs=map(_logprobs_to_proto, delta.logprobs),
+        index=delta.index,
     )
 
 

@@ -57,10 +57,11 @@ class GenerateStart:
 
 @dataclass(frozen=True, slots=True)
 class TokensAdded:
-    """Tokens that one engine step added, and how likely they were if that was asked for."""
+    """Tokens that were added to answer ``index``, with how likely they were if that was asked."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,13 @@ class SequenceFinished:
         finish_reason: ``stop``, ``length`` or ``cancelled``.
         stop_token_id: The token that ended it, if one did.
         num_cached_tokens: Prompt tokens whose KV came from the prefix cache.
+        index: Which of the answers ended.
     """
 
     finish_reason: str
     stop_token_id: int | None
     num_cached_tokens: int
+    index: int = 0
 
 
 GenerateEvent = TokensAdded | EmbeddingNeeded | SequenceFinished
@@ -201,7 +204,7 @@ class GenerateCall:
         """Return the next event.
 
         Raises:
-            StopAsyncIteration: The call ended after ``SequenceFinished``.
+            StopAsyncIteration: The call ended after the last ``SequenceFinished``.
             ChiasmError: What the generator answered, or what ``send_failed`` reported.
         """
         while True:
@@ -317,7 +320,8 @@ def _start_to_proto(start: GenerateStart, ready_ids: set[bytes]) -> generator_pb
 def _event_from_proto(response: generator_pb2.GenerateResponse) -> GenerateEvent | None:
     kind = response.WhichOneof("message")
     if kind == "delta":
-        return TokensAdded(tuple(response.delta.token_ids), _logprobs_from_proto(response.delta))
+        delta = response.delta
+        return TokensAdded(tuple(delta.token_ids), _logprobs_from_proto(delta), delta.index)
     if kind == "need":
         return EmbeddingNeeded(response.need.embedding_id)
     if kind == "finished":
@@ -326,6 +330,7 @@ def _event_from_proto(response: generator_pb2.GenerateResponse) -> GenerateEvent
             finish_reason=_FINISH_REASONS.get(finished.finish_reason, "stop"),
             stop_token_id=finished.stop_token_id if finished.HasField("stop_token_id") else None,
             num_cached_tokens=finished.num_cached_tokens,
+            index=finished.index,
         )
     return None
 

@@ -114,7 +114,8 @@ class GeneratorSession:
         if message.ByteSize() > DEFAULT_MAX_MESSAGE_BYTES:
             # The generator would end the session by it, and with it all other requests.
             raise TooLargeError("A message is over the limit of bytes.")
-        call = SessionCall(self, key, deadline_s)
+        num_sequences = start.sampling.num_sequences or 1
+        call = SessionCall(self, key, deadline_s, num_sequences)
         self._calls[key] = call
         self._post(message)
         return call

@@ -64,8 +64,8 @@ class RequestMetrics:
             metrics.INTER_TOKEN_LATENCY_SECONDS.labels(self._model).observe(itl_s)
         self._last_token_s = now_s
 
-    def finish(self, finish_reason: str, usage: Usage) -> None:
-        """Count a request that was answered."""
+    def finish(self, finish_reason: str, usage: Usage, num_choices: int = 1) -> None:
+        """Count a request that was answered; ``finish_reason`` is that of its last answer."""
         self._is_finished = True
         model = self._model
         metrics.REQUEST_SUCCESS.labels(model, finish_reason).inc()
@@ -73,7 +73,7 @@ class RequestMetrics:
         metrics.REQUEST_PROMPT_TOKENS.labels(model).observe(usage.num_prompt_tokens)
         metrics.REQUEST_GENERATION_TOKENS.labels(model).observe(usage.num_output_tokens)
         metrics.REQUEST_MAX_NUM_GENERATION_TOKENS.labels(model).observe(usage.num_output_tokens)
-        metrics.REQUEST_PARAMS_N.labels(model).observe(1)
+        metrics.REQUEST_PARAMS_N.labels(model).observe(num_choices)
         metrics.PROMPT_TOKENS.labels(model).inc(usage.num_prompt_tokens)
         metrics.GENERATION_TOKENS.labels(model).inc(usage.num_output_tokens)
         self._observe_time_per_token(usage.num_output_tokens)

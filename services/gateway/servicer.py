@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from chiasm.v1 import chat_pb2, chat_pb2_grpc
 
-from .chat_events import AnswerHead, collect
+from .chat_events import AnswerHead, Usage, collect
 from .chat_request import Caller
 from .convert import chat_request_from_proto
 from .convert_answer import answer_to_proto, delta_to_proto, model_to_proto, usage_message
@@ -66,11 +66,13 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         caller = self._caller(context)
         chat = await self._read(request.request)
         head = self._head(chat)
+        usage = Usage()
         async with aclosing(self._pipeline.run(chat, caller)) as deltas:
             async for delta in deltas:
+                usage = delta.usage
                 yield delta_to_proto(head, delta)
-                if delta.finish and request.include_usage:
-                    yield usage_message(head, delta.usage)
+        if request.include_usage:
+            yield usage_message(head, usage)
 
     async def ListModels(  # noqa: N802 - named by the proto
         self,

@@ -40,12 +40,15 @@ class SessionCall:
     has less to do for each token. Invariant: at most ``WINDOW_TOKENS`` tokens are unread.
     """
 
-    def __init__(self, session: GeneratorSession, key: int, deadline_s: float) -> None:
+    def __init__(
+        self, session: GeneratorSession, key: int, deadline_s: float, num_sequences: int = 1
+    ) -> None:
+        """Wait for the answers of ``num_sequences`` sequences, at most ``deadline_s`` seconds."""
         self._session = session
+        self._num_unfinished = num_sequences
         self._key = key
         self._responses: deque[generator_pb2.GenerateResponse] = deque()
         self._end: CallEndedError | None = None
-        self._is_finished = False
         self._is_expired = False
         self._waiter: asyncio.Future[None] | None = None
         self._num_ungranted = 0
@@ -55,10 +58,10 @@ class SessionCall:
     @property
     def has_ended(self) -> bool:
         """Whether the generator has said its last word, read or not."""
-        return self._is_finished or self._end is not None
+        return self._num_unfinished == 0 or self._end is not None
 
     async def read(self) -> generator_pb2.GenerateResponse | None:
-        """Return the next answer of the generator; ``None`` after ``finished``.
+        """Return the next answer of the generator; ``None`` after the last ``finished``.
 
         Raises:
             CallEndedError: The request or its session failed; answers before that are read first.
@@ -66,7 +69,7 @@ class SessionCall:
         while not self._responses:
             if self._end is not None:
                 raise self._end
-            if self._is_finished:
+            if self._num_unfinished == 0:
                 return None
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -80,10 +83,12 @@ class SessionCall:
         if self.has_ended:
             return
         kind = response.WhichOneof("message")
-        if kind == "delta" and self._responses and self._responses[-1].HasField("delta"):
-            self._responses[-1].delta.MergeFrom(response.delta)
-            return
-        self._is_finished = kind == "finished"
+        if kind == "delta" and self._responses:
+            last = self._responses[-1]
+            if last.HasField("delta") and last.delta.index == response.delta.index:
+                last.delta.MergeFrom(response.delta)
+                return
+        self._num_unfinished -= kind == "finished"
         self._responses.append(response)
         self._wake()
 

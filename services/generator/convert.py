@@ -116,6 +116,7 @@ def event_to_proto(event: GenerationEvent) -> generator_pb2.GenerateResponse:
                 num_prompt_tokens=event.num_prompt_tokens,
                 num_output_tokens=event.num_output_tokens,
                 num_cached_tokens=event.num_cached_tokens,
+                index=event.index,
             )
             return generator_pb2.GenerateResponse(finished=finished)
 
@@ -124,6 +125,7 @@ def delta_to_proto(delta: TokenDelta) -> generator_pb2.TokenDelta:
     """Return the message of new tokens."""
     return generator_pb2.TokenDelta(
         token_ids=delta.token_ids,
+        index=delta.index,
         logprobs=[
             generator_pb2.TokenLogprobs(
                 logprob=one.logprob,

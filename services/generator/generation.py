@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from chiasm.generator.engine.group_stream import GroupStream
 from chiasm.generator.engine.outputs import Finished, NeedEmbedding, TokenDelta
 from chiasm.generator.engine.sequence import Origin
 from chiasm.generator.span_tracker import SpanTracker
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from chiasm.generator.admission import Admission, GenerationRequest
     from chiasm.generator.embedding_loader import EmbeddingLoader
     from chiasm.generator.engine.async_engine import AsyncEngine
-    from chiasm.generator.engine.sequence_stream import SequenceStream
     from chiasm.generator.guides import Guides
     from chiasm.generator.span_tracker import SpanUpdate
 
@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 # Longer prompts are checked in a thread; up to here it takes well below a millisecond.
 _MAX_INLINE_TOKENS = 4096
+_NUM_SEEDS = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class GenerationService:
     async def generate(
         self, request: GenerationRequest, updates: AsyncIterator[SpanUpdate]
     ) -> AsyncGenerator[GenerationEvent, None]:
-        """Yield what happens to ``request``; the last event is ``Finished``.
+        """Yield what happens to ``request``; it ends when all its sequences have.
 
         Closing the generator at any point, or cancelling its task, frees the sequence's blocks
         before the next step.
@@ -88,7 +89,8 @@ class GenerationService:
                 yield event
                 if isinstance(event, Finished):
                     generation.log_finished(event)
-                    return
+                    if generation.stream.is_over:
+                        return
         finally:
             await generation.close()
 
@@ -109,7 +111,12 @@ class GenerationService:
             prompt, sampling = self._admission.check(request)
         if request.wishes.guide is not None:
             sampling = replace(sampling, grammar=await self._guides.compile(request.wishes.guide))
-        stream = self._engine.submit(prompt, sampling, Origin.of(request.context))
+        samplings = [
+            replace(sampling, seed=(sampling.seed + index) % _NUM_SEEDS)
+            for index in range(request.wishes.num_sequences)
+        ]
+        origin = Origin.of(request.context)
+        stream = GroupStream(self._engine.submit_group(prompt, samplings, origin))
         tracker = SpanTracker(self._engine, self._loader, stream, request.context.tenant)
         tracker.start(prompt.spans, updates, self._span_wait_s)
         return Generation(self._engine, stream, tracker, request.context.request_id)
@@ -119,13 +126,13 @@ class Generation:
     """One admitted request.
 
     Attributes:
-        stream: What happens to it.
+        stream: What happens to its sequences.
     """
 
     def __init__(
         self,
         engine: AsyncEngine,
-        stream: SequenceStream,
+        stream: GroupStream,
         tracker: SpanTracker,
         request_id: str,
     ) -> None:
@@ -139,7 +146,8 @@ class Generation:
 
         The engine is told before anything is awaited.
         """
-        self._engine.close(self.stream.seq_id)
+        for seq_id in self.stream.seq_ids:
+            self._engine.close(seq_id)
         await self._tracker.close()
 
     def log_finished(self, finished: Finished) -> None:
@@ -147,7 +155,7 @@ class Generation:
         log.info(
             "sequence_finished",
             request_id=self._request_id,
-            seq_id=self.stream.seq_id,
+            seq_id=self.stream.seq_ids[finished.index],
             finish_reason=finished.reason.value,
             num_prompt_tokens=finished.num_prompt_tokens,
             num_output_tokens=finished.num_output_tokens,

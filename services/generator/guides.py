@@ -45,20 +45,22 @@ class Guides:
                 param=GUIDE_PARAM,
             )
         if self._num_compilations >= MAX_COMPILATIONS:
-            raise OverloadedError("Too many guides wait to be compiled.", retry_after_s=1.0)
+            raise _overloaded()
         self._num_compilations += 1
-        future = asyncio.get_running_loop().run_in_executor(
-            self._thread, self._compiler.compile, guide
-        )
-        future.add_done_callback(lambda _: self._finish_one())
+        compilation = self._thread.submit(self._compiler.compile, guide)
         try:
             async with asyncio.timeout(COMPILE_TIMEOUT_S):
-                grammar = await future
+                grammar = await asyncio.wrap_future(compilation)
         except TimeoutError:
+            # The thread goes on with what it has begun; the library's own limits end it.
+            if not compilation.running():
+                raise _overloaded() from None
             raise InvalidRequestError(
                 f"The guide of the output was not compiled within {COMPILE_TIMEOUT_S:g} seconds.",
                 param=GUIDE_PARAM,
             ) from None
+        finally:
+            self._num_compilations -= 1
         self._keep(guide, grammar)
         return grammar
 
@@ -66,10 +68,11 @@ class Guides:
         """End the thread after what it is at."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _finish_one(self) -> None:
-        self._num_compilations -= 1
-
     def _keep(self, guide: Guide, grammar: Grammar) -> None:
         self._grammars[guide] = grammar
         while len(self._grammars) > MAX_GRAMMARS:
             self._grammars.popitem(last=False)
+
+
+def _overloaded() -> OverloadedError:
+    return OverloadedError("Too many guides wait to be compiled.", retry_after_s=1.0)

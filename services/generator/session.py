@@ -191,7 +191,7 @@ class Session:
                 events.append(SessionEvent(request.key, event))
                 if isinstance(event, TokenDelta):
                     num_tokens += len(event.token_ids)
-                elif isinstance(event, Finished):
+                elif isinstance(event, Finished) and request.is_over:
                     self._close(request)
                     return num_tokens
         except Exception as error:  # what ended the sequence, of any class

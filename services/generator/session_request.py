@@ -48,6 +48,11 @@ class SessionRequest:
         """The running generation; ``None`` before the engine has it."""
         return self._generation
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the end of each of its sequences has been taken."""
+        return self._generation is not None and self._generation.stream.is_over
+
     def begin(self, generation: Generation) -> None:
         """Note that the engine has the request."""
         self._generation = generation

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from chiasm.common.media import EmbeddingRef, MediaSpan
     from chiasm.generator.embedding_loader import EmbeddingLoader
     from chiasm.generator.engine.async_engine import AsyncEngine
-    from chiasm.generator.engine.sequence_stream import SequenceStream
+    from chiasm.generator.engine.group_stream import GroupStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class SpanTracker:
     """
 
     def __init__(
-        self, engine: AsyncEngine, loader: EmbeddingLoader, stream: SequenceStream, tenant: str
+        self, engine: AsyncEngine, loader: EmbeddingLoader, stream: GroupStream, tenant: str
     ) -> None:
         self._engine = engine
         self._loader = loader

@@ -31,6 +31,7 @@ class Script:
         error: Raised after the steps instead of finishing.
         hangs: Wait for ever after the steps.
         breaks_off: End after the steps without finishing.
+        indices: Answer that each of ``deltas`` belongs to; empty: all to the first.
     """
 
     deltas: Sequence[Sequence[int]] = ()
@@ -40,6 +41,7 @@ class Script:
     error: ChiasmError | None = None
     hangs: bool = False
     breaks_off: bool = False
+    indices: tuple[int, ...] = ()
 
 
 class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
@@ -127,15 +129,17 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
                 need = generator_pb2.NeedEmbedding(embedding_id=embedding_id)
                 yield generator_pb2.GenerateResponse(need=need)
                 await self._wait(request_iterator, {embedding_id})
-            for token_ids in script.deltas:
-                delta = generator_pb2.TokenDelta(token_ids=token_ids)
+            indices = script.indices or (0,) * len(script.deltas)
+            for index, token_ids in zip(indices, script.deltas, strict=True):
+                delta = generator_pb2.TokenDelta(token_ids=token_ids, index=index)
                 yield generator_pb2.GenerateResponse(delta=delta)
             if script.error:
                 raise script.error
             if script.hangs:
                 await asyncio.Event().wait()
             if not script.breaks_off:
-                yield self._finished(start, script)
+                for index in range(start.sampling.num_sequences or 1):
+                    yield self._finished(start, script, index)
             has_ended = True
         except ChiasmError:
             has_ended = True
@@ -174,13 +178,14 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
                 raise MediaNotFoundError(request.failed.message, reason=request.failed.reason)
 
     def _finished(
-        self, start: generator_pb2.GenerateStart, script: Script
+        self, start: generator_pb2.GenerateStart, script: Script, index: int
     ) -> generator_pb2.GenerateResponse:
         finished = generator_pb2.Finished(
             finish_reason=script.finish_reason,
             stop_token_id=script.stop_token_id,
             num_prompt_tokens=len(start.token_ids),
             num_output_tokens=sum(map(len, script.deltas)),
+            index=index,
         )
         return generator_pb2.GenerateResponse(finished=finished)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -141,6 +141,58 @@ async def test_sampling_defaults_are_the_checkpoint_s(gateway: Gateway) -> None:
     assert default.max_tokens == 512 - len(gateway.generator.starts[0].token_ids)
     assert (own.temperature, own.top_p, own.top_k, own.seed) == (0, 1, 0, 2**64 - 1)
     assert own.ignore_eos
+
+
+def _two_answers(gateway: Gateway, *, hangs: bool = False) -> Script:
+    texts = ("A red", "One", " circle.", " STOP two")
+    return Script(
+        deltas=[gateway.tokenizer.encode(text) for text in texts],
+        indices=(0, 1, 0, 1),
+        hangs=hangs,
+    )
+
+
+async def test_several_answers_are_told_apart(gateway: Gateway) -> None:
+    gateway.say(script=_two_answers(gateway))
+
+    answer = (await gateway.ask("What?", n=2)).json()
+
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    texts = [choice["message"]["content"] for choice in answer["choices"]]
+    assert texts == ["A red circle.", "One STOP two"]
+    num_tokens = sum(len(delta) for delta in _two_answers(gateway).deltas)
+    assert answer["usage"]["completion_tokens"] == num_tokens
+    assert gateway.generator.starts[0].sampling.num_sequences == 2
+
+
+async def test_streamed_answers_each_open_and_end_for_themselves(gateway: Gateway) -> None:
+    gateway.say(script=_two_answers(gateway))
+    options = {"include_usage": True}
+
+    reply = await gateway.ask("What?", n=2, stream=True, stream_options=options)
+
+    *chunks, usage = reply.chunks()
+    by_index: dict[int, list[dict[str, Any]]] = {0: [], 1: []}
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        by_index[choice["index"]].append(choice)
+    for choices in by_index.values():
+        assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+        assert [choice["finish_reason"] for choice in choices[:-1]] == [None] * (len(choices) - 1)
+        assert choices[-1]["finish_reason"] == "stop"
+    texts = ["".join(c["delta"].get("content", "") for c in by_index[i]) for i in (0, 1)]
+    assert texts == ["A red circle.", "One STOP two"]
+    assert usage["choices"] == []
+
+
+async def test_stop_string_of_one_answer_does_not_end_the_others(gateway: Gateway) -> None:
+    gateway.say(script=_two_answers(gateway))
+
+    answer = (await gateway.ask("What?", n=2, stop="STOP")).json()
+
+    texts = [choice["message"]["content"] for choice in answer["choices"]]
+    assert texts == ["A red circle.", "One "]
+    assert [choice["stop_reason"] for choice in answer["choices"]] == [None, "STOP"]
 
 
 async def test_rules_of_sampling_reach_the_generator(gateway: Gateway) -> None:

@@ -164,6 +164,28 @@ def test_rest_tells_logprobs_plain_and_streamed(family: Family) -> None:
     assert all(entry["top_logprobs"][0]["token"] == entry["token"] for entry in plain)
 
 
+def test_several_answers_are_those_of_their_seeds_and_share_the_prompt(family: Family) -> None:
+    body = chat.chat_body("Which of them is new?", [chat.picture(40, 97, 61)], 12)
+    body |= {"temperature": 1.0, "seed": 100}
+    before = len(family.trace.read_text().splitlines())
+
+    together = chat.post_chat(family.stack.base_url, body | {"n": 3})
+
+    steps = [json.loads(line) for line in family.trace.read_text().splitlines()[before:]]
+    computed = sum(step["num_prefill_tokens"] + step["num_cached_tokens"] for step in steps)
+    assert computed == together["usage"]["prompt_tokens"]
+    assert together["usage"]["completion_tokens"] == 3 * 12
+    texts = [choice["message"]["content"] for choice in together["choices"]]
+    alone = [chat.post_chat(family.stack.base_url, body | {"seed": 100 + i}) for i in range(3)]
+    assert texts == [answer["choices"][0]["message"]["content"] for answer in alone]
+    assert len(set(texts)) == 3
+    events = chat.stream_chat(family.stack.base_url, body | {"n": 3})
+    choices = [choice for event in events for choice in event["choices"]]
+    for index, text in enumerate(texts):
+        parts = [c["delta"].get("content", "") for c in choices if c["index"] == index]
+        assert "".join(parts) == text
+
+
 def test_answers_look_as_they_were_asked_to(family: Family) -> None:
     schema = {
         "type": "object",

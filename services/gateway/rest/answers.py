@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from ..chat_events import AnswerHead, ChatDelta, WholeAnswer
+    from ..chat_events import AnswerHead, ChatDelta, WholeAnswer, WholeChoice
     from .chat_json import ParsedChat
     from .logprobs import TokenText
 
@@ -156,7 +156,7 @@ class StreamedAnswer(Response):
 
 
 def _answer_to_json(source: AnswerSource, answer: WholeAnswer) -> bytes:
-    head, finish = source.head, answer.finish
+    head = source.head
     return orjson.dumps(
         {
             "id": f"chatcmpl-{head.request_id}",
@@ -164,14 +164,20 @@ def _answer_to_json(source: AnswerSource, answer: WholeAnswer) -> bytes:
             "created": head.created_s,
             "model": head.model,
             "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                    "logprobs": orjson.Fragment(logprobs_to_json(answer.logprobs, source.text_of)),
-                    "finish_reason": finish.reason,
-                    "stop_reason": finish.stop_string or finish.stop_token_id,
-                }
+                _choice_to_json(index, choice, source.text_of)
+                for index, choice in enumerate(answer.choices)
             ],
             "usage": usage_to_json(answer.usage),
         }
     )
+
+
+def _choice_to_json(index: int, choice: WholeChoice, text_of: TokenText) -> dict[str, object]:
+    finish = choice.finish
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "logprobs": orjson.Fragment(logprobs_to_json(choice.logprobs, text_of)),
+        "finish_reason": finish.reason,
+        "stop_reason": finish.stop_string or finish.stop_token_id,
+    }

@@ -111,9 +111,6 @@ def _take_stream_options(fields: Fields, *, is_stream: bool) -> Fields:
 
 def _refuse_unsupported(fields: Fields) -> None:
     """Refuse what would change the answer's form if it were ignored."""
-    count = fields.take_int("n")
-    if count not in (None, 1):
-        raise fields.error("n", f"n must be 1; more answers are not supported yet, got {count}.")
     if fields.take("chat_template") is not None:
         raise fields.error(
             "chat_template",

@@ -45,6 +45,11 @@ def take_sampling(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> No
     sampling.ignore_eos = fields.take_bool("ignore_eos") or False
     sampling.stop_token_ids.extend(_take_token_ids(fields, "stop_token_ids"))
     message.stop.extend(_take_stop(fields))
+    count = fields.take_int("n")
+    if count is not None:
+        if not 1 <= count < _UINT32:
+            raise fields.error("n", f"n must be at least 1, got {count}.")
+        sampling.num_sequences = count
     _take_rules(fields, message)
     num_logprobs = _take_logprobs(fields)
     if num_logprobs is not None:

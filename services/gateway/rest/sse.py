@@ -44,30 +44,30 @@ class ChunkWriter:
         self._includes_usage = includes_usage
         self._has_continuous_usage = has_continuous_usage
 
-    def first(self, usage: Usage) -> bytes:
-        """Return the chunk that opens the answer and names its author."""
-        return self._chunk(_FIRST_DELTA, b"null", None, usage)
+    def first(self, index: int, usage: Usage) -> bytes:
+        """Return the chunk that opens answer ``index`` and names its author."""
+        return self._chunk(index, _FIRST_DELTA, b',"logprobs":null,"finish_reason":null', usage)
 
     def delta(self, delta: ChatDelta) -> bytes:
         """Return the chunk of a piece of the answer; its last one says why it ended."""
         content = b'{"content":' + orjson.dumps(delta.text) + b"}" if delta.text else b"{}"
         logprobs = logprobs_to_json(delta.logprobs, self._text_of)
-        return self._chunk(content, logprobs, delta.finish, delta.usage)
+        rest = b"".join(
+            (b',"logprobs":', logprobs, b',"finish_reason":', _finish_json(delta.finish))
+        )
+        return self._chunk(delta.index, content, rest, delta.usage)
 
     def usage(self, usage: Usage) -> bytes:
         """Return the chunk without choices that tells the usage at the end."""
         return self._start + b'[],"usage":' + orjson.dumps(usage_to_json(usage)) + b"}\n\n"
 
-    def _chunk(self, delta: bytes, logprobs: bytes, finish: Finish | None, usage: Usage) -> bytes:
+    def _chunk(self, index: int, delta: bytes, rest: bytes, usage: Usage) -> bytes:
         return b"".join(
             (
                 self._start,
-                b'[{"index":0,"delta":',
+                b'[{"index":%d,"delta":' % index,
                 delta,
-                b',"logprobs":',
-                logprobs,
-                b',"finish_reason":',
-                _finish_json(finish),
+                rest,
                 b"}]",
                 self._usage_json(usage),
                 b"}\n\n",
@@ -88,11 +88,15 @@ async def stream_chunks(
     Raises:
         ChiasmError: The answer failed after it began.
     """
-    yield writer.first(first.usage)
+    yield writer.first(first.index, first.usage)
+    opened = {first.index}
     delta = first
     if _is_shown(delta):
         yield writer.delta(delta)
     async for delta in rest:
+        if delta.index not in opened:
+            opened.add(delta.index)
+            yield writer.first(delta.index, delta.usage)
         if _is_shown(delta):
             yield writer.delta(delta)
     if includes_usage:

@@ -24,10 +24,12 @@ class TokenDelta:
     Attributes:
         token_ids: The tokens.
         logprobs: How likely each was, if that was asked for; else empty.
+        index: Which sequence of its group they belong to.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Finished:
         num_prompt_tokens: Tokens of the prompt, placeholders expanded.
         num_output_tokens: Tokens generated, the stop token included.
         num_cached_tokens: Prompt tokens whose KV came from the prefix cache.
+        index: Which sequence of its group ended.
     """
 
     reason: FinishReason
@@ -54,6 +57,7 @@ class Finished:
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int = 0
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ EVERYTHING = SamplingWishes(
     allowed_token_ids=(8, 9),
     min_tokens=2,
     num_logprobs=20,
+    num_sequences=16,
     guide=Guide(GuideKind.CHOICES, '["red", "blau\\u00e9"]'),
 )
 
@@ -92,6 +93,7 @@ def test_extreme_values_are_taken() -> None:
         ({"frequency_penalty": -2.5}, "frequency_penalty must be in [-2, 2], got -2.5."),
         ({"logit_bias": ((1, 101.0),)}, "logit_bias must be in [-100, 100], got 101."),
         ({"logit_bias": ((1, math.nan),)}, "logit_bias must be in [-100, 100], got nan."),
+        ({"bad_words": ((1, 2), ())}, "bad_words must have 1 to 64 tokens each, got 0."),
         ({"bad_words": ((),)}, "bad_words must have 1 to 64 tokens each, got 0."),
         ({"bad_words": ((1,) * 65,)}, "bad_words must have 1 to 64 tokens each, got 65."),
         (
@@ -106,6 +108,15 @@ def test_bad_values_are_refused_by_name(wishes: dict[str, Any], message: str) ->
 
     assert caught.value.message == message
     assert caught.value.param in wishes
+
+
+@pytest.mark.parametrize("number", [0, -1, 17])
+def test_number_of_answers_is_bounded(number: int) -> None:
+    check_wishes(SamplingWishes(num_sequences=LIMITS.max_choices), LIMITS)
+
+    with pytest.raises(InvalidRequestError, match="n must be between 1 and 16") as caught:
+        check_wishes(SamplingWishes(num_sequences=number), LIMITS)
+    assert caught.value.param == "n"
 
 
 def test_too_many_alternatives_are_refused_in_the_words_of_vllm() -> None:

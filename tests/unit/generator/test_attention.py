@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from chiasm.common.families import PositionScheme
+from chiasm.common.media import MediaSpan
+from chiasm.generator.engine.sampling_params import SamplingParams
 from chiasm.generator.engine.scheduled_step import ScheduledSequence
+from chiasm.generator.engine.sequence import Sequence
 from chiasm.generator.model.attention import AttentionContext, paged_attention
 from chiasm.generator.model.forward_batch import build_forward_batch
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout, count_blocks
 from chiasm.generator.model.model_spec import ModelSpec
-from tests.fakes.generator_engine import make_sequence
-
-if TYPE_CHECKING:
-    from chiasm.generator.engine.sequence import Sequence
+from tests.fakes.embeddings import make_layout, make_ref
+from tests.fakes.generator_engine import make_prompt, make_sequence
 
 HEAD_DIM = 8
 NUM_Q_HEADS = 4
@@ -127,6 +128,52 @@ def test_packed_batch_equals_sequences_alone(num_kv_heads: int, rule: _Rule) -> 
 
     expected = torch.cat([_reference(queries[i], keys[i], values[i], rule) for i in order])
     torch.testing.assert_close(output[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [0, 2, 4])
+@pytest.mark.parametrize("window", [0, 6])
+def test_span_that_attends_both_ways_sees_itself_whole(start: int, window: int) -> None:
+    length, span = 14, (4, 9)
+    generator = torch.Generator().manual_seed(1)
+    ref = make_ref(num_rows=3)
+    layout = dataclasses.replace(make_layout(ref), attends_both_ways=True)
+    prompt = make_prompt([1] * length, (MediaSpan(span[0], ref, layout, is_ready=True),))
+    sequence = Sequence(1, prompt, SamplingParams(4))
+    sequence.embeddings[0] = torch.zeros(3, HEAD_DIM)
+    sequence.block_table.extend([3, 1, 0, 2])
+    cache = KVCache(_spec(2), KVCacheLayout(4, BLOCK_SIZE), torch.float32, CPU)
+    query = torch.randn(length, NUM_Q_HEADS, HEAD_DIM, generator=generator)
+    key, value = (torch.randn(length, 2, HEAD_DIM, generator=generator) for _ in range(2))
+    slots = torch.tensor([sequence.block_table[p // 4] * 4 + p % 4 for p in range(start)]).long()
+    cache.store(0, slots, key[:start], value[:start])
+    chunk = ScheduledSequence(sequence, start, length - start)
+    batch = build_forward_batch([chunk], BLOCK_SIZE, CPU)
+
+    new_query, new_key, new_value = (
+        tensor[start:].transpose(0, 1)[None] for tensor in (query, key, value)
+    )
+    output, _ = paged_attention(
+        _Layer(),
+        new_query,
+        new_key,
+        new_value,
+        None,
+        scaling=1 / math.sqrt(HEAD_DIM),
+        paged=AttentionContext(batch, cache),
+        sliding_window=window or None,
+    )
+
+    for row in range(start, length):
+        sees = [
+            (p <= row and (not window or p > row - window))
+            or (span[0] <= row < span[1] and span[0] <= p < span[1])
+            for p in range(length)
+        ]
+        heads = range(NUM_Q_HEADS)
+        scores = torch.stack([key[sees, h // 2] @ query[row, h] for h in heads])
+        weights = (scores / math.sqrt(HEAD_DIM)).softmax(-1)
+        expected = torch.stack([weights[h] @ value[sees, h // 2] for h in heads])
+        torch.testing.assert_close(output[0, row - start], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_sequences_of_similar_length_share_one_gather() -> None:

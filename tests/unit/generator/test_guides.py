@@ -80,6 +80,23 @@ async def test_guide_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPa
     subject.close()
 
 
+async def test_guide_whose_turn_does_not_come_is_not_called_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guides, "COMPILE_TIMEOUT_S", 0.05)
+    compiler = _Compiler()
+    compiler.may_go_on.clear()
+    subject = _guides(compiler)
+
+    results = await asyncio.gather(
+        subject.compile(_guide("slow")), subject.compile(_guide("behind")), return_exceptions=True
+    )
+
+    assert [type(result) for result in results] == [InvalidRequestError, OverloadedError]
+    compiler.may_go_on.set()
+    subject.close()
+
+
 async def test_waiting_guides_are_bounded() -> None:
     compiler = _Compiler()
     compiler.may_go_on.clear()

@@ -283,6 +283,7 @@ class ChatCompletionResponse(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    MORE_CHOICES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id of the call."""
     model: _builtins.str
@@ -309,6 +310,10 @@ class ChatCompletionResponse(_message.Message):
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_generator_pb2.TokenLogprobs]:
         """How likely each was, if `sampling.num_logprobs` asks for it."""
 
+    @_builtins.property
+    def more_choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatChoice]:
+        """The answers behind the first one, if `sampling.num_sequences` asks for several."""
+
     def __init__(
         self,
         *,
@@ -322,16 +327,65 @@ class ChatCompletionResponse(_message.Message):
         usage: Global___Usage | None = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[_generator_pb2.TokenLogprobs] | None = ...,
+        more_choices: _abc.Iterable[Global___ChatChoice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "stop_token_id", b"stop_token_id", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "created_s", b"created_s", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "model", b"model", "request_id", b"request_id", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "created_s", b"created_s", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "model", b"model", "more_choices", b"more_choices", "request_id", b"request_id", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_token_id: _TypeAlias = _typing.Literal["stop_token_id"]  # noqa: Y015
     _WhichOneofArgType__stop_token_id: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stop_token_id) -> _WhichOneofReturnType__stop_token_id | None: ...
 
 Global___ChatCompletionResponse: _TypeAlias = ChatCompletionResponse  # noqa: Y015
+
+@_typing.final
+class ChatChoice(_message.Message):
+    """One of several answers; its fields are those of `ChatCompletionResponse`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    STOP_STRING_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The answer's text."""
+    finish_reason: _generator_pb2.FinishReason.ValueType
+    """Why it ended."""
+    stop_string: _builtins.str
+    """Stop string that ended it; empty: none."""
+    stop_token_id: _builtins.int
+    """Stop token that ended it."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Generated token ids, in order."""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_generator_pb2.TokenLogprobs]:
+        """How likely each was, if `sampling.num_logprobs` asks for it."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        finish_reason: _generator_pb2.FinishReason.ValueType = ...,
+        stop_string: _builtins.str = ...,
+        stop_token_id: _builtins.int | None = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _abc.Iterable[_generator_pb2.TokenLogprobs] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "stop_token_id", b"stop_token_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__stop_token_id: _TypeAlias = _typing.Literal["stop_token_id"]  # noqa: Y015
+    _WhichOneofArgType__stop_token_id: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stop_token_id) -> _WhichOneofReturnType__stop_token_id | None: ...
+
+Global___ChatChoice: _TypeAlias = ChatChoice  # noqa: Y015
 
 @_typing.final
 class StreamChatCompletionRequest(_message.Message):
@@ -377,10 +431,11 @@ class StreamChatCompletionResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     CREATED_S_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text added; may be empty."""
     finish_reason: _generator_pb2.FinishReason.ValueType
-    """Set in the last delta."""
+    """Set in the last delta of an answer."""
     stop_string: _builtins.str
     """Stop string that ended the answer; empty: none."""
     stop_token_id: _builtins.int
@@ -391,6 +446,8 @@ class StreamChatCompletionResponse(_message.Message):
     """Served model name."""
     created_s: _builtins.int
     """Start of the call, seconds since the Unix epoch."""
+    index: _builtins.int
+    """Which of several answers this belongs to, from 0."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens added; may run ahead of `text` while a character is incomplete."""
@@ -416,10 +473,11 @@ class StreamChatCompletionResponse(_message.Message):
         model: _builtins.str = ...,
         created_s: _builtins.int = ...,
         logprobs: _abc.Iterable[_generator_pb2.TokenLogprobs] | None = ...,
+        index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "stop_token_id", b"stop_token_id", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "created_s", b"created_s", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "model", b"model", "request_id", b"request_id", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "created_s", b"created_s", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "model", b"model", "request_id", b"request_id", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_token_id: _TypeAlias = _typing.Literal["stop_token_id"]  # noqa: Y015
     _WhichOneofArgType__stop_token_id: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id"]  # noqa: Y015
