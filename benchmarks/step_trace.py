@@ -20,20 +20,16 @@ class Step:
     Attributes:
         num_sequences: Sequences in it.
         is_decode: Whether no prompt token was in it.
-        forward_s: Seconds of the model's forward; batch building and sampling are in it where the
-            trace does not tell them apart.
-        parts_s: Seconds of the parts that the trace tells apart, by field name.
+        forward_s: Seconds of the model's forward.
+        total_s: Seconds from the end of the step before to its end, gaps and messages included.
+        parts_s: Seconds of the other parts, by field name; some run beside a forward.
     """
 
     num_sequences: int
     is_decode: bool
     forward_s: float
+    total_s: float
     parts_s: Mapping[str, float]
-
-    @property
-    def total_s(self) -> float:
-        """Seconds of all parts together."""
-        return self.forward_s + sum(self.parts_s.values())
 
 
 def read_steps(path: Path) -> list[Step]:
@@ -43,10 +39,10 @@ def read_steps(path: Path) -> list[Step]:
 
 
 def _parse_step(record: Mapping[str, float]) -> Step:
-    forward_s = record["forward_s"] if "forward_s" in record else record["execute_s"]
     return Step(
         num_sequences=int(record["num_sequences"]),
         is_decode=not record["num_prefill_tokens"],
-        forward_s=forward_s,
-        parts_s={name: record[name] for name in _PARTS if name in record},
+        forward_s=record["forward_s"],
+        total_s=record["step_s"],
+        parts_s={name: record[name] for name in _PARTS},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import time
@@ -13,11 +14,15 @@ import aiohttp
 
 from tests.harness import chat
 
-CANCELLED_PART = 0.20
-MALFORMED_PART = 0.05
+# Of twenty requests in a row one is malformed and four are cancelled.
+ROUND = 20
+MALFORMED_TURNS = (3,)
+CANCELLED_TURNS = (1, 6, 11, 16)
 PICTURE_PART = 0.4
 NUM_PICTURES = 24
 MAX_TOKENS = 24
+# So many that a lost cancel is noticed by what it goes on to hold.
+NUM_CANCELLED_TOKENS = 1500
 REQUEST_TIMEOUT_S = 30.0
 QUESTIONS = ("What is this?", "Describe the picture in a few words.", "Which shape, which color?")
 
@@ -36,6 +41,7 @@ class MixedLoad:
         self._pictures = [
             chat.picture(seed * 1000 + i, self._side(), self._side()) for i in range(NUM_PICTURES)
         ]
+        self._turns = itertools.count()
         self.counts: Counter[str] = Counter()
 
     async def run(self, duration_s: float, num_workers: int) -> None:
@@ -53,13 +59,15 @@ class MixedLoad:
 
     async def _work(self, session: aiohttp.ClientSession, end: float) -> None:
         while time.monotonic() < end:
-            draw = self._random.random()
+            turn = next(self._turns) % ROUND
             try:
-                if draw < MALFORMED_PART:
+                if turn in MALFORMED_TURNS:
                     outcome = await self._send_malformed(session)
-                elif draw < MALFORMED_PART + CANCELLED_PART:
+                elif turn in CANCELLED_TURNS:
                     cancel_after = self._random.randint(0, MAX_TOKENS - 2)
-                    outcome = await self._stream(session, self._body(400), cancel_after)
+                    outcome = await self._stream(
+                        session, self._body(NUM_CANCELLED_TOKENS), cancel_after
+                    )
                 else:
                     num_tokens = self._random.randint(1, MAX_TOKENS)
                     outcome = await self._stream(session, self._body(num_tokens), None)
