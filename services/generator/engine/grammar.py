@@ -13,18 +13,21 @@ from chiasm.common.sampling import GUIDE_PARAM, GuideKind
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from llguidance._lib import JsonCompileOptions
+
     from chiasm.common.sampling import Guide
 
 _REASON = "INVALID_GRAMMAR"
 _MAX_ERROR_CHARS = 300
-_Format = Literal["json_schema", "regex", "choice", "grammar"]
+_Format = Literal["regex", "choice", "grammar"]
 _FORMATS: dict[GuideKind, _Format] = {
-    GuideKind.JSON_SCHEMA: "json_schema",
     GuideKind.REGEX: "regex",
     GuideKind.CHOICES: "choice",
     GuideKind.GRAMMAR: "grammar",
 }
 # Below the library's own, which compile for at most a quarter of a second.
+# A weak model would fill its answer with spaces; this is enough for any indentation in use.
+_JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r"[ \n\r\t]{1,20}"}
 _MAX_GRAMMAR_SIZE = 200_000
 _MAX_LEXER_STATES = 50_000
 
@@ -113,13 +116,20 @@ class GrammarCompiler:
             InvalidRequestError: It is not valid, or over what one grammar may cost.
         """
         try:
-            text = llguidance.grammar_from(_FORMATS[guide.kind], guide.text)
+            text = _to_library(guide)
         except ValueError as error:
             raise _refusal(str(error)) from error
         matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise _refusal(matcher.get_error())
         return Grammar(matcher, self._end_token_ids)
+
+
+def _to_library(guide: Guide) -> str:
+    """Return the guide in the library's own notation; ``ValueError`` if it is not JSON."""
+    if guide.kind is GuideKind.JSON_SCHEMA:
+        return llguidance.LLMatcher.grammar_from_json_schema(guide.text, defaults=_JSON_OPTIONS)
+    return llguidance.grammar_from(_FORMATS[guide.kind], guide.text)
 
 
 def _refusal(text: str) -> InvalidRequestError:

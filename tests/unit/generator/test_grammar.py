@@ -126,6 +126,27 @@ def test_minimum_length_gives_way_to_the_grammar(compiler: GrammarCompiler) -> N
     assert EOS_TOKEN_ID in tokens
 
 
+def test_json_may_be_indented_but_not_filled_with_spaces(
+    compiler: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
+    grammar = compiler.compile(Guide(GuideKind.JSON_SCHEMA, json.dumps(SCHEMA)))
+
+    def follows(text: str) -> bool:
+        state = grammar.start()
+        for token in tokenizer.encode(text, add_special_tokens=False).ids:
+            allowed = state.find_allowed(VOCAB_SIZE)
+            if allowed is None or not allowed[token]:
+                return False
+            state.advance(token)
+        return True
+
+    answer = {"colour": "red", "count": 3, "names": ["ab"]}
+    assert follows(json.dumps(answer))
+    assert follows(json.dumps(answer, separators=(",", ":")))
+    assert follows(json.dumps(answer, indent=4))
+    assert not follows("{" + 30 * " ")
+
+
 def test_guides_made_to_explode_do_not(compiler: GrammarCompiler) -> None:
     bombs = ["((a{1,1000}){1,1000}){1,1000}", ".*a.{25}", "(a|aa)*b", "(.?){900}"]
 
