@@ -45,9 +45,9 @@ def apply_rules(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.
 def _mask(logits: torch.Tensor, states: Sequence[SamplingState]) -> None:
     is_hidden = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
     for row, state in enumerate(states):
-        if state.params.allowed_token_ids:
+        if len(state.allowed_token_ids):
             is_hidden[row] = True
-            is_hidden[row, list(state.params.allowed_token_ids)] = False
+            is_hidden[row, state.allowed_token_ids.to(logits.device)] = False
         bad_tokens = state.find_bad_tokens()
         if state.may_not_stop:
             bad_tokens += state.params.stop_token_ids
@@ -70,16 +70,12 @@ def _find_wrong(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.
 
 
 def _penalise(logits: torch.Tensor, states: Sequence[SamplingState]) -> None:
-    repeated = [
-        (row, token, state.params.repetition_penalty)
-        for row, state in enumerate(states)
-        if state.params.repetition_penalty != 1.0
-        for token in state.prompt_token_ids.union(state.output_counts)
-    ]
-    if repeated:
-        rows, tokens, penalties = _to_tensors(repeated, logits.device)
-        found = logits[rows, tokens]
-        logits[rows, tokens] = torch.where(found > 0, found / penalties, found * penalties)
+    for row, state in enumerate(states):
+        penalty = state.params.repetition_penalty
+        if penalty != 1.0:
+            tokens = state.seen_token_ids.to(logits.device)
+            found = logits[row, tokens]
+            logits[row, tokens] = torch.where(found > 0, found / penalty, found * penalty)
     counted = [
         (row, token, state.params.presence_penalty + state.params.frequency_penalty * count)
         for row, state in enumerate(states)

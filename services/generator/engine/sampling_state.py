@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -20,7 +22,10 @@ class SamplingState:
 
     def __init__(self, params: SamplingParams, prompt_token_ids: Iterable[int]) -> None:
         self.params = params
-        self.prompt_token_ids = frozenset(prompt_token_ids) if params.has_penalties else frozenset()
+        # Tensors, made once: a list of this length in every step would hold up all sequences.
+        prompt = set(prompt_token_ids) if params.repetition_penalty != 1.0 else set()
+        self.seen_token_ids = torch.tensor(sorted(prompt), dtype=torch.int64)
+        self.allowed_token_ids = torch.tensor(params.allowed_token_ids, dtype=torch.int64)
         self.output_counts: Counter[int] = Counter()
         self.grammar = params.grammar.start() if params.grammar else None
         self._tail: list[int] = []
@@ -47,6 +52,9 @@ class SamplingState:
         if self.grammar is not None:
             self.grammar.advance(token)
         if self.params.has_penalties:
+            if self.params.repetition_penalty != 1.0 and not self.output_counts[token]:
+                # A token of the prompt may stand here twice; it is penalised once all the same.
+                self.seen_token_ids = torch.cat([self.seen_token_ids, torch.tensor([token])])
             self.output_counts[token] += 1
         if self._max_tail:
             self._tail = [*self._tail, token][-self._max_tail :]

@@ -36,11 +36,12 @@ def _apply(params: SamplingParams, output: list[int] = OUTPUT) -> torch.Tensor:
     return apply_rules(_logits(), [_state(params, output)])[0]
 
 
-def test_repetition_penalty_equals_that_of_transformers() -> None:
-    ids = torch.tensor([PROMPT + OUTPUT])
+@pytest.mark.parametrize("output", [[], OUTPUT, [4, 7, 4]], ids=["none", "new", "of the prompt"])
+def test_repetition_penalty_equals_that_of_transformers(output: list[int]) -> None:
+    ids = torch.tensor([PROMPT + output])
     expected = RepetitionPenaltyLogitsProcessor(1.5)(ids, _logits())[0]
 
-    assert torch.equal(_apply(SamplingParams(9, repetition_penalty=1.5)), expected)
+    assert torch.equal(_apply(SamplingParams(9, repetition_penalty=1.5), output), expected)
 
 
 @pytest.mark.parametrize("output", [[], [1], [7, 8, 7], [1, 9]])
