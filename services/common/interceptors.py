@@ -144,4 +144,8 @@ async def _abort(
     if isinstance(error, grpc.aio.AbortError):
         raise error
     shown = public_error(error, method)
+    # gRPC keeps what abort raises, and with it its context, for as long as it keeps the call: the
+    # frames behind an error would keep the request's media.
+    error.with_traceback(None).__context__ = None
+    error.__cause__ = None
     await context.abort(code_of(shown), shown.message, ((DETAILS_METADATA_KEY, details_of(shown)),))

@@ -7,6 +7,7 @@ touches do not appear in its exposition.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
@@ -231,9 +232,18 @@ STORE_FLIGHTS = Counter(
     "chiasm_store_flights", "Missing embeddings by who encoded them.", ("leader",)
 )
 
+# Every service.
+PROCESS_TASKS = Gauge("chiasm_process_tasks", "Tasks of the event loop that have not ended.")
+
 
 class MetricsPortError(Exception):
     """The port of the metrics cannot be listened on; the text says why."""
+
+
+def watch_tasks() -> None:
+    """Count the tasks of the running event loop from now on."""
+    loop = asyncio.get_running_loop()
+    PROCESS_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
 
 
 def start_metrics_server(port: int, listen: str) -> Callable[[], None]:

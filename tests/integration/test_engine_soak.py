@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,8 +27,6 @@ NUM_WORKERS = 8
 # Pools of connections and workers fill on demand: the warm-up demands more than the soak does.
 NUM_WARM_UP_WORKERS = 32
 IDLE_TIMEOUT_S = 5.0
-# The memory file of a refused picture is closed when Python's collector finds it.
-MAX_MEMORY_FILES = 64
 POLL_PAUSE_S = 0.1
 IDLE_METRICS = (
     ("gateway", "chiasm_gateway_inflight_requests"),
@@ -67,17 +65,32 @@ def busy_metrics(stack: Stack) -> dict[str, float]:
     return {name: value for name, value in values.items() if value}
 
 
-def wait_until_idle(stack: Stack, max_descriptors: dict[str, int]) -> dict[str, object]:
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a service holds while nothing is asked of it."""
+
+    num_descriptors: int
+    num_memory_files: int
+    num_tasks: int
+
+
+def read_held(stack: Stack, name: str) -> Held:
+    usage = read_usage(stack.pid(name))
+    # Redis is not ours and has no tasks.
+    num_tasks = 0 if name == "redis" else int(stack.metric("chiasm_process_tasks", name))
+    return Held(usage.num_descriptors, usage.num_memory_files, num_tasks)
+
+
+def wait_until_idle(stack: Stack, start: dict[str, Held]) -> dict[str, object]:
     """Return what is still held once nothing is, or after a while."""
     deadline = time.monotonic() + IDLE_TIMEOUT_S
     while True:
         held: dict[str, object] = dict(busy_metrics(stack))
-        for name, limit in max_descriptors.items():
-            usage = read_usage(stack.pid(name))
-            if usage.num_descriptors > limit:
-                held[f"descriptors of {name}"] = f"{usage.num_descriptors}, at the start {limit}"
-            if usage.num_memory_files > MAX_MEMORY_FILES:
-                held[f"memory files of {name}"] = usage.num_memory_files
+        for name, before in start.items():
+            now = read_held(stack, name)
+            for field in fields(Held):
+                if getattr(now, field.name) > getattr(before, field.name):
+                    held[f"{field.name} of {name}"] = f"{now}, at the start {before}"
         if not held or time.monotonic() > deadline:
             return held
         threading.Event().wait(POLL_PAUSE_S)
@@ -87,22 +100,22 @@ def run_soak(stack: Stack, soak: Soak) -> None:
     asyncio.run(MixedLoad(stack.base_url, 1).run(soak.warm_up_s, NUM_WARM_UP_WORKERS))
     assert wait_until_idle(stack, {}) == {}
     pids = {name: stack.pid(name) for name in SERVICES}
-    start = {name: read_usage(pid) for name, pid in pids.items()}
+    start = {name: read_held(stack, name) for name in SERVICES}
+    threads = {name: read_usage(pid).num_threads for name, pid in pids.items()}
 
     load = MixedLoad(stack.base_url, 1)
     with UsageSampler(pids) as sampler:
         asyncio.run(load.run(soak.duration_s, NUM_WORKERS))
 
     check_answers(load)
-    descriptors = {name: usage.num_descriptors for name, usage in start.items()}
-    assert wait_until_idle(stack, descriptors) == {}
+    assert wait_until_idle(stack, start) == {}
     assert {name: stack.pid(name) for name in SERVICES} == pids
     for name in SERVICES:
         first, middle, last = sampler.thirds(name)
         growth = median_rss(last) / median_rss(middle)
         assert growth <= soak.max_growth, f"memory of {name} grew {growth:.3f} times"
         # Pools fill on demand, so the start may be below their size; the first third is not.
-        most_threads = max(usage.num_threads for usage in [start[name], *first])
+        most_threads = max(threads[name], *(usage.num_threads for usage in first))
         assert read_usage(pids[name]).num_threads <= most_threads, f"threads of {name}"
 
 

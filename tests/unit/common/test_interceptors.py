@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 import structlog
 
-from chiasm.common.errors import GRPC_STATUS, ChiasmError, UnavailableError
+from chiasm.common.errors import GRPC_STATUS, ChiasmError, InvalidRequestError, UnavailableError
 from chiasm.common.grpc_client import error_from_rpc, open_channel
 from tests.fakes.echo_server import TOKEN, EchoServer, call
 
@@ -87,6 +89,35 @@ async def test_bug_becomes_a_fixed_text_with_the_request_id_and_a_traceback_in_t
     assert "secret" not in error.message
     assert failed["request_id"] in error.message
     assert failed["exc_info"] is server.act.error
+
+
+class Picture:
+    """Stands for what a request holds in memory."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_failed_call_holds_nothing_that_the_collector_would_have_to_find(
+    server: EchoServer, channel: grpc.aio.Channel, kind: str
+) -> None:
+    freed = asyncio.Event()
+
+    async def refuse(_request: bytes, _context: Context) -> bytes:
+        picture = Picture()
+        weakref.finalize(picture, freed.set)
+        try:
+            raise ValueError("broken")
+        except ValueError as error:
+            raise InvalidRequestError("The picture is broken.") from error
+
+    server.act = refuse
+    gc.disable()
+    try:
+        await fail(channel, kind)
+        await asyncio.wait_for(freed.wait(), 5)
+    finally:
+        gc.enable()
+
+    assert freed.is_set()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import urllib.error
 import urllib.request
 
 import pytest
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from chiasm.common import metrics
 
-OURS = re.compile(r"chiasm_(gateway|encoder|generator|store)_[a-z_]+")
+OURS = re.compile(r"chiasm_(gateway|encoder|generator|store|process)_[a-z_]+")
 
 
 def all_metrics() -> dict[str, MetricWrapperBase]:
@@ -83,6 +84,25 @@ def test_port_that_is_taken_is_one_sentence() -> None:
     stop()
     with pytest.raises(metrics.MetricsPortError, match="65535"):
         metrics.start_metrics_server(70000, "127.0.0.1:0")
+
+
+async def test_tasks_of_the_loop_are_counted() -> None:
+    metrics.watch_tasks()
+    before = _value("chiasm_process_tasks")
+
+    task = asyncio.create_task(asyncio.Event().wait())
+    while_it_runs = _value("chiasm_process_tasks")
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert while_it_runs == before + 1
+    assert _value("chiasm_process_tasks") == before
+
+
+def _value(name: str) -> float:
+    value = REGISTRY.get_sample_value(name)
+    assert value is not None, name
+    return value
 
 
 def _free_port() -> int:
