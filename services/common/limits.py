@@ -45,6 +45,7 @@ class Limits:
         max_allowed_token_ids: Tokens of an explicit choice of tokens.
         max_guide_choices: Texts to choose from in structured output.
         max_logprobs: Alternatives reported per token.
+        max_prompt_logprobs: Log probabilities reported of all tokens of a prompt together.
         max_choices: Answers to one request (``n``).
         max_json_bytes: Bytes of one JSON field, such as a schema or tool arguments.
         max_json_depth: Nesting of one JSON field.
@@ -77,6 +78,7 @@ class Limits:
     max_allowed_token_ids: int = 1 << 18
     max_guide_choices: int = 1024
     max_logprobs: int = 20
+    max_prompt_logprobs: int = 1 << 18
     max_choices: int = 16
     max_json_bytes: int = 256 * 1024
     max_json_depth: int = 32

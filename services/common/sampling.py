@@ -25,7 +25,7 @@ GUIDE_PARAM = "structured_outputs"
 
 _OPTIONAL = (
     *("max_tokens", "temperature", "top_p", "top_k", "seed", "min_p", "repetition_penalty"),
-    *("presence_penalty", "frequency_penalty", "num_logprobs"),
+    *("presence_penalty", "frequency_penalty", "num_logprobs", "num_prompt_logprobs"),
 )
 
 
@@ -68,6 +68,7 @@ class SamplingWishes:
     num_logprobs: int | None = None
     guide: Guide | None = None
     num_sequences: int = 1
+    num_prompt_logprobs: int | None = None
 
 
 def wishes_from_proto(message: generator_pb2.SamplingParams) -> SamplingWishes:
@@ -147,6 +148,17 @@ def check_vocabulary(wishes: SamplingWishes, vocab_size: int) -> None:
                 )
 
 
+def check_prompt_logprobs(wishes: SamplingWishes, num_prompt_tokens: int, limits: Limits) -> None:
+    """Refuse log probabilities of a prompt that are too many together.
+
+    Raises:
+        TooLargeError: Names the field.
+    """
+    if wishes.num_prompt_logprobs is not None:
+        count = num_prompt_tokens * (wishes.num_prompt_logprobs + 1)
+        check_size(count, limits.max_prompt_logprobs, "prompt log probabilities", "prompt_logprobs")
+
+
 def _guide_from_proto(message: generator_pb2.Guide) -> Guide:
     """Return the guide of a message.
 
@@ -208,6 +220,12 @@ def _check_counts(wishes: SamplingWishes, limits: Limits) -> None:
             f"Requested sample logprobs of {wishes.num_logprobs}, which is greater than max"
             f" allowed: {limits.max_logprobs}",
             param="top_logprobs",
+        )
+    if (wishes.num_prompt_logprobs or 0) > limits.max_logprobs:
+        raise InvalidRequestError(
+            f"Requested prompt logprobs of {wishes.num_prompt_logprobs}, which is greater than max"
+            f" allowed: {limits.max_logprobs}",
+            param="prompt_logprobs",
         )
     sizes = (
         (wishes.stop_token_ids, limits.max_stop_token_ids, "stop token ids", "stop_token_ids"),

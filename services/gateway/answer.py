@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from chiasm.common.errors import UnavailableError
 
 from .chat_events import ChatDelta, Finish, Usage
-from .generator_client import EmbeddingNeeded, SequenceFinished
+from .generator_client import EmbeddingNeeded, PromptScored, SequenceFinished
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -62,6 +62,9 @@ class Answers:
         async for event in call:
             if isinstance(event, EmbeddingNeeded):
                 batch.resend(event.embedding_id)
+                continue
+            if isinstance(event, PromptScored):
+                yield ChatDelta("", (), self._usage, prompt_logprobs=event.logprobs)
                 continue
             if self._usage.num_output_tokens == 0:
                 batch.release_sources()

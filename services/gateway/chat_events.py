@@ -64,6 +64,7 @@ class ChatDelta:
         finish: Set in the last delta of an answer.
         logprobs: How likely the tokens were; empty unless asked for.
         index: Which of the answers it belongs to.
+        prompt_logprobs: How likely further tokens of the prompt were; comes before any text.
     """
 
     text: str
@@ -72,6 +73,7 @@ class ChatDelta:
     finish: Finish | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     index: int = 0
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +103,18 @@ class WholeChoice:
 
 @dataclass(frozen=True, slots=True)
 class WholeAnswer:
-    """All answers to a request, at least one, and what they cost together."""
+    """All answers to a request, at least one, and what they cost together.
+
+    Attributes:
+        choices: The answers.
+        usage: Tokens counted.
+        prompt_logprobs: How likely the prompt's tokens were, but for the first; empty unless asked
+            for.
+    """
 
     choices: tuple[WholeChoice, ...]
     usage: Usage
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 async def collect(deltas: AsyncIterator[ChatDelta]) -> WholeAnswer:
@@ -115,10 +125,13 @@ async def collect(deltas: AsyncIterator[ChatDelta]) -> WholeAnswer:
     """
     by_index: dict[int, list[ChatDelta]] = {}
     usage = Usage()
+    prompt_logprobs: list[TokenLogprobs] = []
     async for delta in deltas:
         by_index.setdefault(delta.index, []).append(delta)
         usage = delta.usage
-    return WholeAnswer(tuple(_join(by_index[index]) for index in sorted(by_index)), usage)
+        prompt_logprobs += delta.prompt_logprobs
+    choices = tuple(_join(by_index[index]) for index in sorted(by_index))
+    return WholeAnswer(choices, usage, tuple(prompt_logprobs))
 
 
 def _join(deltas: Sequence[ChatDelta]) -> WholeChoice:

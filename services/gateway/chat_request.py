@@ -86,6 +86,19 @@ class ChatMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class Truncation:
+    """How a prompt that is too long is cut.
+
+    Attributes:
+        max_tokens: Most tokens kept, at least 1; ``None`` for what context and output leave.
+        keeps_start: Whether the end is cut away, not the beginning.
+    """
+
+    max_tokens: int | None
+    keeps_start: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who sent a request, and how many seconds it waits for the answer."""
 
@@ -107,6 +120,7 @@ class ChatRequest:
     priority: int = 0
     template_variables: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     adds_generation_prompt: bool = True
+    truncation: Truncation | None = None
 
     @property
     def media_items(self) -> tuple[MediaItem, ...]:

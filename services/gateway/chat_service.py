@@ -30,6 +30,7 @@ from .prompt_checks import (
 from .request_metrics import RequestMetrics
 from .served_model import ModelCard
 from .stop_strings import StopStrings
+from .truncation import check_truncation, truncate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -113,11 +114,14 @@ class ChatPipeline:
             encoder = self._stack.require_encoder() if request.media_items else None
             placeholder_ids = encoder.placeholder_ids if encoder else {}
             prompt = await self._model.prompts.build(request, placeholder_ids)
-            check_text(prompt, generator.max_model_len)
+            if request.truncation is None:
+                check_text(prompt, generator.max_model_len)
             services = MediaServices(self._encoder, self._stack.resolver, self._kept_sources)
             async with MediaBatch(request.media_items, context, services, deadline) as batch:
                 planned = await _plan(batch, deadline)
-                expanded = expand(prompt, [item.layout for item in planned])
+                layouts = [item.layout for item in planned]
+                expanded = expand(prompt, layouts)
+                expanded = truncate(expanded, layouts, request, generator.max_model_len)
                 check_expanded(len(expanded.token_ids), generator.max_model_len)
                 start = self._start(request, context, expanded, planned, generator)
                 async with self._generator.generate(start, deadline) as call:
@@ -143,9 +147,13 @@ class ChatPipeline:
         if request.media_items:
             modalities = self._stack.require_encoder().modalities
             check_media(request.media_items, modalities, self._model.max_items)
-        check_characters(
-            request.num_text_chars, self._model.tokenizer.max_token_chars, generator.max_model_len
-        )
+        check_truncation(request.truncation, generator.max_model_len)
+        if request.truncation is None:
+            check_characters(
+                request.num_text_chars,
+                self._model.tokenizer.max_token_chars,
+                generator.max_model_len,
+            )
         return generator
 
     def _context(self, request: ChatRequest, caller: Caller) -> RequestContext:

@@ -28,6 +28,7 @@ from .chat_request import (
     ChatRole,
     MediaItem,
     TextPart,
+    Truncation,
     UrlSource,
 )
 
@@ -43,6 +44,7 @@ MAX_TEMPLATE_VARIABLES_BYTES = 16 * 1024
 _MAX_TEMPERATURE = 100.0
 _MAX_TEMPLATE_NUMBER = 1e6
 _MAX_NAME_CHARS = 64
+_TRUNCATE_TO_CONTEXT = -1
 _RESERVED_VARIABLES = frozenset(
     {"messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"}
 )
@@ -84,6 +86,7 @@ def chat_request_from_proto(message: chat_pb2.ChatCompletionRequest, limits: Lim
         adds_generation_prompt=(
             message.add_generation_prompt if message.HasField("add_generation_prompt") else True
         ),
+        truncation=_truncation_from_proto(message),
     )
 
 
@@ -216,6 +219,19 @@ def _stop_from_proto(message: chat_pb2.ChatCompletionRequest, limits: Limits) ->
                 param="stop",
             )
     return tuple(message.stop)
+
+
+def _truncation_from_proto(message: chat_pb2.ChatCompletionRequest) -> Truncation | None:
+    if not message.HasField("truncate_prompt_tokens"):
+        return None
+    most = message.truncate_prompt_tokens
+    if most < 1 and most != _TRUNCATE_TO_CONTEXT:
+        raise InvalidRequestError(
+            f"truncate_prompt_tokens must be at least 1, or -1 for all that fits, got {most}.",
+            param="truncate_prompt_tokens",
+        )
+    keeps_start = message.truncation_side == chat_pb2.TRUNCATION_SIDE_RIGHT
+    return Truncation(None if most == _TRUNCATE_TO_CONTEXT else most, keeps_start)
 
 
 def _template_variables(data: bytes) -> Mapping[str, bool | int | float | str]:

@@ -36,6 +36,8 @@ def answer_to_proto(head: AnswerHead, answer: WholeAnswer) -> chat_pb2.ChatCompl
         token_ids=first.token_ids,
         logprobs=map(_logprobs_to_proto, first.logprobs),
         more_choices=map(_choice_to_proto, more),
+        prompt_token_ids=[one.token_id for one in answer.prompt_logprobs],
+        prompt_logprobs=map(_logprobs_to_proto, answer.prompt_logprobs),
     )
 
 

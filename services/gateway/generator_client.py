@@ -19,6 +19,7 @@ from .session_pool import SessionPool
 
 if TYPE_CHECKING:
     import types
+    from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import Self
 
@@ -65,6 +66,14 @@ class TokensAdded:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptScored:
+    """How likely consecutive tokens of the prompt were, the first of which is at ``start``."""
+
+    start: int
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddingNeeded:
     """An embedding is not, or no longer, in the store."""
 
@@ -88,7 +97,7 @@ class SequenceFinished:
     index: int = 0
 
 
-GenerateEvent = TokensAdded | EmbeddingNeeded | SequenceFinished
+GenerateEvent = TokensAdded | PromptScored | EmbeddingNeeded | SequenceFinished
 
 _FINISH_REASONS = {
     generator_pb2.FINISH_REASON_STOP: "stop",
@@ -217,7 +226,7 @@ class GenerateCall:
             if response is None:
                 raise StopAsyncIteration
             self._can_repeat = False
-            event = _event_from_proto(response)
+            event = _event_from_proto(response, self._start.token_ids)
             if event is not None:
                 return event
 
@@ -317,11 +326,19 @@ def _start_to_proto(start: GenerateStart, ready_ids: set[bytes]) -> generator_pb
     )
 
 
-def _event_from_proto(response: generator_pb2.GenerateResponse) -> GenerateEvent | None:
+def _event_from_proto(
+    response: generator_pb2.GenerateResponse, prompt: Sequence[int]
+) -> GenerateEvent | None:
     kind = response.WhichOneof("message")
     if kind == "delta":
         delta = response.delta
-        return TokensAdded(tuple(delta.token_ids), _logprobs_from_proto(delta), delta.index)
+        logprobs = _logprobs_from_proto(delta.token_ids, delta.logprobs)
+        return TokensAdded(tuple(delta.token_ids), logprobs, delta.index)
+    if kind == "prompt":
+        start = response.prompt.start
+        scored = response.prompt.logprobs
+        token_ids = prompt[start : start + len(scored)]
+        return PromptScored(start, _logprobs_from_proto(token_ids, scored))
     if kind == "need":
         return EmbeddingNeeded(response.need.embedding_id)
     if kind == "finished":
@@ -335,10 +352,12 @@ def _event_from_proto(response: generator_pb2.GenerateResponse) -> GenerateEvent
     return None
 
 
-def _logprobs_from_proto(delta: generator_pb2.TokenDelta) -> tuple[TokenLogprobs, ...]:
+def _logprobs_from_proto(
+    token_ids: Sequence[int], logprobs: Sequence[generator_pb2.TokenLogprobs]
+) -> tuple[TokenLogprobs, ...]:
     return tuple(
         TokenLogprobs(
             token_id, one.logprob, one.rank, tuple(one.top_token_ids), tuple(one.top_logprobs)
         )
-        for token_id, one in zip(delta.token_ids, delta.logprobs, strict=False)
+        for token_id, one in zip(token_ids, logprobs, strict=False)
     )

@@ -61,6 +61,18 @@ def check_sampling(sampling: SamplingWishes, generator: GeneratorInfo) -> None:
         )
 
 
+def check_stream(sampling: SamplingWishes) -> None:
+    """Refuse a stream of what is told as a whole only.
+
+    Raises:
+        InvalidRequestError: Log probabilities of the prompt are asked for.
+    """
+    if sampling.num_prompt_logprobs is not None:
+        raise InvalidRequestError(
+            "`prompt_logprobs` are not available when `stream=True`.", param="prompt_logprobs"
+        )
+
+
 def check_characters(num_chars: int, max_token_chars: int, max_model_len: int) -> None:
     """Refuse text that is too long however it is cut into tokens.
 

@@ -13,6 +13,7 @@ from .chat_events import AnswerHead, Usage, collect
 from .chat_request import Caller
 from .convert import chat_request_from_proto
 from .convert_answer import answer_to_proto, delta_to_proto, model_to_proto, usage_message
+from .prompt_checks import check_stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -65,6 +66,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         """Answer a conversation as a stream of deltas."""
         caller = self._caller(context)
         chat = await self._read(request.request)
+        check_stream(chat.sampling)
         head = self._head(chat)
         usage = Usage()
         async with aclosing(self._pipeline.run(chat, caller)) as deltas:

@@ -10,7 +10,7 @@ import numpy as np
 
 from chiasm.common.errors import InvalidRequestError, NotFoundError
 from chiasm.common.media import TensorRole
-from chiasm.common.sampling import check_vocabulary, check_wishes
+from chiasm.common.sampling import check_prompt_logprobs, check_vocabulary, check_wishes
 from chiasm.generator.engine.sampling_params import SamplingParams
 from chiasm.generator.engine.sequence import Prompt
 from chiasm.generator.model.positions import compute_positions
@@ -142,6 +142,7 @@ class Admission:
     def _resolve_sampling(self, wishes: SamplingWishes, num_prompt_tokens: int) -> SamplingParams:
         check_wishes(wishes, self._limits)
         check_vocabulary(wishes, self._spec.vocab_size)
+        check_prompt_logprobs(wishes, num_prompt_tokens, self._limits)
         most = self._max_model_len
         if wishes.max_tokens is not None and wishes.max_tokens > most:
             raise InvalidRequestError(
@@ -167,6 +168,7 @@ class Admission:
             allowed_token_ids=wishes.allowed_token_ids,
             min_tokens=wishes.min_tokens,
             num_logprobs=wishes.num_logprobs,
+            num_prompt_logprobs=wishes.num_prompt_logprobs,
         )
 
 

@@ -9,7 +9,13 @@ from chiasm.common.errors import InvalidRequestError
 from chiasm.common.sampling import wishes_from_proto
 from chiasm.generator.admission import GenerationRequest
 from chiasm.generator.embedding_assembly import EmbeddingPiece
-from chiasm.generator.engine.outputs import Finished, FinishReason, NeedEmbedding, TokenDelta
+from chiasm.generator.engine.outputs import (
+    Finished,
+    FinishReason,
+    NeedEmbedding,
+    PromptLogprobs,
+    TokenDelta,
+)
 from chiasm.generator.generation import Admitted, GenerationEvent
 from chiasm.generator.span_tracker import EmbeddingFailed, EmbeddingReady, SpanUpdate
 from chiasm.v1 import generator_pb2
@@ -17,6 +23,7 @@ from chiasm.v1 import generator_pb2
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from chiasm.generator.engine.logprobs import TokenLogprobs
     from chiasm.generator.info import GeneratorInfo
 
 MAX_PROMPT_TOKENS = 1 << 21
@@ -103,6 +110,11 @@ def event_to_proto(event: GenerationEvent) -> generator_pb2.GenerateResponse:
     match event:
         case TokenDelta():
             return generator_pb2.GenerateResponse(delta=delta_to_proto(event))
+        case PromptLogprobs():
+            prompt = generator_pb2.PromptLogprobs(
+                start=event.start, logprobs=map(_logprobs_to_proto, event.logprobs)
+            )
+            return generator_pb2.GenerateResponse(prompt=prompt)
         case Admitted():
             admitted = generator_pb2.Admitted(sequence_id=event.seq_id)
             return generator_pb2.GenerateResponse(admitted=admitted)
@@ -126,15 +138,16 @@ def delta_to_proto(delta: TokenDelta) -> generator_pb2.TokenDelta:
     return generator_pb2.TokenDelta(
         token_ids=delta.token_ids,
         index=delta.index,
-        logprobs=[
-            generator_pb2.TokenLogprobs(
-                logprob=one.logprob,
-                rank=one.rank,
-                top_token_ids=one.top_token_ids,
-                top_logprobs=one.top_logprobs,
-            )
-            for one in delta.logprobs
-        ],
+        logprobs=map(_logprobs_to_proto, delta.logprobs),
+    )
+
+
+def _logprobs_to_proto(logprobs: TokenLogprobs) -> generator_pb2.TokenLogprobs:
+    return generator_pb2.TokenLogprobs(
+        logprob=logprobs.logprob,
+        rank=logprobs.rank,
+        top_token_ids=logprobs.top_token_ids,
+        top_logprobs=logprobs.top_logprobs,
     )
 
 

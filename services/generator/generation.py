@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from chiasm.generator.engine.group_stream import GroupStream
-from chiasm.generator.engine.outputs import Finished, NeedEmbedding, TokenDelta
+from chiasm.generator.engine.outputs import Finished, NeedEmbedding, PromptLogprobs, TokenDelta
 from chiasm.generator.engine.sequence import Origin
 from chiasm.generator.span_tracker import SpanTracker
 
@@ -36,7 +36,7 @@ class Admitted:
     seq_id: int
 
 
-GenerationEvent = Admitted | NeedEmbedding | TokenDelta | Finished
+GenerationEvent = Admitted | NeedEmbedding | PromptLogprobs | TokenDelta | Finished
 
 
 class GenerationService:
@@ -112,8 +112,14 @@ class GenerationService:
         if request.wishes.guide is not None:
             sampling = replace(sampling, grammar=await self._guides.compile(request.wishes.guide))
         samplings = [
-            replace(sampling, seed=(sampling.seed + index) % _NUM_SEEDS)
-            for index in range(request.wishes.num_sequences)
+            sampling,
+            *(
+                # The prompt is the same: it is told of once.
+                replace(
+                    sampling, seed=(sampling.seed + index) % _NUM_SEEDS, num_prompt_logprobs=None
+                )
+                for index in range(1, request.wishes.num_sequences)
+            ),
         ]
         origin = Origin.of(request.context)
         stream = GroupStream(self._engine.submit_group(prompt, samplings, origin))

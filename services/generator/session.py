@@ -13,7 +13,7 @@ from chiasm.common.errors import (
     OverloadedError,
 )
 from chiasm.common.interceptors import public_error
-from chiasm.generator.engine.outputs import Finished, TokenDelta
+from chiasm.generator.engine.outputs import Finished, PromptLogprobs, TokenDelta
 from chiasm.generator.session_messages import (
     CancelRequest,
     GrantCredit,
@@ -187,10 +187,12 @@ class Session:
         """Add the events of one request to ``events``; return how many tokens they hold."""
         num_tokens = 0
         try:
-            while (event := request.take(room - num_tokens)) is not None:
+            while num_tokens < room and (event := request.take(room - num_tokens)) is not None:
                 events.append(SessionEvent(request.key, event))
                 if isinstance(event, TokenDelta):
                     num_tokens += len(event.token_ids)
+                elif isinstance(event, PromptLogprobs):
+                    num_tokens += len(event.logprobs)
                 elif isinstance(event, Finished) and request.is_over:
                     self._close(request)
                     return num_tokens

@@ -11,8 +11,7 @@ from chiasm.generator.update_inbox import UpdateInbox
 if TYPE_CHECKING:
     import asyncio
 
-    from chiasm.generator.engine.outputs import NeedEmbedding
-    from chiasm.generator.generation import Generation
+    from chiasm.generator.generation import Generation, GenerationEvent
     from chiasm.generator.session_messages import StartRequest
 
 MAX_CREDIT_TOKENS = 1 << 16
@@ -61,7 +60,7 @@ class SessionRequest:
         """Let ``num_tokens`` more be taken."""
         self._num_credit_tokens = min(self._num_credit_tokens + num_tokens, MAX_CREDIT_TOKENS)
 
-    def take(self, max_tokens: int) -> Admitted | NeedEmbedding | TokenDelta | Finished | None:
+    def take(self, max_tokens: int) -> GenerationEvent | None:
         """Return the next event that may be sent now; ``None`` if there is none.
 
         Raises:

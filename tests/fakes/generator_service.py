@@ -14,7 +14,7 @@ from chiasm.v1 import generator_pb2, generator_pb2_grpc, media_pb2
 from tests.fakes.session_service import FakeSession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
     import grpc
 
@@ -31,6 +31,8 @@ class Script:
         error: Raised after the steps instead of finishing.
         hangs: Wait for ever after the steps.
         breaks_off: End after the steps without finishing.
+        prompt_ranks: Ranks of the prompt's tokens from the second on, by message; told before the
+            first step, each with a log probability of -1 and token 5 as the best.
         indices: Answer that each of ``deltas`` belongs to; empty: all to the first.
     """
 
@@ -42,6 +44,7 @@ class Script:
     hangs: bool = False
     breaks_off: bool = False
     indices: tuple[int, ...] = ()
+    prompt_ranks: tuple[tuple[int, ...], ...] = ()
 
 
 class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
@@ -129,10 +132,8 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
                 need = generator_pb2.NeedEmbedding(embedding_id=embedding_id)
                 yield generator_pb2.GenerateResponse(need=need)
                 await self._wait(request_iterator, {embedding_id})
-            indices = script.indices or (0,) * len(script.deltas)
-            for index, token_ids in zip(indices, script.deltas, strict=True):
-                delta = generator_pb2.TokenDelta(token_ids=token_ids, index=index)
-                yield generator_pb2.GenerateResponse(delta=delta)
+            for response in (*_prompt_responses(script), *_delta_responses(script)):
+                yield response
             if script.error:
                 raise script.error
             if script.hangs:
@@ -199,3 +200,24 @@ async def start_generator(
     port = await server.start()
     await server.set_serving(True)
     return server, port
+
+
+def _prompt_responses(script: Script) -> Iterator[generator_pb2.GenerateResponse]:
+    start = 1
+    for ranks in script.prompt_ranks:
+        logprobs = [
+            generator_pb2.TokenLogprobs(
+                logprob=-1.0, rank=rank, top_token_ids=[5], top_logprobs=[-0.5]
+            )
+            for rank in ranks
+        ]
+        prompt = generator_pb2.PromptLogprobs(start=start, logprobs=logprobs)
+        yield generator_pb2.GenerateResponse(prompt=prompt)
+        start += len(ranks)
+
+
+def _delta_responses(script: Script) -> Iterator[generator_pb2.GenerateResponse]:
+    indices = script.indices or (0,) * len(script.deltas)
+    for index, token_ids in zip(indices, script.deltas, strict=True):
+        delta = generator_pb2.TokenDelta(token_ids=token_ids, index=index)
+        yield generator_pb2.GenerateResponse(delta=delta)

@@ -83,11 +83,11 @@ class WholeModel:
 
     @torch.inference_mode()
     def prefill_logits(self, prompt: MediaPrompt) -> torch.Tensor:
-        """Return the logits of the prompt's last token. [vocab_size]."""
+        """Return the logits of every token of the prompt. [num_tokens, vocab_size]."""
         self.model.model.rope_deltas = None
         logits = self.model(**prompt.inputs).logits
         assert isinstance(logits, torch.Tensor)
-        return logits[0, -1]
+        return logits[0]
 
     @torch.inference_mode()
     def _make_random_prompt(self, num_images: int, seed: int) -> MediaPrompt:

@@ -28,7 +28,8 @@ class ReferenceAnswer:
     """What the whole model says: prompt ids with expanded placeholders, output ids, and text.
 
     ``question`` is the one that was asked: the given one, lengthened until no token was a near tie.
-    ``logprobs`` are those of the whole vocabulary for every output token, float32.
+    ``logprobs`` are those of the whole vocabulary for every output token, float32;
+    ``prompt_logprobs`` those for every prompt token but the first.
     """
 
     question: str
@@ -36,6 +37,7 @@ class ReferenceAnswer:
     token_ids: list[int]
     text: str
     logprobs: torch.Tensor
+    prompt_logprobs: torch.Tensor
 
 
 class ReferenceModel:
@@ -87,4 +89,14 @@ class ReferenceModel:
         text = self._processor.tokenizer.decode(token_ids, skip_special_tokens=True)
         margin = float((best[:, 0] - best[:, 1]).min())
         logprobs = torch.cat(output.logits).float().log_softmax(dim=-1)
-        return ReferenceAnswer(question, prompt_ids, token_ids, text, logprobs), margin
+        of_prompt = self._score(inputs)
+        answer = ReferenceAnswer(question, prompt_ids, token_ids, text, logprobs, of_prompt)
+        return answer, margin
+
+    @torch.inference_mode()
+    def _score(self, inputs: dict[str, Any]) -> torch.Tensor:
+        # Some models keep the offset of their positions between calls.
+        self._model.model.rope_deltas = None
+        logits = self._model(**inputs).logits[0, :-1]
+        assert isinstance(logits, torch.Tensor)
+        return logits.float().log_softmax(dim=-1)

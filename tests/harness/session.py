@@ -84,13 +84,20 @@ class SessionSetup:
         deadline_s: float = 60.0,
         spans: tuple[MediaSpan, ...] = (),
         is_half_closed: bool = False,
+        num_prompt_logprobs: int | None = None,
+        num_sequences: int = 1,
     ) -> None:
         """Start a request whose prompt follows from its key."""
         request = GenerationRequest(
             context=RequestContext(f"request {key}", "attempt", "tenant"),
             token_ids=self.prompt(key, spans),
             spans=spans,
-            wishes=SamplingWishes(max_tokens=max_tokens, temperature=0.0),
+            wishes=SamplingWishes(
+                max_tokens=max_tokens,
+                temperature=0.0,
+                num_prompt_logprobs=num_prompt_logprobs,
+                num_sequences=num_sequences,
+            ),
         )
         self.say(StartRequest(key, request, deadline_s, credit, is_half_closed))
 

@@ -257,6 +257,46 @@ async def test_guides_reach_the_generator(
     assert gateway.generator.starts[0].sampling.guide == guide
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+async def test_prompt_is_cut_to_the_tokens_that_are_wanted(gateway: Gateway, side: str) -> None:
+    gateway.say("x")
+    long = "one two three four five " * 200  # more than the context holds
+
+    await gateway.ask(long[:200], max_tokens=4)
+    reply = await gateway.ask(long, max_tokens=4, truncate_prompt_tokens=9, truncation_side=side)
+    fits = await gateway.ask(long, max_tokens=4, truncate_prompt_tokens=-1)
+
+    assert (reply.status, fits.status) == (200, 200)
+    whole, cut, longest = (list(start.token_ids) for start in gateway.generator.starts)
+    assert cut == (whole[-9:] if side == "left" else whole[:9])
+    assert len(longest) == 512 - 4
+    assert reply.json()["usage"]["prompt_tokens"] == 9
+    assert "x-ignored-fields" not in reply.headers
+
+
+async def test_prompt_logprobs_are_told_with_their_texts(gateway: Gateway) -> None:
+    script = Script([gateway.tokenizer.encode("A circle.")], prompt_ranks=((2, 3), (4,)))
+    gateway.say(script=script)
+
+    answer = (await gateway.ask("What?", prompt_logprobs=1)).json()
+
+    token_ids = list(gateway.generator.starts[0].token_ids)
+    first, *others = answer["prompt_logprobs"]
+    assert gateway.generator.starts[0].sampling.num_prompt_logprobs == 1
+    assert first is None
+    assert [next(iter(entries)) for entries in others] == [str(one) for one in token_ids[1:4]]
+    text = gateway.tokenizer.text_of(token_ids[1])
+    assert others[0][str(token_ids[1])] == {"logprob": -1.0, "rank": 2, "decoded_token": text}
+    assert others[0]["5"]["rank"] == 1
+    assert answer["choices"][0]["message"]["content"] == "A circle."
+
+
+async def test_prompt_is_not_told_of_unless_asked(gateway: Gateway) -> None:
+    gateway.say("x")
+
+    assert (await gateway.ask("What?")).json()["prompt_logprobs"] is None
+
+
 async def test_fields_without_effect_are_listed_once(gateway: Gateway) -> None:
     gateway.say("x")
     fields = {"user": "u", "echo_id": 1, "logprobs": False, "tools": [], "x y\r\n": 1}

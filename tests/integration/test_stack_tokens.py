@@ -141,6 +141,30 @@ def test_logits_of_prefill_and_decode_are_those_of_the_whole_model(family: Famil
             assert torch.allclose(best, expected.topk(NUM_LOGPROBS).values, rtol=0, atol=MAX_ERROR)
 
 
+def test_prompt_logprobs_are_those_of_the_whole_model_over_rest_and_grpc(family: Family) -> None:
+    prompt, answer = family.prompts[2], family.answers[2]
+    request = chat.chat_request(*prompt, 2)
+    request.sampling.num_prompt_logprobs = 2
+    body = chat.chat_body(*prompt, 2) | {"prompt_logprobs": 2}
+
+    with grpc.insecure_channel(family.stack.grpc_address) as channel:
+        stub = chat_pb2_grpc.ChatServiceStub(channel)
+        message = stub.ChatCompletion(request, timeout=chat.REQUEST_TIMEOUT_S)
+    first, *entries = chat.post_chat(family.stack.base_url, body)["prompt_logprobs"]
+
+    expected = answer.prompt_logprobs
+    token_ids = answer.prompt_ids[1:]
+    own = [float(row[token]) for row, token in zip(expected, token_ids, strict=True)]
+    assert list(message.prompt_token_ids) == token_ids
+    assert [one.logprob for one in message.prompt_logprobs] == pytest.approx(own, abs=MAX_ERROR)
+    best = torch.tensor([one.top_logprobs for one in message.prompt_logprobs])
+    assert torch.allclose(best, expected.topk(2).values, rtol=0, atol=MAX_ERROR)
+    assert first is None
+    told = [one[str(token)]["logprob"] for one, token in zip(entries, token_ids, strict=True)]
+    assert told == pytest.approx(own, abs=MAX_ERROR)
+    assert {len(one) for one in entries} <= {2, 3}
+
+
 def test_rest_tells_logprobs_plain_and_streamed(family: Family) -> None:
     prompt, answer = family.prompts[1], family.answers[1]
     body = chat.chat_body(*prompt, NUM_TOKENS) | {"logprobs": True, "top_logprobs": 2}

@@ -17,7 +17,7 @@ from chiasm.common.errors import ChiasmError, DeadlineExceededError
 from ..chat_events import collect
 from .disconnect import ClientStalledError, run_until_disconnect
 from .errors import JSON_TYPE, envelope, error_response, internal_error
-from .logprobs import logprobs_to_json
+from .logprobs import logprobs_to_json, prompt_logprobs_to_json
 from .sse import ChunkWriter, error_event, stream_chunks
 from .usage import usage_to_json
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .logprobs import TokenText
 
 log = structlog.get_logger(__name__)
+
+_MAX_SCORED_TOKENS_ON_LOOP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class PlainAnswer(Response):
         source = self._source
         try:
             async with aclosing(source.deltas) as deltas:
-                body = _answer_to_json(source, await collect(deltas))
+                body = await _write(source, await collect(deltas))
             response = Response(body, 200, source.headers, JSON_TYPE)
         except ChiasmError as error:
             response = error_response(error)
@@ -155,8 +157,15 @@ class StreamedAnswer(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+async def _write(source: AnswerSource, answer: WholeAnswer) -> bytes:
+    if len(answer.prompt_logprobs) <= _MAX_SCORED_TOKENS_ON_LOOP:
+        return _answer_to_json(source, answer)
+    return await asyncio.to_thread(_answer_to_json, source, answer)
+
+
 def _answer_to_json(source: AnswerSource, answer: WholeAnswer) -> bytes:
-    head = source.head
+    head, scored = source.head, answer.prompt_logprobs
+    prompt = orjson.Fragment(prompt_logprobs_to_json(scored, source.text_of)) if scored else None
     return orjson.dumps(
         {
             "id": f"chatcmpl-{head.request_id}",
@@ -168,6 +177,7 @@ def _answer_to_json(source: AnswerSource, answer: WholeAnswer) -> bytes:
                 for index, choice in enumerate(answer.choices)
             ],
             "usage": usage_to_json(answer.usage),
+            "prompt_logprobs": prompt,
         }
     )
 

@@ -13,6 +13,7 @@ from chiasm.common.identity import validate_cache_salt
 from chiasm.v1 import chat_pb2, media_pb2
 
 from ..convert import ROLE_TO_PROTO, chat_request_from_proto
+from ..prompt_checks import check_stream
 from .content_json import content_to_proto, take_options
 from .fields import Fields, type_name
 from .guide_json import take_guide
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
 _INT32 = 1 << 31
 _MAX_IGNORED_FIELDS = 32
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_TRUNCATION_SIDES = {
+    "left": chat_pb2.TRUNCATION_SIDE_LEFT,
+    "right": chat_pb2.TRUNCATION_SIDE_RIGHT,
+}
 _NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
-    "prompt_logprobs": (0,),
     "tools": ([],),
     "functions": ([],),
     "modalities": (["text"],),
@@ -83,6 +87,7 @@ def parse_chat(body: bytes, request_id: str, limits: Limits) -> ParsedChat:
     take_sampling(fields, message)
     take_guide(fields, message.sampling)
     _take_template(fields, message)
+    _take_truncation(fields, message)
     ignored_kwargs = _take_messages(fields, message)
     has_usage = stream_options.take_bool("include_usage") or False
     continuous = stream_options.take_bool("continuous_usage_stats") or False
@@ -91,8 +96,11 @@ def parse_chat(body: bytes, request_id: str, limits: Limits) -> ParsedChat:
         *map(stream_options.param, stream_options.untaken()),
         *ignored_kwargs,
     ]
+    request = chat_request_from_proto(message, limits)
+    if is_stream:
+        check_stream(request.sampling)
     return ParsedChat(
-        request=chat_request_from_proto(message, limits),
+        request=request,
         is_stream=is_stream,
         includes_usage=has_usage,
         has_continuous_usage=has_usage and continuous,
@@ -147,6 +155,17 @@ def _take_template(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> N
     adds_prompt = fields.take_bool("add_generation_prompt")
     if adds_prompt is not None:
         message.add_generation_prompt = adds_prompt
+
+
+def _take_truncation(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> None:
+    most = fields.take_int_within("truncate_prompt_tokens", -_INT32, _INT32 - 1)
+    if most is not None:
+        message.truncate_prompt_tokens = most
+    side = fields.take("truncation_side")
+    if side is not None:
+        if side not in _TRUNCATION_SIDES:
+            raise fields.error("truncation_side", "truncation_side must be 'left' or 'right'.")
+        message.truncation_side = _TRUNCATION_SIDES[side]
 
 
 def _take_messages(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> list[str]:

@@ -39,5 +39,28 @@ def logprobs_to_json(logprobs: Sequence[TokenLogprobs], text_of: TokenText) -> b
     return orjson.dumps({"content": content, "refusal": None})
 
 
+def prompt_logprobs_to_json(logprobs: Sequence[TokenLogprobs], text_of: TokenText) -> bytes:
+    """Return the value of ``prompt_logprobs`` as vLLM writes it: ``null`` for the first token.
+
+    Args:
+        logprobs: Of each token of the prompt but the first, in order.
+        text_of: Text of a token on its own.
+    """
+    prompt: list[dict[str, object] | None] = [None]
+    for one in logprobs:
+        entries: dict[str, object] = {}
+        entries[str(one.token_id)] = _prompt_entry(text_of(one.token_id), one.logprob, one.rank)
+        alternatives = zip(one.top_token_ids, one.top_logprobs, strict=True)
+        for index, (token_id, logprob) in enumerate(alternatives):
+            entry = _prompt_entry(text_of(token_id), logprob, index + 1)
+            entries.setdefault(str(token_id), entry)
+        prompt.append(entries)
+    return orjson.dumps(prompt)
+
+
+def _prompt_entry(text: str, logprob: float, rank: int) -> dict[str, object]:
+    return {"logprob": max(logprob, _LEAST), "rank": rank, "decoded_token": text}
+
+
 def _entry(text: str, logprob: float) -> dict[str, object]:
     return {"token": text, "logprob": max(logprob, _LEAST), "bytes": list(text.encode())}

@@ -51,9 +51,7 @@ def take_sampling(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> No
             raise fields.error("n", f"n must be at least 1, got {count}.")
         sampling.num_sequences = count
     _take_rules(fields, message)
-    num_logprobs = _take_logprobs(fields)
-    if num_logprobs is not None:
-        sampling.num_logprobs = num_logprobs
+    _take_logprobs(fields, message)
 
 
 def _take_rules(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> None:
@@ -80,7 +78,15 @@ def _take_rules(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> None
         sampling.logit_bias.add(token_id=int(token), bias=clamped)
 
 
-def _take_logprobs(fields: Fields) -> int | None:
+def _take_logprobs(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> None:
+    of_output, of_prompt = _take_output_logprobs(fields), _take_prompt_logprobs(fields)
+    if of_output is not None:
+        message.sampling.num_logprobs = of_output
+    if of_prompt is not None:
+        message.sampling.num_prompt_logprobs = of_prompt
+
+
+def _take_output_logprobs(fields: Fields) -> int | None:
     """Return how many alternatives are to be told with each token; ``None``: tell nothing."""
     wants = fields.take_bool("logprobs") or False
     number = fields.take_int("top_logprobs")
@@ -91,6 +97,13 @@ def _take_logprobs(fields: Fields) -> int | None:
             "top_logprobs", "when using `top_logprobs`, `logprobs` must be set to true."
         )
     return min(number or 0, _UINT32 - 1) if wants else None
+
+
+def _take_prompt_logprobs(fields: Fields) -> int | None:
+    number = fields.take_int("prompt_logprobs")
+    if number is not None and number < 0:
+        raise fields.error("prompt_logprobs", "`prompt_logprobs` must be a positive value or 0.")
+    return None if number is None else min(number, _UINT32 - 1)
 
 
 def _take_max_tokens(fields: Fields) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -13,17 +14,19 @@ from chiasm.generator.engine.outputs import (
     Failed,
     Finished,
     FinishReason,
+    PromptLogprobs,
     SequenceOutput,
 )
 from chiasm.generator.engine.sequence import SequenceStatus
 from chiasm.generator.engine.step_report import LaunchedStep, StepReporter, times_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from collections.abc import Sequence as Items
 
     import torch
 
+    from chiasm.generator.engine.outputs import StepResult
     from chiasm.generator.engine.sampler import SampledToken
     from chiasm.generator.engine.scheduled_step import ScheduledSequence, ScheduledStep
     from chiasm.generator.engine.scheduler import Scheduler
@@ -40,12 +43,8 @@ class ForwardError(Exception):
 class StepHandle(Protocol):
     """A step that was launched."""
 
-    def wait(self) -> tuple[Mapping[int, SampledToken | None], ExecutionTimes]:
-        """Wait until the step has run.
-
-        Returns:
-            The sampled token by ``seq_id``, ``None`` where the logits were not finite; and where
-            the time went.
+    def wait(self) -> StepResult:
+        """Wait until the step has run and return what it computed.
 
         Raises:
             Exception: What the forward raised.
@@ -183,18 +182,19 @@ class Engine:
         return LaunchedStep(step, handle, started, scheduled - started)
 
     def _finish(self, launched: LaunchedStep) -> list[SequenceOutput]:
-        outputs: Mapping[int, SampledToken | None] | Exception
+        computed: StepResult | Exception
         times = ExecutionTimes()
         # Models are third-party code on arbitrary checkpoints and may raise anything; the other
         # sequences must not suffer for it.
         try:
-            outputs, times = launched.handle.wait()
+            computed = launched.handle.wait()
+            times = computed.times
         except Exception as error:
             log.exception("forward_failed", num_sequences=len(launched.step.sequences))
             # A fault on a device stays: every later forward would fail while the service looks
             # healthy, so what this raises must end the process.
             self._runner.check_alive()
-            outputs = error
+            computed = error
         now = self._clock()
         self._scheduler.note_tokens()
         results = []
@@ -203,7 +203,7 @@ class Engine:
             # One that has ended meanwhile takes no more tokens.
             if item.sequence.status is SequenceStatus.FINISHED:
                 continue
-            result = self._update(item, outputs, now)
+            result = self._update(item, computed, now)
             if result is not None:
                 results.append(result)
                 if isinstance(result.end, Finished):
@@ -212,20 +212,17 @@ class Engine:
         return results
 
     def _update(
-        self,
-        item: ScheduledSequence,
-        outputs: Mapping[int, SampledToken | None] | Exception,
-        now: float,
+        self, item: ScheduledSequence, computed: StepResult | Exception, now: float
     ) -> SequenceOutput | None:
-        """Apply what a step did to one sequence; ``None`` if it only computed a chunk."""
+        """Apply what a step did to one sequence; ``None`` if there is nothing to tell of it."""
         sequence = item.sequence
-        if isinstance(outputs, Exception):
+        if isinstance(computed, Exception):
             failure = ForwardError("The forward of a step failed.")
-            failure.__cause__ = outputs
+            failure.__cause__ = computed
             return self._fail(sequence, failure)
         token = None
         if item.samples:
-            token = outputs[sequence.seq_id]
+            token = computed.tokens[sequence.seq_id]
             state = sequence.sampling_state
             if state is not None and state.failure:
                 return self._fail(sequence, GrammarError(state.failure))
@@ -236,9 +233,10 @@ class Engine:
         # Preempted since: its blocks are no longer those that the step wrote.
         if item.epoch == sequence.num_preemptions:
             self._scheduler.commit(sequence, item.end)
-        if token is None:
-            return None
-        return self._append(sequence, token, now)
+        scored = _take_scored(sequence, computed.prompt_logprobs.get(sequence.seq_id))
+        if token is not None:
+            return replace(self._append(sequence, token, now), prompt_logprobs=scored)
+        return None if scored is None else SequenceOutput(sequence.seq_id, prompt_logprobs=scored)
 
     def _append(self, sequence: Sequence, token: SampledToken, now: float) -> SequenceOutput:
         sequence.num_pending_tokens -= 1
@@ -261,6 +259,16 @@ class Engine:
             if fork in sequence.forks:
                 sequence.forks = tuple(one for one in sequence.forks if one is not fork)
                 return
+
+
+def _take_scored(sequence: Sequence, scored: PromptLogprobs | None) -> PromptLogprobs | None:
+    """Return what has not been told yet; a preempted prompt is computed, and scored, again."""
+    if scored is None:
+        return None
+    num_told = sequence.num_scored_tokens - scored.start
+    fresh = scored.logprobs[num_told:]
+    sequence.num_scored_tokens += len(fresh)
+    return PromptLogprobs(scored.start + num_told, fresh) if fresh else None
 
 
 def _find_end(sequence: Sequence, token: int) -> Finished | None:

@@ -11,8 +11,7 @@ from chiasm.generator.engine.outputs import Finished, TokenDelta
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from chiasm.generator.engine.outputs import NeedEmbedding
-    from chiasm.generator.engine.sequence_stream import SequenceStream
+    from chiasm.generator.engine.sequence_stream import SequenceStream, StreamEvent
 
 
 class GroupStream:
@@ -57,14 +56,14 @@ class GroupStream:
         for stream in self._streams:
             stream.listen(listener)
 
-    async def read(self) -> NeedEmbedding | TokenDelta | Finished:
+    async def read(self) -> StreamEvent:
         """Wait for news; see ``take``."""
         while (event := self.take()) is None:
             self._has_news.clear()
             await self._has_news.wait()
         return event
 
-    def take(self, max_tokens: int | None = None) -> NeedEmbedding | TokenDelta | Finished | None:
+    def take(self, max_tokens: int | None = None) -> StreamEvent | None:
         """Return news of the first sequence that has some; see ``SequenceStream.take``."""
         for index, stream in self._live.items():
             event = stream.take(max_tokens)

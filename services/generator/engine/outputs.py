@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from chiasm.generator.engine.logprobs import TokenLogprobs
+    from chiasm.generator.engine.sampler import SampledToken
 
 
 class FinishReason(enum.Enum):
@@ -30,6 +33,14 @@ class TokenDelta:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """How likely consecutive tokens of the prompt were; the first of them is at ``start``."""
+
+    start: int
+    logprobs: tuple[TokenLogprobs, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +80,13 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class SequenceOutput:
-    """What one step did to one sequence: its new tokens, and its end if it came."""
+    """What one step did to one sequence: what was learned of its prompt, new tokens, its end."""
 
     seq_id: int
     token_ids: tuple[int, ...] = ()
     end: Finished | Failed | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +117,21 @@ class ExecutionTimes:
     build_s: float = 0.0
     forward_s: float = 0.0
     sample_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step computed.
+
+    Attributes:
+        tokens: The sampled token by ``seq_id``, ``None`` where the logits were not finite.
+        times: Where the time went.
+        prompt_logprobs: What was learned of prompts, by ``seq_id``, where that was asked for.
+    """
+
+    tokens: Mapping[int, SampledToken | None]
+    times: ExecutionTimes
+    prompt_logprobs: Mapping[int, PromptLogprobs]
 
 
 @dataclass(frozen=True, slots=True)

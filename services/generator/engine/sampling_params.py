@@ -37,6 +37,8 @@ class SamplingParams:
         min_tokens: Tokens before which no stop token is taken.
         num_logprobs: Alternatives whose log probabilities are told with each token; ``None`` tells
             nothing, 0 the token's own.
+        num_prompt_logprobs: Alternatives to tell with each token of the prompt; ``None`` tells
+            nothing of the prompt.
         grammar: What the output must look like; ``None`` for anything.
     """
 
@@ -55,6 +57,7 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
     num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
     grammar: Grammar | None = None
 
     @property

@@ -241,6 +241,8 @@ class Scheduler:
 
     def _find_prefix(self, sequence: Sequence) -> tuple[list[int], int]:
         """Return the cached blocks to begin with and the tokens that they hold."""
+        if sequence.scores_prompt:
+            return [], 0  # the logits of the whole prompt are needed
         # At least one token is computed: its logits are needed.
         most = min(sequence.num_ready_tokens, sequence.num_total_tokens - 1)
         prefix = self._blocks.find_prefix(sequence, most)

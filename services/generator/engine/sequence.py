@@ -105,6 +105,8 @@ class Sequence:
         num_scheduled_tokens: Tokens whose KV is in the cache once all launched steps have run.
         num_pending_tokens: Tokens that launched steps sample and that are not known yet.
         num_cached_tokens: Prompt tokens found in the prefix cache when it first ran.
+        num_scored_tokens: Prompt tokens whose log probabilities were told, the first one included,
+            which has none; written by ``Engine`` only.
         num_preemptions: Times that its blocks were taken.
         status: Queue state; written by ``Scheduler`` only.
         added_at: Engine's clock when it was queued; the three times are written by ``Engine`` only.
@@ -135,6 +137,7 @@ class Sequence:
         self.num_scheduled_tokens = 0
         self.num_pending_tokens = 0
         self.num_cached_tokens = 0
+        self.num_scored_tokens = 1
         self.num_preemptions = 0
         self.status = SequenceStatus.WAITING
         self.added_at = 0.0
@@ -165,6 +168,12 @@ class Sequence:
     def max_num_tokens(self) -> int:
         """Tokens that prompt and output may reach."""
         return len(self.prompt.token_ids) + self.sampling.max_tokens
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log probabilities of its prompt are still to be told."""
+        wanted = self.sampling.num_prompt_logprobs is not None
+        return wanted and self.num_scored_tokens < len(self.prompt.token_ids)
 
     @property
     def num_ready_tokens(self) -> int:

@@ -6,13 +6,24 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from chiasm.generator.engine.outputs import Failed, Finished, NeedEmbedding, TokenDelta
+from chiasm.generator.engine.outputs import (
+    Failed,
+    Finished,
+    NeedEmbedding,
+    PromptLogprobs,
+    TokenDelta,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from chiasm.generator.engine.logprobs import TokenLogprobs
     from chiasm.generator.engine.outputs import SequenceOutput
+
+    StreamEvent = NeedEmbedding | PromptLogprobs | TokenDelta | Finished
+
+# Prompt tokens told of in one event.
+MAX_SCORED_TOKENS = 64
 
 
 class SequenceStream:
@@ -25,6 +36,7 @@ class SequenceStream:
     def __init__(self, seq_id: int) -> None:
         self.seq_id = seq_id
         self._needed: deque[bytes] = deque()
+        self._prompt_logprobs: deque[PromptLogprobs] = deque()
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._end: Finished | Failed | None = None
@@ -39,6 +51,8 @@ class SequenceStream:
     def push(self, output: SequenceOutput) -> None:
         """Add what one step did; ignored after the end."""
         if self._end is None:
+            if output.prompt_logprobs is not None:
+                self._prompt_logprobs.extend(_cut(output.prompt_logprobs))
             self._tokens.extend(output.token_ids)
             self._logprobs.extend(output.logprobs)
             self._end = output.end
@@ -59,28 +73,31 @@ class SequenceStream:
         """Call ``listener`` at all news from now on; then ``take`` is used and ``read`` is not."""
         self._listener = listener
 
-    async def read(self) -> NeedEmbedding | TokenDelta | Finished:
+    async def read(self) -> StreamEvent:
         """Wait for news; see ``take``."""
         while (event := self.take()) is None:
             self._has_news.clear()
             await self._has_news.wait()
         return event
 
-    def take(self, max_tokens: int | None = None) -> NeedEmbedding | TokenDelta | Finished | None:
+    def take(self, max_tokens: int | None = None) -> StreamEvent | None:
         """Return what has not been read yet.
 
         Args:
             max_tokens: Most tokens that may be returned now; ``None`` for all.
 
         Returns:
-            An embedding that is needed; or all tokens that were not read yet, as far as allowed;
-            or, after the last of them, the end; ``None`` if there is nothing, or nothing allowed.
+            An embedding that is needed; or how likely some of the prompt's tokens were; or all
+            tokens that were not read yet, as far as allowed; or, after the last of them, the end;
+            ``None`` if there is nothing, or nothing allowed.
 
         Raises:
             Exception: The error that ended the sequence; tokens before it are delivered first.
         """
         if self._needed:
             return NeedEmbedding(self._needed.popleft())
+        if self._prompt_logprobs:
+            return self._prompt_logprobs.popleft()
         if self._tokens:
             taken, logprobs = self._tokens[:max_tokens], self._logprobs[:max_tokens]
             del self._tokens[:max_tokens], self._logprobs[:max_tokens]
@@ -88,3 +105,9 @@ class SequenceStream:
         if isinstance(self._end, Failed):
             raise self._end.error
         return self._end
+
+
+def _cut(scored: PromptLogprobs) -> Iterator[PromptLogprobs]:
+    for first in range(0, len(scored.logprobs), MAX_SCORED_TOKENS):
+        logprobs = scored.logprobs[first : first + MAX_SCORED_TOKENS]
+        yield PromptLogprobs(scored.start + first, logprobs)

@@ -147,6 +147,25 @@ class DecodeGroup:
         return GatherPlan(torch.from_numpy(slots.reshape(-1)).to(device), mask)
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredRows:
+    """Consecutive rows of a chunk whose logits tell how likely the tokens behind them were.
+
+    Attributes:
+        seq_id: Whose prompt it is.
+        row: First row.
+        start: Position of the first token that is told of: one behind that of ``row``.
+        token_ids: The tokens that are told of, one per row.
+        num_alternatives: Alternatives to tell with each.
+    """
+
+    seq_id: int
+    row: int
+    start: int
+    token_ids: Items[int]
+    num_alternatives: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ForwardBatch:
     """All that a forward reads; tokens of all sequences are packed one behind the other.
@@ -169,6 +188,7 @@ class ForwardBatch:
         prefill_segments: Rows of chunks.
         sequences: Scheduled sequences with rows, in the order of their rows.
         sampled: Those that get a token, forks included.
+        scored: Rows of prompts whose log probabilities are asked for.
     """
 
     token_ids: torch.Tensor
@@ -183,6 +203,7 @@ class ForwardBatch:
     prefill_segments: tuple[PrefillSegment, ...]
     sequences: tuple[ScheduledSequence, ...]
     sampled: tuple[ScheduledSequence, ...]
+    scored: tuple[ScoredRows, ...]
 
     @property
     def num_tokens(self) -> int:
@@ -240,6 +261,7 @@ def build_forward_batch(
         ),
         sequences=ordered,
         sampled=tuple(sampled),
+        scored=tuple(_find_scored(chunks, starts[len(decodes) :])),
     )
 
 
@@ -261,6 +283,19 @@ def _find_sampled(
     sampled = [item for item in (*ordered, *_forks_of(scheduled)) if item.samples]
     rows = [last_rows[(item.forked_from or item.sequence).seq_id] for item in sampled]
     return sampled, rows
+
+
+def _find_scored(chunks: Items[ScheduledSequence], rows: np.ndarray) -> list[ScoredRows]:
+    scored = []
+    for item, row in zip(chunks, rows, strict=True):
+        sequence = item.sequence
+        num_alternatives = sequence.sampling.num_prompt_logprobs
+        token_ids = sequence.prompt.token_ids[item.start + 1 : item.end + 1]
+        if num_alternatives is not None and sequence.scores_prompt and token_ids:
+            scored.append(
+                ScoredRows(sequence.seq_id, int(row), item.start + 1, token_ids, num_alternatives)
+            )
+    return scored
 
 
 def _forks_of(scheduled: Items[ScheduledSequence]) -> list[ScheduledSequence]:

@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from chiasm.generator.engine.outputs import ExecutionTimes
+from chiasm.generator.engine.logprobs import compute_logprobs
+from chiasm.generator.engine.outputs import ExecutionTimes, PromptLogprobs, StepResult
 from chiasm.generator.engine.sampler import SampledRow
 from chiasm.generator.model.forward_batch import build_forward_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from collections.abc import Sequence as Items
     from concurrent.futures import Future
 
-    from chiasm.generator.engine.sampler import SampledToken, Sampler
+    from chiasm.generator.engine.logprobs import TokenLogprobs
+    from chiasm.generator.engine.sampler import Sampler
     from chiasm.generator.engine.scheduled_step import ScheduledSequence, ScheduledStep
     from chiasm.generator.model.decoder import Decoder
-    from chiasm.generator.model.forward_batch import ForwardBatch
+    from chiasm.generator.model.forward_batch import ForwardBatch, ScoredRows
 
-    StepResult = tuple[Mapping[int, SampledToken | None], ExecutionTimes]
+# Rows whose logits are computed at one time to score prompts: a row is a whole vocabulary.
+_SCORED_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,10 @@ class ModelRunner:
         started = time.perf_counter()
         if data.block_copies:
             self._decoder.copy_blocks(data.block_copies)
-        logits = [self._compute_logits(batch, last_tokens) for batch in data.batches]
+        prompt_logprobs: dict[int, PromptLogprobs] = {}
+        logits = [
+            self._compute_logits(batch, last_tokens, prompt_logprobs) for batch in data.batches
+        ]
         computed = time.perf_counter()
         tokens = self._sampler.sample(
             torch.cat(logits) if len(logits) > 1 else logits[0], data.rows
@@ -141,9 +147,27 @@ class ModelRunner:
         self._last_tokens = last_tokens.new_tensor([one.token_id if one else 0 for one in tokens])
         sampled = dict(zip(data.seq_ids, tokens, strict=True))
         ended = time.perf_counter()
-        return sampled, ExecutionTimes(data.build_s, computed - started, ended - computed)
+        times = ExecutionTimes(data.build_s, computed - started, ended - computed)
+        return StepResult(sampled, times, prompt_logprobs)
 
-    def _compute_logits(self, batch: ForwardBatch, last_tokens: torch.Tensor) -> torch.Tensor:
+    def _compute_logits(
+        self,
+        batch: ForwardBatch,
+        last_tokens: torch.Tensor,
+        prompt_logprobs: dict[int, PromptLogprobs],
+    ) -> torch.Tensor:
+        """Run the forward; what is learned of prompts is added to ``prompt_logprobs``."""
         batch.fill_in(last_tokens)
         hidden = self._decoder.forward(batch)
+        for rows in batch.scored:
+            prompt_logprobs[rows.seq_id] = PromptLogprobs(rows.start, self._score(hidden, rows))
         return self._decoder.compute_logits(hidden[batch.logit_rows])
+
+    def _score(self, hidden: torch.Tensor, rows: ScoredRows) -> tuple[TokenLogprobs, ...]:
+        told: list[TokenLogprobs] = []
+        for first in range(0, len(rows.token_ids), _SCORED_ROWS):
+            token_ids = rows.token_ids[first : first + _SCORED_ROWS]
+            start = rows.row + first
+            logits = self._decoder.compute_logits(hidden[start : start + len(token_ids)])
+            told += compute_logprobs(logits, token_ids, [rows.num_alternatives] * len(token_ids))
+        return tuple(told)

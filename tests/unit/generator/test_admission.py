@@ -88,6 +88,17 @@ def test_wishes_are_kept() -> None:
     assert sampling.stop_token_ids == {4, 5}
 
 
+def test_prompt_logprobs_are_bounded_together() -> None:
+    admission = Admission(BYTE_SPEC, "tiny", MAX_MODEL_LEN, Limits(max_prompt_logprobs=9))
+
+    _, sampling = admission.check(_request((1,) * 3, num_prompt_logprobs=2))
+    with pytest.raises(ChiasmError, match="prompt log probabilities") as refused:
+        admission.check(_request((1,) * 4, num_prompt_logprobs=2))
+
+    assert sampling.num_prompt_logprobs == 2
+    assert refused.value.param == "prompt_logprobs"
+
+
 def test_output_is_bounded_by_what_the_context_leaves() -> None:
     _, sampling = ADMISSION.check(_request((1,) * 30, max_tokens=20))
 

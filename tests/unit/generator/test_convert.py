@@ -20,7 +20,14 @@ from chiasm.generator.convert import (
     update_from_proto,
 )
 from chiasm.generator.embedding_assembly import EmbeddingPiece
-from chiasm.generator.engine.outputs import Finished, FinishReason, NeedEmbedding, TokenDelta
+from chiasm.generator.engine.logprobs import TokenLogprobs
+from chiasm.generator.engine.outputs import (
+    Finished,
+    FinishReason,
+    NeedEmbedding,
+    PromptLogprobs,
+    TokenDelta,
+)
 from chiasm.generator.generation import Admitted
 from chiasm.generator.info import GeneratorInfo
 from chiasm.generator.span_tracker import EmbeddingFailed, EmbeddingReady
@@ -125,6 +132,17 @@ def test_events_become_responses() -> None:
     assert finished.finish_reason == generator_pb2.FINISH_REASON_STOP
     assert (finished.stop_token_id, finished.num_prompt_tokens) == (2, 10)
     assert finished.num_output_tokens == 4
+
+
+def test_prompt_logprobs_become_a_message() -> None:
+    told = (TokenLogprobs(-0.5, 2, (3,), (-0.25,)), TokenLogprobs(-2.0, 1))
+
+    message = event_to_proto(PromptLogprobs(7, told)).prompt
+
+    assert message.start == 7
+    assert [(one.logprob, one.rank) for one in message.logprobs] == [(-0.5, 2), (-2.0, 1)]
+    assert list(message.logprobs[0].top_token_ids) == [3]
+    assert list(message.logprobs[0].top_logprobs) == [-0.25]
 
 
 def test_stop_token_is_absent_where_none_was_sampled() -> None:

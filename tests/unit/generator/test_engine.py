@@ -33,8 +33,7 @@ from tests.fakes.generator_engine import (
 )
 
 if TYPE_CHECKING:
-    from chiasm.generator.engine.outputs import ExecutionTimes, StepStatistics
-    from chiasm.generator.engine.sampler import SampledToken
+    from chiasm.generator.engine.outputs import StepResult, StepStatistics
     from chiasm.generator.engine.scheduled_step import ScheduledStep
 
 PROMPTS = ([1, 2, 3], [9], list(range(20, 37)), [5] * 8, [7, 8, 9, 10])
@@ -234,7 +233,7 @@ class _LostDevice:
         assert step.sequences
         return self
 
-    def wait(self) -> tuple[dict[int, SampledToken | None], ExecutionTimes]:
+    def wait(self) -> StepResult:
         raise RuntimeError("CUDA error")
 
     def close(self) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 
 from chiasm.generator.engine.group_stream import GroupStream
+from chiasm.generator.engine.logprobs import TokenLogprobs
 from chiasm.generator.engine.outputs import (
     Failed,
     Finished,
     FinishReason,
     NeedEmbedding,
+    PromptLogprobs,
     SequenceOutput,
     TokenDelta,
 )
-from chiasm.generator.engine.sequence_stream import SequenceStream
+from chiasm.generator.engine.sequence_stream import MAX_SCORED_TOKENS, SequenceStream
 
 
 def _group(size: int) -> tuple[GroupStream, list[SequenceStream]]:
@@ -34,6 +36,21 @@ def test_tokens_and_ends_carry_the_index_of_their_sequence() -> None:
 
     assert events == [TokenDelta((5, 6)), TokenDelta((7,), index=1), _end(1), None]
     assert not group.is_over
+
+
+def test_prompt_is_told_of_in_pieces_before_the_tokens_and_without_leave_for_any() -> None:
+    group, streams = _group(2)
+    told = tuple(TokenLogprobs(-float(index), 1) for index in range(MAX_SCORED_TOKENS + 3))
+    streams[0].push(SequenceOutput(10, (5,), None, (), PromptLogprobs(1, told)))
+
+    events = [group.take(0) for _ in range(3)]
+
+    assert events == [
+        PromptLogprobs(1, told[:MAX_SCORED_TOKENS]),
+        PromptLogprobs(1 + MAX_SCORED_TOKENS, told[MAX_SCORED_TOKENS:]),
+        None,
+    ]
+    assert group.take() == TokenDelta((5,))
 
 
 def test_group_is_over_when_every_end_was_read() -> None:

@@ -30,7 +30,7 @@ from chiasm.common.media import (
 from chiasm.common.sampling import SamplingWishes
 from chiasm.generator.admission import GenerationRequest
 from chiasm.generator.embedding_assembly import EmbeddingPiece
-from chiasm.generator.engine.outputs import Finished, NeedEmbedding, TokenDelta
+from chiasm.generator.engine.outputs import Finished, NeedEmbedding, PromptLogprobs, TokenDelta
 from chiasm.generator.generation import Admitted
 from chiasm.generator.session_messages import (
     CancelRequest,
@@ -104,6 +104,19 @@ async def test_tokens_that_waited_for_credit_come_in_one_delta(setup: SessionSet
 
     deltas = [event for event in setup.events[1] if isinstance(event, TokenDelta)]
     assert [len(delta.token_ids) for delta in deltas] == [1, 19]
+
+
+async def test_prompt_is_told_of_once_for_all_answers(setup: SessionSetup) -> None:
+    setup.start(1, num_prompt_logprobs=1, num_sequences=3)
+    await setup.until_over(1)
+
+    told = [event for event in setup.events[1] if isinstance(event, PromptLogprobs)]
+
+    num_prompt_tokens = len(setup.prompt(1))
+    assert [one.start for one in told] == [1]
+    assert len(told[0].logprobs) == num_prompt_tokens - 1
+    first_delta = next(i for i, one in enumerate(setup.events[1]) if isinstance(one, TokenDelta))
+    assert setup.events[1].index(told[0]) < first_delta
 
 
 async def test_cancelled_request_is_silent_and_its_blocks_are_free(setup: SessionSetup) -> None:

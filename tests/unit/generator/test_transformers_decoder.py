@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +24,7 @@ from chiasm.generator.model.load import CacheRequest, LoadedModel, load_model
 from chiasm.generator.model.runner import ModelRunner
 
 if TYPE_CHECKING:
+    from chiasm.generator.engine.logprobs import TokenLogprobs
     from chiasm.generator.engine.outputs import EngineState, StepStatistics
     from tests.fakes.whole_model import MediaPrompt, WholeModel
 
@@ -157,7 +159,7 @@ def test_preemption_changes_no_token(
 @pytest.mark.parametrize("num_images", [0, 1, 3])
 def test_prefill_logits_equal_the_whole_model(whole_model: WholeModel, num_images: int) -> None:
     prompt = whole_model.make_prompt(num_images, seed=40 + num_images)
-    expected = whole_model.prefill_logits(prompt)
+    expected = whole_model.prefill_logits(prompt)[-1]
     split = _Split(whole_model)
     sequence = split.make_sequence(1, prompt)
     for index in range(num_images):
@@ -172,6 +174,50 @@ def test_prefill_logits_equal_the_whole_model(whole_model: WholeModel, num_image
 
     difference = (logits - expected).abs().max() / expected.abs().max()
     assert float(difference) <= 1e-5
+
+
+def _scores_of(split: _Split, sequence: Sequence) -> list[TokenLogprobs]:
+    """Run the engine; return what it tells of the prompt, which must come gapless and once."""
+    told: list[TokenLogprobs] = []
+    while split.engine.has_work:
+        for output in split.engine.step():
+            scored = output.prompt_logprobs
+            if output.seq_id == sequence.seq_id and scored is not None:
+                assert scored.start == len(told) + 1
+                told += scored.logprobs
+    return told
+
+
+@pytest.mark.parametrize("max_step_tokens", [7, 256])
+@pytest.mark.parametrize("is_preempted", [False, True])
+def test_prompt_logprobs_are_those_of_the_whole_model_also_behind_cached_prefixes(
+    whole_model: WholeModel, prompts: list[MediaPrompt], max_step_tokens: int, is_preempted: bool
+) -> None:
+    longest = max(len(prompt.token_ids) for prompt in prompts) + MAX_TOKENS
+    num_blocks = -(-longest // BLOCK_SIZE) + 8 if is_preempted else 1024
+    split = _Split(whole_model, num_blocks, max_step_tokens=max_step_tokens)
+    split.generate(prompts[1:2])  # the prefix cache has the prompt now
+    for index in (2, 5, 7):
+        split.engine.add(split.make_sequence(index, prompts[index]))
+    sequence = split.make_sequence(50, prompts[1])
+    sequence.sampling = replace(sequence.sampling, num_prompt_logprobs=3)
+    split.engine.add(sequence)
+    split.provide_all()
+
+    told = _scores_of(split, sequence)
+
+    expected = whole_model.prefill_logits(prompts[1]).log_softmax(dim=-1)[:-1]
+    token_ids = torch.tensor(prompts[1].token_ids[1:])
+    best = expected.topk(3)
+    own = expected.gather(1, token_ids[:, None])[:, 0]
+    assert sequence.num_cached_tokens == 0
+    assert bool(split.num_preemptions) == is_preempted
+    assert torch.allclose(torch.tensor([one.logprob for one in told]), own, rtol=0, atol=1e-4)
+    tops = torch.tensor([one.top_logprobs for one in told])
+    assert torch.allclose(tops, best.values, rtol=0, atol=1e-4)
+    ranks = (expected > own[:, None] + 1e-4).sum(dim=1) + 1
+    assert [one.rank for one in told] == pytest.approx(ranks.tolist(), abs=1)
+    assert _output_of(sequence) == list(prompts[1].answer)
 
 
 @pytest.mark.parametrize("block_size", [1, 16])

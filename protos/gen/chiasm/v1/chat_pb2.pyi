@@ -55,6 +55,30 @@ CHAT_ROLE_TOOL: ChatRole.ValueType  # 4
 """The result of a tool call."""
 Global___ChatRole: _TypeAlias = ChatRole  # noqa: Y015
 
+class _TruncationSide:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TruncationSideEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TruncationSide.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRUNCATION_SIDE_UNSPECIFIED: _TruncationSide.ValueType  # 0
+    """The beginning, as LEFT."""
+    TRUNCATION_SIDE_LEFT: _TruncationSide.ValueType  # 1
+    """The beginning."""
+    TRUNCATION_SIDE_RIGHT: _TruncationSide.ValueType  # 2
+    """The end."""
+
+class TruncationSide(_TruncationSide, metaclass=_TruncationSideEnumTypeWrapper):
+    """An end of a prompt."""
+
+TRUNCATION_SIDE_UNSPECIFIED: TruncationSide.ValueType  # 0
+"""The beginning, as LEFT."""
+TRUNCATION_SIDE_LEFT: TruncationSide.ValueType  # 1
+"""The beginning."""
+TRUNCATION_SIDE_RIGHT: TruncationSide.ValueType  # 2
+"""The end."""
+Global___TruncationSide: _TypeAlias = TruncationSide  # noqa: Y015
+
 @_typing.final
 class MediaPart(_message.Message):
     """A media item in a message. With a uuid and no source it refers to an item sent before."""
@@ -177,6 +201,8 @@ class ChatCompletionRequest(_message.Message):
     TEMPLATE_KWARGS_JSON_FIELD_NUMBER: _builtins.int
     ADD_GENERATION_PROMPT_FIELD_NUMBER: _builtins.int
     BAD_WORDS_FIELD_NUMBER: _builtins.int
+    TRUNCATE_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    TRUNCATION_SIDE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served model name; empty means the only one."""
     cache_salt: _builtins.str
@@ -191,13 +217,22 @@ class ChatCompletionRequest(_message.Message):
     """
     add_generation_prompt: _builtins.bool
     """Whether to end the prompt with the start of an assistant message; absent: true."""
+    truncate_prompt_tokens: _builtins.int
+    """Most tokens of the prompt that are kept, media expanded; at least 1, at most the context length;
+    -1: what context length and `max_tokens` leave; absent: a longer prompt is refused. What would
+    cut into a media item, or cut it away, is refused.
+    """
+    truncation_side: Global___TruncationSide.ValueType
+    """Which end of the prompt is cut away."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The conversation so far, oldest first; at least one message."""
 
     @_builtins.property
     def sampling(self) -> _generator_pb2.SamplingParams:
-        """Sampling; `max_tokens` absent: what the context length leaves."""
+        """Sampling; `max_tokens` absent: what the context length leaves. `num_prompt_logprobs` is refused
+        in streams.
+        """
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -222,14 +257,21 @@ class ChatCompletionRequest(_message.Message):
         template_kwargs_json: _builtins.bytes = ...,
         add_generation_prompt: _builtins.bool | None = ...,
         bad_words: _abc.Iterable[_builtins.str] | None = ...,
+        truncate_prompt_tokens: _builtins.int | None = ...,
+        truncation_side: Global___TruncationSide.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "add_generation_prompt", b"add_generation_prompt", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_truncate_prompt_tokens", b"_truncate_prompt_tokens", "add_generation_prompt", b"add_generation_prompt", "sampling", b"sampling", "truncate_prompt_tokens", b"truncate_prompt_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "add_generation_prompt", b"add_generation_prompt", "bad_words", b"bad_words", "cache_salt", b"cache_salt", "messages", b"messages", "model", b"model", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "template_kwargs_json", b"template_kwargs_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_truncate_prompt_tokens", b"_truncate_prompt_tokens", "add_generation_prompt", b"add_generation_prompt", "bad_words", b"bad_words", "cache_salt", b"cache_salt", "messages", b"messages", "model", b"model", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "template_kwargs_json", b"template_kwargs_json", "truncate_prompt_tokens", b"truncate_prompt_tokens", "truncation_side", b"truncation_side"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_generation_prompt: _TypeAlias = _typing.Literal["add_generation_prompt"]  # noqa: Y015
     _WhichOneofArgType__add_generation_prompt: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt"]  # noqa: Y015
+    _WhichOneofReturnType__truncate_prompt_tokens: _TypeAlias = _typing.Literal["truncate_prompt_tokens"]  # noqa: Y015
+    _WhichOneofArgType__truncate_prompt_tokens: _TypeAlias = _typing.Literal["_truncate_prompt_tokens", b"_truncate_prompt_tokens"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__add_generation_prompt) -> _WhichOneofReturnType__add_generation_prompt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__truncate_prompt_tokens) -> _WhichOneofReturnType__truncate_prompt_tokens | None: ...
 
 Global___ChatCompletionRequest: _TypeAlias = ChatCompletionRequest  # noqa: Y015
 
@@ -284,6 +326,8 @@ class ChatCompletionResponse(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     MORE_CHOICES_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id of the call."""
     model: _builtins.str
@@ -314,6 +358,16 @@ class ChatCompletionResponse(_message.Message):
     def more_choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatChoice]:
         """The answers behind the first one, if `sampling.num_sequences` asks for several."""
 
+    @_builtins.property
+    def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens of the prompt, media expanded, but for the first one, which has no log probability; if
+        `sampling.num_prompt_logprobs` asks for theirs.
+        """
+
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_generator_pb2.TokenLogprobs]:
+        """How likely each of them was."""
+
     def __init__(
         self,
         *,
@@ -328,10 +382,12 @@ class ChatCompletionResponse(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[_generator_pb2.TokenLogprobs] | None = ...,
         more_choices: _abc.Iterable[Global___ChatChoice] | None = ...,
+        prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        prompt_logprobs: _abc.Iterable[_generator_pb2.TokenLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "stop_token_id", b"stop_token_id", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "created_s", b"created_s", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "model", b"model", "more_choices", b"more_choices", "request_id", b"request_id", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "created_s", b"created_s", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "model", b"model", "more_choices", b"more_choices", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_token_id: _TypeAlias = _typing.Literal["stop_token_id"]  # noqa: Y015
     _WhichOneofArgType__stop_token_id: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id"]  # noqa: Y015
