@@ -80,7 +80,7 @@ class Generator:
         self._settings = settings
         self._loaded = loaded
         self._blocks = BlockManager(
-            loaded.layout.num_blocks,
+            loaded.layout.sizes,
             loaded.layout.block_size,
             settings.cache.enable_prefix_caching,
         )

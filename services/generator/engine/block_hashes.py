@@ -15,7 +15,7 @@ _DIGEST_BYTES = 32
 
 
 def extend_block_hashes(sequence: Sequence, block_size: int, num_blocks: int) -> list[bytes]:
-    """Return the hashes of the first ``num_blocks`` blocks of ``sequence``.
+    """Return the hashes of at least the first ``num_blocks`` blocks of ``sequence``.
 
     A hash covers tenant, salt and adapter, all tokens up to the end of the block, and each media
     item that reaches into it: placeholders look alike, their embeddings and grids do not.
@@ -38,7 +38,7 @@ def extend_block_hashes(sequence: Sequence, block_size: int, num_blocks: int) ->
             if span.offset < start + block_size and span.end > start:
                 digest.update(_span_key(span, span.offset - start))
         hashes.append(digest.digest())
-    return hashes[:num_blocks]
+    return hashes
 
 
 def _root(sequence: Sequence) -> bytes:

@@ -1,71 +1,79 @@
-"""Give blocks of the KV cache to sequences, share them, and take them back."""
+"""Keep the blocks of all groups of cache layers together."""
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chiasm.generator.engine.block_group import NO_BLOCK, BlockGroup
 from chiasm.generator.engine.block_hashes import extend_block_hashes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from collections.abc import Sequence as Items
 
+    from chiasm.generator.engine.block_group import GroupSize
     from chiasm.generator.engine.sequence import Sequence
+
+__all__ = ["BlockCopy", "BlockManager", "OutOfBlocksError", "Prefix"]
 
 
 class OutOfBlocksError(Exception):
     """Too few free blocks."""
 
 
-class BlockManager:
-    """Owns the ids of all blocks of the KV cache.
+@dataclass(frozen=True, slots=True)
+class BlockCopy:
+    """A block to be copied before anything is written: of which group, from where to where."""
 
-    A sequence's block table lists its blocks in position order; token position ``p`` lives in slot
-    ``block_table[p // block_size] * block_size + p % block_size``. Sequences with a common
-    beginning may have the same blocks in front::
+    group: int
+    source: int
+    target: int
 
-        sequence 7, 9 tokens, block_size 4     block_table [5, 0, 3]
-        sequence 8, 6 tokens                   block_table [5, 2]
-        position  0 1 2 3 | 4 5 6 7 | 8 . . .
-        block        5    |  0 or 2 |    3
 
-    A free block keeps its keys and values until it is given away, and is found again by the hash of
-    what is in it. Free blocks form a queue: those without a hash first, then the least recently
-    used; the blocks of one sequence with its last block in front, since only whole prefixes are of
-    use.
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A beginning of a sequence that is in the cache.
 
-    Invariants:
-        1. A block is in the free queue exactly if no block table lists it.
-        2. ``_num_users[block]`` is the number of tables that list the block; a table lists it once.
-        3. ``_cached`` and ``_hashes`` are inverse to each other.
-        4. A table has no more blocks than its tokens need.
-        5. Only a full block is listed by two tables, except between ``fork`` and the next ``grow``.
-
-    Sources: PagedAttention, Kwon et al. 2023, sections 4.2 and 4.4; vLLM's prefix caching.
+    Attributes:
+        num_tokens: Its tokens; a multiple of the block size.
+        blocks: Blocks by group; ``NO_BLOCK`` where a group needs none.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, caches_prefixes: bool = True) -> None:
-        """Start with ``num_blocks`` free blocks of ``block_size`` token positions each.
+    num_tokens: int
+    blocks: tuple[list[int], ...]
+
+
+class BlockManager:
+    """Gives blocks to sequences in every group of cache layers at once.
+
+    A group is a set of layers that see the same positions: all before a token, or a window of them
+    (see ``BlockGroup``). Each group has blocks, tables and a prefix cache of its own; tokens, and
+    so hashes, are the same for all. A change is made in all groups or in none.
+
+    Groups of other kinds (compressed latents, cross-attention states, recurrent states) would be
+    further classes with the methods of ``BlockGroup``.
+    """
+
+    def __init__(
+        self,
+        sizes: Items[GroupSize],
+        block_size: int,
+        caches_prefixes: bool = True,
+    ) -> None:
+        """Start with all blocks free.
 
         Args:
-            num_blocks: Blocks of the cache.
+            sizes: Blocks and window of each group; at least one.
             block_size: Token positions of a block.
             caches_prefixes: Whether blocks are found again by what is in them.
         """
-        if num_blocks < 1 or block_size < 1:
-            raise ValueError(f"{num_blocks} blocks of {block_size} tokens are no cache.")
-        self._num_blocks = num_blocks
+        self._groups = tuple(
+            BlockGroup(index, size, block_size) for index, size in enumerate(sizes)
+        )
+        self._windowed = tuple(group for group in self._groups if group.has_window)
         self._block_size = block_size
         self._caches_prefixes = caches_prefixes
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
-        self._num_users = [0] * num_blocks
-        self._cached: dict[bytes, int] = {}
-        self._hashes: dict[int, bytes] = {}
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of the whole cache."""
-        return self._num_blocks
 
     @property
     def block_size(self) -> int:
@@ -73,106 +81,127 @@ class BlockManager:
         return self._block_size
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks of all groups."""
+        return sum(group.num_blocks for group in self._groups)
+
+    @property
     def num_free_blocks(self) -> int:
-        """Blocks that no block table lists."""
-        return len(self._free)
+        """Blocks of all groups that no table lists."""
+        return sum(group.num_free_blocks for group in self._groups)
 
     @property
     def num_used_blocks(self) -> int:
-        """Blocks that block tables list."""
-        return self._num_blocks - len(self._free)
+        """Blocks of all groups that tables list."""
+        return self.num_blocks - self.num_free_blocks
 
     @property
     def num_cached_blocks(self) -> int:
-        """Blocks that are found by what is in them, used or free."""
-        return len(self._cached)
+        """Blocks of all groups that are found by what is in them, used or free."""
+        return sum(group.num_cached_blocks for group in self._groups)
 
-    def count_blocks(self, num_tokens: int) -> int:
-        """Return the number of blocks that hold ``num_tokens`` tokens of one sequence."""
-        return -(-num_tokens // self._block_size)
+    def can_hold(self, num_tokens: int, chunk_tokens: int) -> bool:
+        """Return whether a sequence could reach ``num_tokens`` tokens if it were alone.
 
-    def find_prefix(self, sequence: Sequence, max_tokens: int) -> list[int]:
-        """Return the cached blocks that hold the beginning of ``sequence``; nothing is changed.
+        Args:
+            num_tokens: Tokens of prompt and output.
+            chunk_tokens: Most tokens that it grows by at one time.
+        """
+        return all(
+            group.count_most(num_tokens, chunk_tokens) <= group.num_blocks
+            for group in self._groups
+        )
+
+    def can_start(
+        self, sequence: Sequence, prefix: Prefix, chunk_tokens: int, reserve: int
+    ) -> bool:
+        """Return whether ``sequence`` may begin behind ``prefix``.
+
+        Args:
+            sequence: Sequence without blocks.
+            prefix: What it shares.
+            chunk_tokens: Most tokens that it grows by at one time.
+            reserve: Blocks that must stay free in each group.
+        """
+        for group, shared in zip(self._groups, prefix.blocks, strict=True):
+            needed = group.count_most(sequence.num_total_tokens, chunk_tokens)
+            needed -= sum(block != NO_BLOCK for block in shared)
+            needed += group.count_free_among(shared)
+            if needed + reserve > group.num_free_blocks:
+                return False
+        return True
+
+    def find_prefix(self, sequence: Sequence, max_tokens: int) -> Prefix:
+        """Return the longest beginning of ``sequence`` that every group has; nothing is changed.
 
         Args:
             sequence: Sequence whose prompt, and known output, is looked up.
-            max_tokens: Most tokens that the blocks may hold.
+            max_tokens: Most tokens that it may have.
         """
-        blocks: list[int] = []
-        if not self._caches_prefixes:
-            return blocks
-        num_full = min(max_tokens, sequence.num_tokens) // self._block_size
-        for index in range(num_full):
-            block_hash = extend_block_hashes(sequence, self._block_size, index + 1)[index]
-            block = self._cached.get(block_hash)
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
+        num_blocks = 0
+        if self._caches_prefixes:
+            num_blocks = min(max_tokens, sequence.num_tokens) // self._block_size
+        # A shorter prefix may lack a block that a longer one did not need: until all agree.
+        while (shorter := self._shorten(sequence, num_blocks)) < num_blocks:
+            num_blocks = shorter
+        return Prefix(
+            num_blocks * self._block_size,
+            tuple(group.prefix_blocks(sequence, num_blocks) for group in self._groups),
+        )
 
-    def count_free_among(self, blocks: Iterable[int]) -> int:
-        """Return how many of ``blocks`` would leave the free queue if they were shared."""
-        return sum(not self._num_users[block] for block in blocks)
+    def share_prefix(self, sequence: Sequence, prefix: Prefix) -> None:
+        """Let ``sequence`` begin with ``prefix``, which is longer than what it has scheduled."""
+        for group, blocks in zip(self._groups, prefix.blocks, strict=True):
+            group.share_prefix(sequence, blocks)
 
-    def share_prefix(self, sequence: Sequence, blocks: list[int]) -> None:
-        """Let the table of ``sequence`` begin with ``blocks``, as ``find_prefix`` returned them.
+    def trim(self, sequences: Iterable[Sequence]) -> None:
+        """Give back the blocks that the next tokens of ``sequences`` do not see.
 
-        A block that it has computed in part gives way to the whole one. ``blocks`` hold more tokens
-        than it has scheduled.
+        Steps that were launched before may still read them; every later step writes behind those.
         """
-        table = sequence.block_table
-        first = sequence.num_scheduled_tokens // self._block_size
-        for block in blocks[first:]:
-            self._take(block)
-        for block in table[first:]:
-            self._drop(block)
-        table[first:] = blocks[first:]
-        sequence.num_hashed_blocks = len(blocks)
-
-    def count_missing(self, sequence: Sequence, num_tokens: int) -> int:
-        """Return the number of blocks that ``grow`` with the same arguments would take."""
-        start = sequence.num_scheduled_tokens
-        missing = self.count_blocks(start + num_tokens) - len(sequence.block_table)
-        return max(0, missing) + self._must_copy(sequence, start)
+        if self._windowed:
+            for sequence in sequences:
+                for group in self._windowed:
+                    group.trim(sequence)
 
     def can_grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Return whether ``grow`` with the same arguments would succeed."""
-        return self.count_missing(sequence, num_tokens) <= len(self._free)
+        return all(
+            group.count_missing(sequence, num_tokens) <= group.num_free_blocks
+            for group in self._groups
+        )
 
-    def grow(self, sequence: Sequence, num_tokens: int) -> tuple[int, int] | None:
+    def grow(self, sequence: Sequence, num_tokens: int) -> tuple[BlockCopy, ...]:
         """Give ``sequence`` the blocks it needs to compute ``num_tokens`` more tokens.
 
         Args:
-            sequence: Sequence to grow; its block table is changed in place.
+            sequence: Sequence to grow.
             num_tokens: Tokens about to be written behind the scheduled ones.
 
         Returns:
-            The block to copy from and the one to copy to before the tokens are written, if the
-            first of them would go into a block that another sequence has too; else ``None``.
+            Blocks to copy before the tokens are written: those which the first of them would go
+            into and which another sequence has too.
 
         Raises:
             OutOfBlocksError: Too few free blocks. Nothing was changed.
         """
-        num_missing = self.count_missing(sequence, num_tokens)
-        if num_missing > len(self._free):
-            raise OutOfBlocksError(f"{num_missing} blocks needed, {len(self._free)} free.")
-        copy = None
-        if self._must_copy(sequence, sequence.num_scheduled_tokens):
-            index = sequence.num_scheduled_tokens // self._block_size
-            copy = (sequence.block_table[index], self._take_oldest())
-            sequence.block_table[index] = copy[1]
-            self._drop(copy[0])
-            num_missing -= 1
-        sequence.block_table.extend(self._take_oldest() for _ in range(num_missing))
-        return copy
+        for group in self._groups:
+            num_missing = group.count_missing(sequence, num_tokens)
+            if num_missing > group.num_free_blocks:
+                raise OutOfBlocksError(
+                    f"{num_missing} blocks needed, {group.num_free_blocks} free."
+                )
+        copies = []
+        for index, group in enumerate(self._groups):
+            copy = group.grow(sequence, num_tokens)
+            if copy is not None:
+                copies.append(BlockCopy(index, *copy))
+        return tuple(copies)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Give ``child``, which has no blocks, all blocks of ``parent``."""
-        assert not child.block_table, "a fork begins without blocks"
-        for block in parent.block_table:
-            self._take(block)
-        child.block_table.extend(parent.block_table)
-        child.num_hashed_blocks = parent.num_hashed_blocks
+        for group in self._groups:
+            group.fork(parent, child)
 
     def commit(self, sequence: Sequence, num_computed_tokens: int) -> None:
         """Let the full blocks of ``sequence`` be found again by what is in them.
@@ -182,31 +211,24 @@ class BlockManager:
             num_computed_tokens: Tokens whose keys and values are in its blocks.
         """
         num_full = num_computed_tokens // self._block_size
-        if not self._caches_prefixes or num_full <= sequence.num_hashed_blocks:
+        if not self._caches_prefixes or num_full <= sequence.tables[0].num_hashed:
             return
-        hashes = extend_block_hashes(sequence, self._block_size, num_full)
-        for index in range(sequence.num_hashed_blocks, num_full):
-            block = sequence.block_table[index]
-            # Two sequences may compute the same block at once; one of them is enough.
-            if hashes[index] not in self._cached and block not in self._hashes:
-                self._cached[hashes[index]] = block
-                self._hashes[block] = hashes[index]
-        sequence.num_hashed_blocks = num_full
+        hashes = extend_block_hashes(sequence, self._block_size, num_full)[:num_full]
+        for group in self._groups:
+            group.commit(sequence, hashes)
 
     def forget(self, sequence: Sequence) -> None:
         """Let no block of ``sequence`` be found any more: what is in them may be wrong."""
-        for block in sequence.block_table:
-            self._uncache(block)
+        for group in self._groups:
+            group.forget(sequence)
 
     def free(self, sequence: Sequence) -> None:
-        """Take back all blocks of ``sequence``; its block table is empty afterwards."""
-        for block in reversed(sequence.block_table):
-            self._drop(block)
-        sequence.block_table.clear()
-        sequence.num_hashed_blocks = 0
+        """Take back all blocks of ``sequence``."""
+        for group in self._groups:
+            group.free(sequence)
 
     def check_invariants(self, sequences: Iterable[Sequence]) -> None:
-        """Verify the invariants of the class.
+        """Verify the invariants of every group.
 
         Args:
             sequences: All sequences that are not finished.
@@ -214,41 +236,11 @@ class BlockManager:
         Raises:
             AssertionError: One of them does not hold.
         """
-        users: Counter[int] = Counter()
-        for sequence in sequences:
-            table = sequence.block_table
-            assert len(set(table)) == len(table), "a block is twice in a table"
-            assert len(table) <= self.count_blocks(sequence.num_total_tokens), "too many blocks"
-            users.update(table)
-        assert [users[block] for block in range(self._num_blocks)] == self._num_users, "a leak"
-        assert set(self._free) == {block for block, n in enumerate(self._num_users) if not n}
-        assert {block: key for key, block in self._cached.items()} == self._hashes
+        everyone = list(sequences)
+        for group in self._groups:
+            group.check_invariants(everyone)
 
-    def _must_copy(self, sequence: Sequence, position: int) -> bool:
-        """Return whether writing at ``position`` would change a block of another sequence."""
-        index = position // self._block_size
-        table = sequence.block_table
-        return index < len(table) and self._num_users[table[index]] > 1
-
-    def _take_oldest(self) -> int:
-        block, _ = self._free.popitem(last=False)
-        self._uncache(block)
-        self._num_users[block] = 1
-        return block
-
-    def _take(self, block: int) -> None:
-        if not self._num_users[block]:
-            del self._free[block]
-        self._num_users[block] += 1
-
-    def _drop(self, block: int) -> None:
-        self._num_users[block] -= 1
-        if not self._num_users[block]:
-            self._free[block] = None
-            # What cannot be found again is given away first; its memory is warm.
-            self._free.move_to_end(block, last=block in self._hashes)
-
-    def _uncache(self, block: int) -> None:
-        block_hash = self._hashes.pop(block, None)
-        if block_hash is not None:
-            del self._cached[block_hash]
+    def _shorten(self, sequence: Sequence, num_blocks: int) -> int:
+        for group in self._groups:
+            num_blocks = group.find_prefix(sequence, num_blocks)
+        return num_blocks

@@ -47,6 +47,11 @@ class Chunking:
         cut = min(end, start + budget)
         return _uncut_span(sequence, start, cut, may_exceed=is_first) - start
 
+    def most_tokens(self, sequence: Sequence, budget: int) -> int:
+        """Return the most tokens of ``sequence`` that are computed in one step of ``budget``."""
+        spans = (span for span in sequence.prompt.spans if span.layout.attends_both_ways)
+        return max([budget, self.fixed_tokens, *(span.end - span.offset for span in spans)])
+
     def align_prefix(self, sequence: Sequence, num_tokens: int) -> int:
         """Return the part of a cached prefix that may be used: no span and no chunk is cut."""
         if self.is_fixed:

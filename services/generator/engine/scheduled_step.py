@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from chiasm.generator.engine.block_manager import BlockCopy
     from chiasm.generator.engine.sequence import Sequence
 
 
@@ -50,14 +51,14 @@ class ScheduledStep:
         num_preemptions: Sequences whose blocks were taken to make room.
         num_queried_tokens: Tokens of the sequences that were looked up in the prefix cache.
         num_cached_tokens: Those of them that were found.
-        block_copies: Pairs of blocks, from and to, that are copied before anything is written.
+        block_copies: Blocks that are copied before anything is written.
     """
 
     sequences: tuple[ScheduledSequence, ...]
     num_preemptions: int = 0
     num_queried_tokens: int = 0
     num_cached_tokens: int = 0
-    block_copies: tuple[tuple[int, int], ...] = ()
+    block_copies: tuple[BlockCopy, ...] = ()
 
     @property
     def num_decode_tokens(self) -> int:

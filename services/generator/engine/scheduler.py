@@ -12,7 +12,7 @@ from chiasm.generator.engine.sequence import Sequence, SequenceStatus
 from chiasm.generator.engine.waiting_queue import WaitingQueue, rank
 
 if TYPE_CHECKING:
-    from chiasm.generator.engine.block_manager import BlockManager
+    from chiasm.generator.engine.block_manager import BlockCopy, BlockManager, Prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class _StepDraft:
     budget: int
     decodes: list[ScheduledSequence] = field(default_factory=list)
     prefills: list[ScheduledSequence] = field(default_factory=list)
-    block_copies: list[tuple[int, int]] = field(default_factory=list)
+    block_copies: list[BlockCopy] = field(default_factory=list)
     num_preemptions: int = 0
     num_queried_tokens: int = 0
     num_cached_tokens: int = 0
@@ -126,7 +126,8 @@ class Scheduler:
         Raises:
             ValueError: It could outgrow the whole cache; admission must refuse such requests.
         """
-        if self._blocks.count_blocks(sequence.max_num_tokens) > self._blocks.num_blocks:
+        chunk_tokens = self._most_tokens_at_once(sequence)
+        if not self._blocks.can_hold(sequence.max_num_tokens, chunk_tokens):
             raise ValueError(f"Sequence {sequence.seq_id} may outgrow the KV cache.")
         self._waiting.enter(sequence.origin.tenant)
         self._enqueue(sequence, SequenceStatus.WAITING)
@@ -172,6 +173,7 @@ class Scheduler:
             The step; empty if nothing can run now.
         """
         draft = _StepDraft(self._limits.max_step_tokens)
+        self._blocks.trim(self._running)
         self._schedule_decodes(draft)
         self._schedule_chunks(draft)
         # What was just preempted must not take its blocks back from those it made room for.
@@ -197,7 +199,8 @@ class Scheduler:
         ranks = [rank(sequence) for sequence in self._running]
         assert ranks == sorted(ranks), "the running sequences are not in order"
         for sequence in (*blocked, *waiting):
-            assert not sequence.block_table, "a sequence that does not run owns blocks"
+            tables = sequence.tables.values()
+            assert not any(table.blocks for table in tables), "blocks of one that does not run"
         self._blocks.check_invariants(everyone)
 
     def _schedule_decodes(self, draft: _StepDraft) -> None:
@@ -229,50 +232,48 @@ class Scheduler:
             sequence = self._waiting.peek()
             if sequence is None:
                 return
-            prefix, num_cached = self._find_prefix(sequence)
-            num_tokens = self._count_chunk(draft, sequence, num_cached)
-            if sequence.num_ready_tokens <= num_cached:
+            prefix = self._find_prefix(sequence)
+            num_tokens = self._count_chunk(draft, sequence, prefix.num_tokens)
+            if sequence.num_ready_tokens <= prefix.num_tokens:
                 self._block(sequence)
             elif num_tokens and self._can_start(sequence, prefix):
-                self._start(draft, sequence, prefix, num_cached)
+                self._start(draft, sequence, prefix)
                 self._add_prefill(draft, sequence, num_tokens)
             elif not num_tokens or not self._preempt_stalled(draft):
                 return
 
-    def _find_prefix(self, sequence: Sequence) -> tuple[list[int], int]:
-        """Return the cached blocks to begin with and the tokens that they hold."""
-        if sequence.scores_prompt:
-            return [], 0  # the logits of the whole prompt are needed
-        # At least one token is computed: its logits are needed.
+    def _find_prefix(self, sequence: Sequence) -> Prefix:
+        """Return the cached beginning of ``sequence`` that may be used."""
+        # At least one token is computed: its logits are needed. All, if the prompt is scored.
         most = min(sequence.num_ready_tokens, sequence.num_total_tokens - 1)
-        prefix = self._blocks.find_prefix(sequence, most)
-        size = self._blocks.block_size
-        num_cached = self._limits.chunking.align_prefix(sequence, len(prefix) * size)
-        prefix = prefix[: num_cached // size]
-        return prefix, len(prefix) * size
+        prefix = self._blocks.find_prefix(sequence, 0 if sequence.scores_prompt else most)
+        while (aligned := self._align(sequence, prefix)) < prefix.num_tokens:
+            prefix = self._blocks.find_prefix(sequence, aligned)
+        return prefix
+
+    def _align(self, sequence: Sequence, prefix: Prefix) -> int:
+        return self._limits.chunking.align_prefix(sequence, prefix.num_tokens)
 
     def _skip_cached(self, draft: _StepDraft, sequence: Sequence) -> None:
         """Go on behind what others have computed of the same prompt since the last chunk."""
-        prefix, num_cached = self._find_prefix(sequence)
-        if num_cached > sequence.num_scheduled_tokens and not sequence.num_pending_tokens:
-            self._share(draft, sequence, prefix, num_cached)
+        if sequence.num_pending_tokens:
+            return
+        prefix = self._find_prefix(sequence)
+        if prefix.num_tokens > sequence.num_scheduled_tokens:
+            self._share(draft, sequence, prefix)
 
-    def _start(
-        self, draft: _StepDraft, sequence: Sequence, prefix: list[int], num_cached: int
-    ) -> None:
+    def _start(self, draft: _StepDraft, sequence: Sequence, prefix: Prefix) -> None:
         self._waiting.remove(sequence)
         if not sequence.num_preemptions:
             draft.num_queried_tokens += sequence.num_prompt_tokens
-        if num_cached:
-            self._share(draft, sequence, prefix, num_cached)
+        if prefix.num_tokens:
+            self._share(draft, sequence, prefix)
         self._run(sequence)
 
-    def _share(
-        self, draft: _StepDraft, sequence: Sequence, prefix: list[int], num_cached: int
-    ) -> None:
+    def _share(self, draft: _StepDraft, sequence: Sequence, prefix: Prefix) -> None:
         self._blocks.share_prefix(sequence, prefix)
-        num_gained = num_cached - sequence.num_scheduled_tokens
-        sequence.num_scheduled_tokens = num_cached
+        num_gained = prefix.num_tokens - sequence.num_scheduled_tokens
+        sequence.num_scheduled_tokens = prefix.num_tokens
         if not sequence.num_preemptions:
             sequence.num_cached_tokens += num_gained
             draft.num_cached_tokens += num_gained
@@ -297,9 +298,7 @@ class Scheduler:
 
     def _take(self, draft: _StepDraft, sequence: Sequence, num_tokens: int) -> ScheduledSequence:
         """Allocate and count the next ``num_tokens`` tokens of a running sequence."""
-        copy = self._blocks.grow(sequence, num_tokens)
-        if copy is not None:
-            draft.block_copies.append(copy)
+        draft.block_copies += self._blocks.grow(sequence, num_tokens)
         start = sequence.num_scheduled_tokens
         sequence.num_scheduled_tokens += num_tokens
         samples = sequence.num_scheduled_tokens == sequence.num_total_tokens
@@ -334,16 +333,16 @@ class Scheduler:
             self._preempt_last(draft)
         return True
 
-    def _can_start(self, sequence: Sequence, prefix: list[int]) -> bool:
+    def _can_start(self, sequence: Sequence, prefix: Prefix) -> bool:
         if len(self._running) >= self._limits.max_running_sequences:
             return False
         # Each running sequence will soon need a block; without this reserve a new prompt would
         # be preempted as soon as it has been computed.
-        reserve = len(self._running)
-        blocks = self._blocks
-        needed = blocks.count_blocks(sequence.num_total_tokens) - len(prefix)
-        needed += blocks.count_free_among(prefix)
-        return needed + reserve <= blocks.num_free_blocks
+        chunk_tokens = self._most_tokens_at_once(sequence)
+        return self._blocks.can_start(sequence, prefix, chunk_tokens, reserve=len(self._running))
+
+    def _most_tokens_at_once(self, sequence: Sequence) -> int:
+        return self._limits.chunking.most_tokens(sequence, self._limits.max_step_tokens)
 
     def _block(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chiasm.generator.engine.block_group import BlockTable
 from chiasm.generator.engine.sampling_state import SamplingState
 
 if TYPE_CHECKING:
@@ -98,10 +100,9 @@ class Sequence:
         embeddings: SPLICE rows of each span, ``[num_embedding_tokens, hidden_size]`` on the host;
             ``None`` until they arrive. They stay until the end, so that a preempted sequence can
             be recomputed without the embedding store. Shared with the forks.
-        block_table: Ids of its blocks, in position order; written by ``BlockManager`` only, like
-            the two next ones.
+        tables: Its blocks by group of cache layers; written by ``BlockManager`` only, like
+            ``block_hashes``.
         block_hashes: Hashes of its full blocks, as far as they were asked for.
-        num_hashed_blocks: Blocks of the table that the prefix cache knows.
         num_scheduled_tokens: Tokens whose KV is in the cache once all launched steps have run.
         num_pending_tokens: Tokens that launched steps sample and that are not known yet.
         num_cached_tokens: Prompt tokens found in the prefix cache when it first ran.
@@ -131,9 +132,8 @@ class Sequence:
         self.forks: tuple[Sequence, ...] = ()
         self.token_ids = list(prompt.token_ids)
         self.embeddings: list[torch.Tensor | None] = [None] * len(prompt.spans)
-        self.block_table: list[int] = []
+        self.tables: defaultdict[int, BlockTable] = defaultdict(BlockTable)
         self.block_hashes: list[bytes] = []
-        self.num_hashed_blocks = 0
         self.num_scheduled_tokens = 0
         self.num_pending_tokens = 0
         self.num_cached_tokens = 0

@@ -8,26 +8,33 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
-    from chiasm.generator.model.model_spec import ModelSpec
+    from chiasm.generator.engine.block_group import GroupSize
+    from chiasm.generator.engine.block_manager import BlockCopy
+    from chiasm.generator.model.model_spec import CacheGroup, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
 class KVCacheLayout:
-    """Sizes of a KV cache; ``count_blocks`` derives ``num_blocks`` from a budget of bytes."""
+    """Sizes of a KV cache.
 
-    num_blocks: int
+    Attributes:
+        sizes: Blocks of each of the model's cache groups, in their order.
+        block_size: Token positions of a block.
+    """
+
+    sizes: tuple[GroupSize, ...]
     block_size: int
 
     @property
-    def num_slots(self) -> int:
-        """Token positions of the whole cache."""
-        return self.num_blocks * self.block_size
+    def num_blocks(self) -> int:
+        """Blocks of all groups."""
+        return sum(size.num_blocks for size in self.sizes)
 
 
 class KVCache:
-    """Keys and values per layer, one row per slot.
+    """Keys and values per layer, one row per slot of the layer's group.
 
     ::
 
@@ -39,14 +46,27 @@ class KVCache:
 
     Memory is reserved at construction and touched when a slot is first written. A slot is read
     only after its owner has written it.
+
+    Attributes:
+        layout: Its sizes.
+        groups: Layers that keep the same positions.
+        group_of: Index of each layer's group.
+        keys: Keys of each layer.
+        values: Values of each layer.
     """
 
     def __init__(
         self, spec: ModelSpec, layout: KVCacheLayout, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (layout.num_slots, spec.num_kv_heads, spec.head_dim)
         self.layout = layout
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(spec.num_layers)]
+        self.groups: tuple[CacheGroup, ...] = spec.cache_groups
+        self.group_of = [0] * spec.num_layers
+        for index, group in enumerate(self.groups):
+            for layer in group.layers:
+                self.group_of[layer] = index
+        slots = [layout.sizes[group].num_blocks * layout.block_size for group in self.group_of]
+        rows = (spec.num_kv_heads, spec.head_dim)
+        self.keys = [torch.empty((num, *rows), dtype=dtype, device=device) for num in slots]
         self.values = [torch.empty_like(keys) for keys in self.keys]
 
     def store(
@@ -63,20 +83,26 @@ class KVCache:
         self.keys[layer][slots] = key
         self.values[layer][slots] = value
 
-    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
-        """Copy keys and values of all layers between blocks: pairs of from and to.
+    def copy_blocks(self, copies: Iterable[BlockCopy]) -> None:
+        """Copy keys and values between blocks.
 
         All sources are read before anything is written.
         """
+        for index, group in enumerate(self.groups):
+            pairs = [(copy.source, copy.target) for copy in copies if copy.group == index]
+            if pairs:
+                self._copy(group, pairs)
+
+    def _copy(self, group: CacheGroup, pairs: list[tuple[int, int]]) -> None:
         size = self.layout.block_size
         offsets = torch.arange(size, device=self.keys[0].device)
-        pairs = torch.tensor(copies, device=offsets.device)
-        sources, targets = ((pairs[:, i, None] * size + offsets).flatten() for i in range(2))
-        for tensor in (*self.keys, *self.values):
-            tensor[targets] = tensor[sources]
+        blocks = torch.tensor(pairs, device=offsets.device)
+        sources, targets = ((blocks[:, i, None] * size + offsets).flatten() for i in range(2))
+        for layer in group.layers:
+            for tensor in (self.keys[layer], self.values[layer]):
+                tensor[targets] = tensor[sources]
 
 
-def count_blocks(spec: ModelSpec, dtype: torch.dtype, block_size: int, budget_bytes: int) -> int:
-    """Return how many blocks of ``block_size`` tokens ``budget_bytes`` hold; 0 if not one."""
-    token_bytes = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * dtype.itemsize
-    return budget_bytes // (token_bytes * block_size)
+def count_token_bytes(spec: ModelSpec, group: CacheGroup, dtype: torch.dtype) -> int:
+    """Return the bytes that one token takes in all layers of ``group``."""
+    return 2 * len(group.layers) * spec.num_kv_heads * spec.head_dim * dtype.itemsize

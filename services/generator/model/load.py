@@ -8,38 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from chiasm.common.half_load import load_half
-from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout, count_blocks
+from chiasm.generator.model.cache_sizes import decide_sizes
+from chiasm.generator.model.kv_cache import KVCache
 from chiasm.generator.model.model_spec import read_model_spec
 from chiasm.generator.model.transformers_decoder import TransformersDecoder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from chiasm.generator.model.model_spec import ModelSpec
-
-
-class CacheTooSmallError(Exception):
-    """The KV cache cannot hold what was asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class CacheRequest:
-    """How large the KV cache should be.
-
-    Attributes:
-        block_size: Tokens per block.
-        budget_bytes: Bytes of the cache.
-        num_blocks: Blocks; overrides the budget unless ``None``.
-        max_model_len: Context that it must hold; ``None`` for what model and cache allow.
-        max_sequences: Sequences that hold blocks at once; more memory than they need is not
-            reserved.
-    """
-
-    block_size: int
-    budget_bytes: int
-    num_blocks: int | None
-    max_model_len: int | None
-    max_sequences: int
+    from chiasm.generator.model.cache_sizes import CacheRequest
+    from chiasm.generator.model.kv_cache import KVCacheLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +52,3 @@ def load_model(
     layout, max_model_len = decide_sizes(spec, model.dtype, request)
     decoder = TransformersDecoder(model, KVCache(spec, layout, model.dtype, device))
     return LoadedModel(decoder, model.dtype, layout, max_model_len)
-
-
-def decide_sizes(
-    spec: ModelSpec, dtype: torch.dtype, request: CacheRequest
-) -> tuple[KVCacheLayout, int]:
-    """Return the layout of the cache and the context length that model and cache hold.
-
-    Raises:
-        CacheTooSmallError: ``max_model_len`` is over either.
-    """
-    block_size = request.block_size
-    most = min(spec.max_positions, request.max_model_len or spec.max_positions)
-    num_blocks = request.num_blocks
-    if num_blocks is None:
-        affordable = count_blocks(spec, dtype, block_size, request.budget_bytes)
-        num_blocks = min(affordable, request.max_sequences * -(-most // block_size))
-    capacity = min(spec.max_positions, num_blocks * block_size)
-    if capacity < (request.max_model_len or 2):
-        raise CacheTooSmallError(
-            f"A context of {request.max_model_len or 2} tokens is asked for, but the model takes"
-            f" {spec.max_positions} and a KV cache of {num_blocks} blocks of {block_size} tokens"
-            f" holds {num_blocks * block_size}."
-        )
-    return KVCacheLayout(num_blocks, block_size), min(most, capacity)

@@ -27,6 +27,19 @@ class LogitsRule:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheGroup:
+    """Layers whose keys and values are kept for the same positions.
+
+    Attributes:
+        layers: Indices of the layers.
+        window: Positions that a token sees; 0 is all before it.
+    """
+
+    layers: tuple[int, ...]
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Facts about a language model.
 
@@ -40,6 +53,8 @@ class ModelSpec:
         eos_token_ids: Tokens that end a sequence.
         positions: How positions are numbered.
         logits: What is done to the logits.
+        layer_windows: Positions that a token sees in each layer, itself included; 0 is all before
+            it. Empty: all layers see everything.
     """
 
     num_layers: int
@@ -51,6 +66,16 @@ class ModelSpec:
     eos_token_ids: frozenset[int]
     positions: PositionScheme
     logits: LogitsRule = LogitsRule()
+    layer_windows: tuple[int, ...] = ()
+
+    @property
+    def cache_groups(self) -> tuple[CacheGroup, ...]:
+        """Layers that keep the same positions, those that keep everything first."""
+        windows = self.layer_windows or (0,) * self.num_layers
+        return tuple(
+            CacheGroup(tuple(i for i, other in enumerate(windows) if other == window), window)
+            for window in sorted(set(windows))
+        )
 
 
 def read_model_spec(model: transformers.PreTrainedModel) -> ModelSpec:
@@ -71,7 +96,18 @@ def read_model_spec(model: transformers.PreTrainedModel) -> ModelSpec:
         eos_token_ids=_read_eos_token_ids(model),
         positions=family_of(model.config.to_dict()).positions,
         logits=_read_logits_rule(text_config),
+        layer_windows=_read_layer_windows(text_config),
     )
+
+
+def _read_layer_windows(text_config: transformers.PreTrainedConfig) -> tuple[int, ...]:
+    window = getattr(text_config, "sliding_window", None) or 0
+    if window >= text_config.max_position_embeddings:
+        window = 0
+    # Without a list every layer has the window, as in Mistral and Phi-3.
+    kinds = getattr(text_config, "layer_types", None)
+    kinds = kinds or ["sliding_attention"] * text_config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
 def _read_eos_token_ids(model: transformers.PreTrainedModel) -> frozenset[int]:

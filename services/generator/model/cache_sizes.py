@@ -1,0 +1,96 @@
+"""Decide how large the KV cache is and which context it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chiasm.generator.engine.block_group import GroupSize, count_most_blocks
+from chiasm.generator.model.kv_cache import KVCacheLayout, count_token_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+    from chiasm.generator.model.model_spec import ModelSpec
+
+
+class CacheTooSmallError(Exception):
+    """The KV cache cannot hold what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRequest:
+    """How large the KV cache should be.
+
+    Attributes:
+        block_size: Tokens per block.
+        budget_bytes: Bytes of the cache.
+        num_blocks: Blocks of each group of layers; overrides the budget unless ``None``.
+        max_model_len: Context that it must hold; ``None`` for what model and cache allow.
+        max_sequences: Sequences that hold blocks at once; more memory than they need is not
+            reserved.
+        chunk_tokens: Most tokens that a sequence grows by at one time.
+    """
+
+    block_size: int
+    budget_bytes: int
+    num_blocks: int | None
+    max_model_len: int | None
+    max_sequences: int
+    chunk_tokens: int
+
+
+def decide_sizes(
+    spec: ModelSpec, dtype: torch.dtype, request: CacheRequest
+) -> tuple[KVCacheLayout, int]:
+    """Return the layout of the cache and the context length that model and cache hold.
+
+    Raises:
+        CacheTooSmallError: ``max_model_len`` is over either.
+    """
+    most = min(spec.max_positions, request.max_model_len or spec.max_positions)
+    counts = _count_blocks(spec, dtype, request, most)
+    capacities = (
+        _count_tokens(count, group.window, request)
+        for count, group in zip(counts, spec.cache_groups, strict=True)
+    )
+    capacity = min(
+        spec.max_positions, *(tokens for tokens in capacities if tokens is not None), most
+    )
+    if capacity < (request.max_model_len or 2):
+        raise CacheTooSmallError(
+            f"A context of {request.max_model_len or 2} tokens is asked for, but the model takes"
+            f" {spec.max_positions} and a KV cache of {' and '.join(map(str, counts))} blocks of"
+            f" {request.block_size} tokens holds {capacity}."
+        )
+    sizes = tuple(
+        GroupSize(count, group.window)
+        for count, group in zip(counts, spec.cache_groups, strict=True)
+    )
+    return KVCacheLayout(sizes, request.block_size), capacity
+
+
+def _count_blocks(
+    spec: ModelSpec, dtype: torch.dtype, request: CacheRequest, most: int
+) -> list[int]:
+    """Return the blocks of each group; ``most`` is the longest context."""
+    groups = spec.cache_groups
+    if request.num_blocks is not None:
+        return [request.num_blocks] * len(groups)
+    size = request.block_size
+    block_bytes = [size * count_token_bytes(spec, group, dtype) for group in groups]
+    # What one sequence of the longest context takes; the budget is shared out in this proportion.
+    needs = [count_most_blocks(most, request.chunk_tokens, group.window, size) for group in groups]
+    whole = sum(need * each for need, each in zip(needs, block_bytes, strict=True))
+    if request.budget_bytes < whole:
+        return [request.budget_bytes // sum(block_bytes)] * len(groups)
+    return [
+        need * min(request.budget_bytes, request.max_sequences * whole) // whole for need in needs
+    ]
+
+
+def _count_tokens(num_blocks: int, window: int, request: CacheRequest) -> int | None:
+    """Return the tokens of one sequence that a group holds; ``None`` for any number."""
+    size = request.block_size
+    in_window = -(-(window + request.chunk_tokens) // size) + 1
+    return None if window and num_blocks >= in_window else num_blocks * size
