@@ -43,6 +43,7 @@ from chiasm.generator.engine.step_threads import StepThreads
 from chiasm.generator.generation import GenerationService
 from chiasm.generator.guides import Guides
 from chiasm.generator.info import GeneratorInfo
+from chiasm.generator.model.fused.description import UnsupportedDecoderError
 from chiasm.generator.model.load import CacheRequest, CacheTooSmallError, load_model
 from chiasm.generator.model.runner import ModelRunner
 from chiasm.generator.servicer import GeneratorServicer
@@ -68,6 +69,7 @@ _START_ERRORS = (
     MetricsPortError,
     ServiceTokenError,
     StoreSecretsError,
+    UnsupportedDecoderError,
     UnsupportedModelError,
 )
 
@@ -197,7 +199,7 @@ def _load(settings: GeneratorSettings) -> LoadedModel:
         max_sequences=settings.scheduling.max_running_sequences,
     )
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
-    return load_model(model.model, dtype, torch.device(device), request)
+    return load_model(model.model, dtype, torch.device(device), request, model.decoder)
 
 
 def _make_compiler(settings: GeneratorSettings, loaded: LoadedModel) -> GrammarCompiler | None:

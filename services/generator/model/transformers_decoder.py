@@ -9,6 +9,11 @@ from transformers import AttentionInterface
 
 from chiasm.generator.model.attention import ATTENTION_NAME, AttentionContext, paged_attention
 from chiasm.generator.model.model_spec import read_model_spec
+from chiasm.generator.model.text_model_io import (
+    apply_logits_rule,
+    embed_batch,
+    position_ids_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +22,7 @@ if TYPE_CHECKING:
 
     from chiasm.generator.model.forward_batch import ForwardBatch
     from chiasm.generator.model.kv_cache import KVCache
-    from chiasm.generator.model.model_spec import LogitsRule, ModelSpec
+    from chiasm.generator.model.model_spec import ModelSpec
 
 
 class TransformersDecoder:
@@ -53,13 +58,9 @@ class TransformersDecoder:
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Compute the tokens of ``batch``; see ``Decoder.forward``."""
-        hidden = self._embed(batch.token_ids)
-        if batch.embeddings is not None:
-            hidden[batch.embedding_rows] = batch.embeddings.to(hidden.dtype)
-        positions = batch.positions[:, None] if len(batch.positions) > 1 else batch.positions
         output = self._text_model(
-            inputs_embeds=hidden[None],
-            position_ids=positions,
+            inputs_embeds=embed_batch(self._embed, batch)[None],
+            position_ids=position_ids_of(batch),
             use_cache=False,
             paged=AttentionContext(batch, self._cache),
         )
@@ -76,12 +77,3 @@ class TransformersDecoder:
         logits = self._head(hidden)
         assert isinstance(logits, torch.Tensor), "a head returns logits"
         return apply_logits_rule(logits, self._spec.logits)
-
-
-def apply_logits_rule(logits: torch.Tensor, rule: LogitsRule) -> torch.Tensor:
-    """Scale and cap ``logits``, as families do behind their head."""
-    if rule.scale != 1.0:
-        logits = logits * rule.scale
-    if rule.softcap:
-        logits = rule.softcap * torch.tanh(logits / rule.softcap)
-    return logits
