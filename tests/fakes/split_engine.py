@@ -42,11 +42,13 @@ class SplitEngine:
         max_step_tokens: int = 256,
         chunking: Chunking = CUT_BY_BUDGET,
         decoder: DecoderChoice = "auto",
+        dtype: torch.dtype = torch.float32,
+        max_tokens: int = MAX_TOKENS,
     ) -> None:
-        """Load the checkpoint of ``whole`` in float32 and build an engine on it."""
+        """Load the checkpoint of ``whole`` and build an engine on it."""
         request = CacheRequest(block_size, 1 << 24, num_blocks, None, MAX_RUNNING)
         self.loaded: LoadedModel = load_model(
-            whole.path, torch.float32, torch.device("cpu"), request, decoder
+            whole.path, dtype, torch.device("cpu"), request, decoder
         )
         self.blocks = BlockManager(num_blocks, block_size)
         max_running = min(MAX_RUNNING, max_step_tokens)
@@ -57,6 +59,7 @@ class SplitEngine:
         self.engine = Engine(self.scheduler, runner, [self])
         self.embeddings: dict[tuple[int, int], torch.Tensor] = {}
         self.most_in_one_forward = 0
+        self._max_tokens = max_tokens
         self.num_preemptions = 0
 
     def observe(self, statistics: StepStatistics) -> None:
@@ -74,7 +77,7 @@ class SplitEngine:
             context=RequestContext("request", "attempt", "tenant"),
             token_ids=prompt.token_ids,
             spans=prompt.spans,
-            wishes=SamplingWishes(max_tokens=MAX_TOKENS, temperature=0.0),
+            wishes=SamplingWishes(max_tokens=self._max_tokens, temperature=0.0),
         )
         sequence = Sequence(seq_id, *admission.check(request))
         for index, embedding in enumerate(prompt.embeddings):
