@@ -43,7 +43,9 @@ from chiasm.generator.engine.step_threads import StepThreads
 from chiasm.generator.generation import GenerationService
 from chiasm.generator.guides import Guides
 from chiasm.generator.info import GeneratorInfo
-from chiasm.generator.model.load import CacheRequest, CacheTooSmallError, load_model
+from chiasm.generator.model.fused.description import UnsupportedDecoderError
+from chiasm.generator.model.cache_sizes import CacheRequest, CacheTooSmallError
+from chiasm.generator.model.load import load_model
 from chiasm.generator.model.runner import ModelRunner
 from chiasm.generator.servicer import GeneratorServicer
 from chiasm.v1.generator_pb2 import DESCRIPTOR
@@ -68,6 +70,7 @@ _START_ERRORS = (
     MetricsPortError,
     ServiceTokenError,
     StoreSecretsError,
+    UnsupportedDecoderError,
     UnsupportedModelError,
 )
 
@@ -196,9 +199,10 @@ def _load(settings: GeneratorSettings) -> LoadedModel:
         num_blocks=cache.num_blocks,
         max_model_len=model.max_model_len,
         max_sequences=settings.scheduling.max_running_sequences,
+        chunk_tokens=max(settings.scheduling.max_step_tokens, settings.chunking.fixed_tokens),
     )
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
-    return load_model(model.model, dtype, torch.device(device), request)
+    return load_model(model.model, dtype, torch.device(device), request, model.decoder)
 
 
 def _make_compiler(settings: GeneratorSettings, loaded: LoadedModel) -> GrammarCompiler | None:

@@ -28,6 +28,13 @@ class ModelSettings(SettingsGroup):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the model computes; auto takes a GPU if there is one."
     )
+    decoder: Literal["auto", "fused", "transformers"] = Field(
+        default="auto",
+        description=(
+            "Who computes the model: our own fused layers or transformers; auto takes the fused"
+            " ones for every model type whose parity is tested."
+        ),
+    )
     max_model_len: int | None = Field(
         default=None,
         ge=2,

@@ -20,6 +20,7 @@ import transformers  # noqa: E402 - the shim must run before anything imports to
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 VOCAB_SIZE = 320
@@ -135,6 +136,11 @@ def make_qwen2_5_vl(path: Path, seed: int = 0) -> Path:
 
 def make_llava(path: Path, seed: int = 0) -> Path:
     """Write a tiny LLaVA-1.5 checkpoint to ``path`` and return it; 16 tokens per image."""
+    return make_llava_around({}, path, seed)
+
+
+def make_llava_around(text_config: Mapping[str, object], path: Path, seed: int = 0) -> Path:
+    """Write a tiny LLaVA whose text model differs from a tiny Llama in ``text_config``."""
     tokenizer = _make_tokenizer(_LLAVA_TOKENS, "</s>", _LLAVA_TEMPLATE)
     config = transformers.LlavaConfig(
         vision_config={
@@ -148,7 +154,7 @@ def make_llava(path: Path, seed: int = 0) -> Path:
             "projection_dim": 32,
             "initializer_range": 0.3,
         },
-        text_config={"model_type": "llama", **_text_config(tokenizer)},
+        text_config={"model_type": "llama", **_text_config(tokenizer), **text_config},
         image_token_index=_token_id(tokenizer, "<image>"),
         image_seq_length=16,
     )

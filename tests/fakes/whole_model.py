@@ -57,13 +57,16 @@ class MediaPrompt:
 
 
 class WholeModel:
-    """A checkpoint loaded by transformers in float32."""
+    """A checkpoint loaded by transformers in float32.
 
-    def __init__(self, path: Path) -> None:
+    ``attention`` names transformers' implementation; only ``eager`` caps scores.
+    """
+
+    def __init__(self, path: Path, attention: str = "sdpa") -> None:
         self.path = path
         # Any: transformers' types do not fit how its `generate` is called.
         self.model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-            path, dtype=torch.float32
+            path, dtype=torch.float32, attn_implementation=attention
         )
         config = self.model.config
         self._image_token_id: int = config.image_token_id

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 ATTENTION_NAME = "chiasm_paged"
 
+# Keys and values that are gathered at once on a CPU, unless that were too few sequences.
+_GATHER_BYTES = 4 << 20
+_MIN_GATHERED_SEQUENCES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionContext:
@@ -87,12 +91,35 @@ def paged_attention(
     """
     if attention_mask is not None or options.get("s_aux") is not None:
         raise ValueError("Attention masks and attention sinks are not supported.")
-    window, softcap = options.get("sliding_window"), options.get("softcap")
-    rule = ScoreRule(options["scaling"], window or 0, softcap or 0.0)
+    rule = ScoreRule(
+        options["scaling"], options.get("sliding_window") or 0, options.get("softcap") or 0.0
+    )
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     layer = module.layer_idx
     assert isinstance(layer, int), "transformers numbers the layers"
-    batch, cache = options["paged"].batch, options["paged"].cache
+    return attend(options["paged"], layer, (query, key, value), rule)[None], None
+
+
+def attend(
+    context: AttentionContext,
+    layer: int,
+    new: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    rule: ScoreRule,
+) -> torch.Tensor:
+    """Write the new keys and values of one layer into the cache and attend to what it holds.
+
+    Args:
+        context: Batch and cache of this forward.
+        layer: Index of the layer.
+        new: Queries and keys with rotary positions applied, and values.
+            [num_tokens, num_heads, head_dim], dtype of the cache.
+        rule: How scores are made.
+
+    Returns:
+        What each query attends to. [num_tokens, num_q_heads, head_dim], contiguous.
+    """
+    query, key, value = new
+    batch, cache = context.batch, context.cache
     cache.store(layer, batch.slot_mapping, key, value)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     for group in batch.decode_groups:
@@ -102,7 +129,7 @@ def paged_attention(
         keys = key[rows] if slots is None else cache.keys[layer][slots]
         values = value[rows] if slots is None else cache.values[layer][slots]
         output[rows] = _attend_prefill(query[rows], keys, values, segment, rule)
-    return output[None], None
+    return output
 
 
 def _attend_decode(
@@ -113,12 +140,31 @@ def _attend_decode(
     num_sequences, num_q_heads, head_dim = query.shape
     num_kv_heads = keys.shape[1]
     plan = group.plan(rule.window, query.dtype, query.device)
-    shape = (num_sequences, -1, num_kv_heads, head_dim)
-    gathered_keys = keys.index_select(0, plan.slots).view(shape).transpose(1, 2)
-    gathered_values = values.index_select(0, plan.slots).view(shape).transpose(1, 2)
     grouped = query.reshape(num_sequences, num_kv_heads, num_q_heads // num_kv_heads, head_dim)
-    output = _attend(grouped, gathered_keys, gathered_values, plan.mask, rule)
+    outputs = []
+    width = len(plan.slots) // num_sequences
+    step = _count_gathered_together(num_sequences, width, keys)
+    for start in range(0, num_sequences, step):
+        part = slice(start, start + step)
+        slots = plan.slots[start * width : (start + step) * width]
+        shape = (-1, width, num_kv_heads, head_dim)
+        gathered_keys = keys.index_select(0, slots).view(shape).transpose(1, 2)
+        gathered_values = values.index_select(0, slots).view(shape).transpose(1, 2)
+        mask = None if plan.mask is None else plan.mask[part]
+        outputs.append(_attend(grouped[part], gathered_keys, gathered_values, mask, rule))
+    output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return output.reshape(num_sequences, num_q_heads, head_dim)
+
+
+def _count_gathered_together(num_sequences: int, width: int, keys: torch.Tensor) -> int:
+    """Return how many of ``num_sequences`` contexts of ``width`` positions are gathered at once.
+
+    On a CPU the gathered keys and values should still be in its caches when they are read.
+    """
+    if keys.device.type != "cpu":
+        return num_sequences
+    context_bytes = 2 * width * keys[0].nbytes
+    return max(_MIN_GATHERED_SEQUENCES, _GATHER_BYTES // context_bytes)
 
 
 def _attend_prefill(

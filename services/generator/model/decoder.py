@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from chiasm.generator.engine.block_manager import BlockCopy
     from chiasm.generator.model.forward_batch import ForwardBatch
     from chiasm.generator.model.model_spec import ModelSpec
 
@@ -39,8 +40,8 @@ class Decoder(Protocol):
         """
         ...
 
-    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
-        """Copy keys and values between blocks of the cache: pairs of from and to."""
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
+        """Copy keys and values between blocks of the cache."""
         ...
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:

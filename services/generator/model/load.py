@@ -10,28 +10,34 @@ import torch
 from chiasm.common.half_load import load_half
 from chiasm.generator.model.cache_sizes import decide_sizes
 from chiasm.generator.model.kv_cache import KVCache
+from chiasm.generator.model.make_decoder import make_decoder
 from chiasm.generator.model.model_spec import read_model_spec
-from chiasm.generator.model.transformers_decoder import TransformersDecoder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from chiasm.generator.model.cache_sizes import CacheRequest
+    from chiasm.generator.model.decoder import Decoder
     from chiasm.generator.model.kv_cache import KVCacheLayout
+    from chiasm.generator.model.make_decoder import DecoderChoice
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A decoder with the sizes that were decided on for it."""
 
-    decoder: TransformersDecoder
+    decoder: Decoder
     dtype: torch.dtype
     layout: KVCacheLayout
     max_model_len: int
 
 
 def load_model(
-    path: Path, dtype: torch.dtype | None, device: torch.device, request: CacheRequest
+    path: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    request: CacheRequest,
+    decoder: DecoderChoice = "auto",
 ) -> LoadedModel:
     """Load the generator half of the checkpoint at ``path`` and reserve its KV cache.
 
@@ -40,15 +46,18 @@ def load_model(
         dtype: Element type of weights and cache; ``None`` takes the checkpoint's.
         device: Where it computes.
         request: How large the cache should be.
+        decoder: Which implementation computes it; see ``make_decoder``.
 
     Raises:
         CheckpointError: The checkpoint cannot be loaded.
         UnsupportedModelError: No family of ours has its type.
+        UnsupportedDecoderError: The fused decoder is asked for, but does not compute it.
         CacheTooSmallError: ``max_model_len`` is over what model or cache hold.
     """
     model = load_half(path, "generator", dtype)
     torch.nn.Module.to(model, device)
     spec = read_model_spec(model)
     layout, max_model_len = decide_sizes(spec, model.dtype, request)
-    decoder = TransformersDecoder(model, KVCache(spec, layout, model.dtype, device))
-    return LoadedModel(decoder, model.dtype, layout, max_model_len)
+    dtype = model.dtype
+    cache = KVCache(spec, layout, dtype, device)
+    return LoadedModel(make_decoder(decoder, model, cache), dtype, layout, max_model_len)

@@ -9,15 +9,21 @@ from transformers import AttentionInterface
 
 from chiasm.generator.model.attention import ATTENTION_NAME, AttentionContext, paged_attention
 from chiasm.generator.model.model_spec import read_model_spec
+from chiasm.generator.model.text_model_io import (
+    apply_logits_rule,
+    embed_batch,
+    position_ids_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import transformers
 
+    from chiasm.generator.engine.block_manager import BlockCopy
     from chiasm.generator.model.forward_batch import ForwardBatch
     from chiasm.generator.model.kv_cache import KVCache
-    from chiasm.generator.model.model_spec import LogitsRule, ModelSpec
+    from chiasm.generator.model.model_spec import ModelSpec
 
 
 class TransformersDecoder:
@@ -53,13 +59,9 @@ class TransformersDecoder:
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Compute the tokens of ``batch``; see ``Decoder.forward``."""
-        hidden = self._embed(batch.token_ids)
-        if batch.embeddings is not None:
-            hidden[batch.embedding_rows] = batch.embeddings.to(hidden.dtype)
-        positions = batch.positions[:, None] if len(batch.positions) > 1 else batch.positions
         output = self._text_model(
-            inputs_embeds=hidden[None],
-            position_ids=positions,
+            inputs_embeds=embed_batch(self._embed, batch)[None],
+            position_ids=position_ids_of(batch),
             use_cache=False,
             paged=AttentionContext(batch, self._cache),
         )
@@ -67,7 +69,7 @@ class TransformersDecoder:
         assert isinstance(last_hidden_state, torch.Tensor), "a decoder returns hidden states"
         return last_hidden_state[0]
 
-    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
         """Copy blocks of the cache; see ``Decoder.copy_blocks``."""
         self._cache.copy_blocks(copies)
 
@@ -76,12 +78,3 @@ class TransformersDecoder:
         logits = self._head(hidden)
         assert isinstance(logits, torch.Tensor), "a head returns logits"
         return apply_logits_rule(logits, self._spec.logits)
-
-
-def apply_logits_rule(logits: torch.Tensor, rule: LogitsRule) -> torch.Tensor:
-    """Scale and cap ``logits``, as families do behind their head."""
-    if rule.scale != 1.0:
-        logits = logits * rule.scale
-    if rule.softcap:
-        logits = rule.softcap * torch.tanh(logits / rule.softcap)
-    return logits

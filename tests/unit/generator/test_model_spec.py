@@ -10,7 +10,7 @@ import torch
 from chiasm.common.families import PositionScheme
 from chiasm.common.half_load import load_half
 from chiasm.generator.model.model_spec import LogitsRule, read_model_spec
-from chiasm.generator.model.transformers_decoder import apply_logits_rule
+from chiasm.generator.model.text_model_io import apply_logits_rule
 from tests.fakes.checkpoints import make_qwen2_vl
 
 if TYPE_CHECKING:

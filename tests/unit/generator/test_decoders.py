@@ -1,112 +1,30 @@
-"""The half-loaded decoder on the paged cache against the whole model."""
+"""Both decoders on the paged cache against the whole model, for the served families."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from chiasm.common.limits import Limits
-from chiasm.common.media import RequestContext
-from chiasm.common.sampling import SamplingWishes
-from chiasm.generator.admission import Admission, GenerationRequest
-from chiasm.generator.engine.block_manager import BlockManager
 from chiasm.generator.engine.chunking import Chunking
-from chiasm.generator.engine.engine import Engine
-from chiasm.generator.engine.sampler import Sampler
 from chiasm.generator.engine.scheduled_step import ScheduledSequence
-from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
-from chiasm.generator.engine.sequence import Sequence
 from chiasm.generator.model.forward_batch import build_forward_batch
-from chiasm.generator.model.load import CacheRequest, LoadedModel, load_model
-from chiasm.generator.model.runner import ModelRunner
+from tests.fakes.generator_engine import output_of
+from tests.fakes.split_engine import BLOCK_SIZE, MAX_TOKENS, SplitEngine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from chiasm.generator.engine.logprobs import TokenLogprobs
-    from chiasm.generator.engine.outputs import EngineState, StepStatistics
+    from chiasm.generator.engine.sequence import Sequence
     from tests.fakes.whole_model import MediaPrompt, WholeModel
 
-BLOCK_SIZE = 4
-MAX_TOKENS = 32
-CUT_BY_BUDGET = Chunking()
+    MakeSplit = Callable[..., SplitEngine]
+
 NUM_IMAGES = (0, 1, 3, 0, 1, 3, 1, 3)
-
-
-class _Split:
-    """An engine on the generator half of a checkpoint."""
-
-    def __init__(
-        self,
-        whole: WholeModel,
-        num_blocks: int = 1024,
-        block_size: int = BLOCK_SIZE,
-        max_step_tokens: int = 256,
-        chunking: Chunking = CUT_BY_BUDGET,
-    ) -> None:
-        request = CacheRequest(block_size, 1 << 24, num_blocks, None, 8)
-        self.loaded: LoadedModel = load_model(
-            whole.path, torch.float32, torch.device("cpu"), request
-        )
-        self.blocks = BlockManager(num_blocks, block_size)
-        max_running = min(8, max_step_tokens)
-        self.scheduler = Scheduler(
-            self.blocks, SchedulerLimits(max_step_tokens, max_running, chunking)
-        )
-        runner = ModelRunner(self.loaded.decoder, Sampler(), is_deterministic=chunking.is_fixed)
-        self.engine = Engine(self.scheduler, runner, [self])
-        self.embeddings: dict[tuple[int, int], torch.Tensor] = {}
-        self.most_in_one_forward = 0
-        self.num_preemptions = 0
-
-    def observe(self, statistics: StepStatistics) -> None:
-        self.most_in_one_forward = max(self.most_in_one_forward, statistics.num_sequences)
-        self.num_preemptions += statistics.num_preemptions
-
-    def observe_state(self, state: EngineState) -> None:
-        """Only steps are of interest."""
-
-    def make_sequence(self, seq_id: int, prompt: MediaPrompt) -> Sequence:
-        admission = Admission(self.loaded.decoder.spec, "tiny", self.loaded.max_model_len, Limits())
-        request = GenerationRequest(
-            context=RequestContext("request", "attempt", "tenant"),
-            token_ids=prompt.token_ids,
-            spans=prompt.spans,
-            wishes=SamplingWishes(max_tokens=MAX_TOKENS, temperature=0.0),
-        )
-        sequence = Sequence(seq_id, *admission.check(request))
-        for index, embedding in enumerate(prompt.embeddings):
-            shape = embedding.ref.tensors[0].shape
-            data = bytearray(embedding.buffers[0])
-            rows = torch.frombuffer(data, dtype=torch.float32).view(shape)
-            self.embeddings[seq_id, index] = rows
-        return sequence
-
-    def provide(self, seq_id: int, index: int) -> None:
-        self.engine.provide(seq_id, index, self.embeddings.pop((seq_id, index)))
-
-    def provide_all(self) -> None:
-        for seq_id, index in list(self.embeddings):
-            self.provide(seq_id, index)
-
-    def run(self) -> None:
-        while self.engine.has_work:
-            self.engine.step()
-            self.scheduler.check_invariants()
-
-    def generate(self, prompts: list[MediaPrompt]) -> list[list[int]]:
-        sequences = [self.make_sequence(index, prompt) for index, prompt in enumerate(prompts)]
-        for sequence in sequences:
-            self.engine.add(sequence)
-        self.provide_all()
-        self.run()
-        assert self.blocks.num_used_blocks == 0
-        return [_output_of(sequence) for sequence in sequences]
-
-
-def _output_of(sequence: Sequence) -> list[int]:
-    return sequence.token_ids[sequence.num_prompt_tokens :]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +32,11 @@ def prompts(whole_model: WholeModel) -> list[MediaPrompt]:
     return [
         whole_model.make_prompt(count, seed, MAX_TOKENS) for seed, count in enumerate(NUM_IMAGES)
     ]
+
+
+@pytest.fixture(params=["fused", "transformers"])
+def make_split(request: pytest.FixtureRequest, whole_model: WholeModel) -> MakeSplit:
+    return partial(SplitEngine, whole_model, decoder=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -129,38 +52,40 @@ def test_reference_answers_wander(gold: list[list[int]]) -> None:
 
 
 def test_eight_at_once_equal_the_whole_model(
-    whole_model: WholeModel, prompts: list[MediaPrompt], gold: list[list[int]]
+    make_split: MakeSplit, prompts: list[MediaPrompt], gold: list[list[int]]
 ) -> None:
-    split = _Split(whole_model)
+    split = make_split()
 
     assert split.generate(prompts) == gold
     assert split.most_in_one_forward >= 4
 
 
 def test_each_alone_equals_the_whole_model(
-    whole_model: WholeModel, prompts: list[MediaPrompt], gold: list[list[int]]
+    make_split: MakeSplit, prompts: list[MediaPrompt], gold: list[list[int]]
 ) -> None:
-    split = _Split(whole_model)
+    split = make_split()
 
     assert [split.generate([prompt])[0] for prompt in prompts[:3]] == gold[:3]
 
 
 def test_preemption_changes_no_token(
-    whole_model: WholeModel, prompts: list[MediaPrompt], gold: list[list[int]]
+    make_split: MakeSplit, prompts: list[MediaPrompt], gold: list[list[int]]
 ) -> None:
     longest = max(len(prompt.token_ids) for prompt in prompts) + MAX_TOKENS
     num_blocks = -(-longest // BLOCK_SIZE) + 8
-    split = _Split(whole_model, num_blocks)
+    split = make_split(num_blocks)
 
     assert split.generate(prompts) == gold
     assert split.num_preemptions > 0
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 3])
-def test_prefill_logits_equal_the_whole_model(whole_model: WholeModel, num_images: int) -> None:
+def test_prefill_logits_equal_the_whole_model(
+    whole_model: WholeModel, make_split: MakeSplit, num_images: int
+) -> None:
     prompt = whole_model.make_prompt(num_images, seed=40 + num_images)
     expected = whole_model.prefill_logits(prompt)[-1]
-    split = _Split(whole_model)
+    split = make_split()
     sequence = split.make_sequence(1, prompt)
     for index in range(num_images):
         sequence.embeddings[index] = split.embeddings[1, index]
@@ -176,7 +101,7 @@ def test_prefill_logits_equal_the_whole_model(whole_model: WholeModel, num_image
     assert float(difference) <= 1e-5
 
 
-def _scores_of(split: _Split, sequence: Sequence) -> list[TokenLogprobs]:
+def _scores_of(split: SplitEngine, sequence: Sequence) -> list[TokenLogprobs]:
     """Run the engine; return what it tells of the prompt, which must come gapless and once."""
     told: list[TokenLogprobs] = []
     while split.engine.has_work:
@@ -191,11 +116,15 @@ def _scores_of(split: _Split, sequence: Sequence) -> list[TokenLogprobs]:
 @pytest.mark.parametrize("max_step_tokens", [7, 256])
 @pytest.mark.parametrize("is_preempted", [False, True])
 def test_prompt_logprobs_are_those_of_the_whole_model_also_behind_cached_prefixes(
-    whole_model: WholeModel, prompts: list[MediaPrompt], max_step_tokens: int, is_preempted: bool
+    whole_model: WholeModel,
+    make_split: MakeSplit,
+    prompts: list[MediaPrompt],
+    max_step_tokens: int,
+    is_preempted: bool,
 ) -> None:
     longest = max(len(prompt.token_ids) for prompt in prompts) + MAX_TOKENS
     num_blocks = -(-longest // BLOCK_SIZE) + 8 if is_preempted else 1024
-    split = _Split(whole_model, num_blocks, max_step_tokens=max_step_tokens)
+    split = make_split(num_blocks, max_step_tokens=max_step_tokens)
     split.generate(prompts[1:2])  # the prefix cache has the prompt now
     for index in (2, 5, 7):
         split.engine.add(split.make_sequence(index, prompts[index]))
@@ -217,28 +146,28 @@ def test_prompt_logprobs_are_those_of_the_whole_model_also_behind_cached_prefixe
     assert torch.allclose(tops, best.values, rtol=0, atol=1e-4)
     ranks = (expected > own[:, None] + 1e-4).sum(dim=1) + 1
     assert [one.rank for one in told] == pytest.approx(ranks.tolist(), abs=1)
-    assert _output_of(sequence) == list(prompts[1].answer)
+    assert output_of(sequence) == list(prompts[1].answer)
 
 
 @pytest.mark.parametrize("block_size", [1, 16])
 @pytest.mark.parametrize("max_step_tokens", [1, 7, 64])
 def test_chunks_and_blocks_of_any_size_change_no_token(
-    whole_model: WholeModel,
+    make_split: MakeSplit,
     prompts: list[MediaPrompt],
     gold: list[list[int]],
     block_size: int,
     max_step_tokens: int,
 ) -> None:
-    split = _Split(whole_model, 4096 // block_size, block_size, max_step_tokens)
+    split = make_split(4096 // block_size, block_size, max_step_tokens)
     few = slice(0, 2) if max_step_tokens == 1 else slice(0, 4)
 
     assert split.generate(prompts[few]) == gold[few]
 
 
 def test_prefix_hits_change_no_token(
-    whole_model: WholeModel, prompts: list[MediaPrompt], gold: list[list[int]]
+    make_split: MakeSplit, prompts: list[MediaPrompt], gold: list[list[int]]
 ) -> None:
-    split = _Split(whole_model)
+    split = make_split()
     first = split.generate(prompts[:3])
 
     sequences = [split.make_sequence(10 + index, prompts[index]) for index in range(3)]
@@ -248,7 +177,7 @@ def test_prefix_hits_change_no_token(
     split.provide_all()
     split.run()
 
-    assert [_output_of(sequence) for sequence in sequences] == gold[:3] == first
+    assert [output_of(sequence) for sequence in sequences] == gold[:3] == first
     assert all(
         sequence.num_cached_tokens >= sequence.num_prompt_tokens - 2 * BLOCK_SIZE
         for sequence in sequences
@@ -256,9 +185,9 @@ def test_prefix_hits_change_no_token(
 
 
 def test_embeddings_in_reverse_order_change_no_token(
-    whole_model: WholeModel, prompts: list[MediaPrompt], gold: list[list[int]]
+    make_split: MakeSplit, prompts: list[MediaPrompt], gold: list[list[int]]
 ) -> None:
-    split = _Split(whole_model, max_step_tokens=16)
+    split = make_split(max_step_tokens=16)
     sequences = [split.make_sequence(index, prompt) for index, prompt in enumerate(prompts)]
     for sequence in sequences:
         split.engine.add(sequence)
@@ -270,13 +199,13 @@ def test_embeddings_in_reverse_order_change_no_token(
         split.scheduler.check_invariants()
     split.run()
 
-    assert [_output_of(sequence) for sequence in sequences] == gold
+    assert [output_of(sequence) for sequence in sequences] == gold
 
 
 def test_cancel_storm_beside_them_changes_no_token(
-    whole_model: WholeModel, prompts: list[MediaPrompt], gold: list[list[int]]
+    make_split: MakeSplit, prompts: list[MediaPrompt], gold: list[list[int]]
 ) -> None:
-    split = _Split(whole_model, max_step_tokens=32)
+    split = make_split(max_step_tokens=32)
     sequences = [split.make_sequence(index, prompts[index]) for index in range(3)]
     for sequence in sequences:
         split.engine.add(sequence)
@@ -296,17 +225,17 @@ def test_cancel_storm_beside_them_changes_no_token(
         split.engine.step()
         split.scheduler.check_invariants()
 
-    assert [_output_of(sequence) for sequence in sequences] == gold[:3]
+    assert [output_of(sequence) for sequence in sequences] == gold[:3]
     assert split.blocks.num_used_blocks == 0
 
 
 def test_deterministic_logits_do_not_depend_on_the_company(
-    whole_model: WholeModel, prompts: list[MediaPrompt], gold: list[list[int]]
+    make_split: MakeSplit, prompts: list[MediaPrompt], gold: list[list[int]]
 ) -> None:
     """In bits, not only in tokens: with prefix hits, preemption and any company."""
     chunking = Chunking(fixed_tokens=2 * BLOCK_SIZE)
 
-    def logits_of(split: _Split, batch: list[MediaPrompt]) -> list[torch.Tensor]:
+    def logits_of(split: SplitEngine, batch: list[MediaPrompt]) -> list[torch.Tensor]:
         seen: list[torch.Tensor] = []
         compute, decoder = split.loaded.decoder.compute_logits, split.loaded.decoder
 
@@ -322,10 +251,10 @@ def test_deterministic_logits_do_not_depend_on_the_company(
     def bits(rows: list[torch.Tensor]) -> set[bytes]:
         return {row.numpy().tobytes() for row in rows}
 
-    alone = bits(logits_of(_Split(whole_model, chunking=chunking), [prompts[1]]))
-    crowd = _Split(whole_model, chunking=chunking)
+    alone = bits(logits_of(make_split(chunking=chunking), [prompts[1]]))
+    crowd = make_split(chunking=chunking)
     assert alone <= bits(logits_of(crowd, prompts))
     longest = max(len(prompt.token_ids) for prompt in prompts) + MAX_TOKENS
-    tight = _Split(whole_model, -(-longest // BLOCK_SIZE) + 8, chunking=chunking)
+    tight = make_split(-(-longest // BLOCK_SIZE) + 8, chunking=chunking)
     assert alone <= bits(logits_of(tight, prompts))
     assert tight.num_preemptions > 0

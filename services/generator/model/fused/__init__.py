@@ -1,0 +1,1 @@
+"""Our own decoder for the Llama class of models: concatenated, packed weights."""

@@ -1,0 +1,37 @@
+"""Scale rows to a root mean square of one.
+
+Math: ``out = x / sqrt(mean(x * x) + epsilon) * weight``, the quotient in float32.
+Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class RMSNorm:
+    """A root-mean-square norm over the last dimension."""
+
+    def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
+        """Keep ``weight``; the element type of the weight is the one of the last product.
+
+        Args:
+            weight: [..., width], broadcast against the input. float32 for families that round
+                once, the model's element type for those that round before the product as well.
+            epsilon: Added to the mean square.
+        """
+        self._weight = weight
+        self._epsilon = epsilon
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weight."""
+        return self._weight.nbytes
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the scaled rows, [..., width], in the dtype of ``rows``, in new memory."""
+        scaled = rows.to(torch.float32, copy=True)
+        norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+        mean_square = norm.square_().div_(rows.shape[-1])
+        scaled.mul_(mean_square.add_(self._epsilon).rsqrt_())
+        return scaled.to(self._weight.dtype).mul_(self._weight).to(rows.dtype)

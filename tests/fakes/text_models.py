@@ -1,0 +1,100 @@
+"""Write tiny LLaVA checkpoints around each class of text model that the fused decoder computes.
+
+Windows are shorter than the prompts, caps are low enough to bend scores, and every norm and bias is
+random: what a decoder forgets changes tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tests.fakes.checkpoints import make_llava_around
+
+import transformers  # isort: skip - after the torchvision shim, which `checkpoints` installs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_WINDOW = 8
+_WINDOWED = {"sliding_window": _WINDOW, "use_sliding_window": True, "max_window_layers": 1}
+_ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
+
+TEXT_CONFIGS: Mapping[str, Mapping[str, object]] = {
+    "llama": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        }
+    },
+    "llama_biased": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "llama_yarn": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "mistral": {"sliding_window": _WINDOW},
+    "qwen2": _WINDOWED,
+    "qwen3": {**_WINDOWED, "attention_bias": True},
+    "gemma2": {
+        "sliding_window": _WINDOW,
+        "layer_types": _ALTERNATING,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "gemma3_text": {
+        "sliding_window": _WINDOW,
+        "layer_types": _ALTERNATING,
+        "query_pre_attn_scalar": 24,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+        },
+    },
+    "phi3": {
+        "sliding_window": _WINDOW,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+        },
+    },
+    "granite": {
+        "attention_multiplier": 0.4,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 4.0,
+    },
+}
+
+
+def make_text_model(path: Path, name: str, seed: int = 0) -> Path:
+    """Write a checkpoint around the text model ``name`` of ``TEXT_CONFIGS`` and return it."""
+    model_type = name.split("_", maxsplit=1)[0] if name.startswith("llama") else name
+    make_llava_around({"model_type": model_type, **TEXT_CONFIGS[name]}, path, seed)
+    return randomise_vectors(path, seed)
+
+
+def randomise_vectors(path: Path, seed: int = 0) -> Path:
+    """Add noise to all norms and biases of the text model at ``path`` and return the path.
+
+    A new model has ones or zeros there, which hide a norm or a bias that is left out.
+    """
+    model: Any = transformers.AutoModelForImageTextToText.from_pretrained(path)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.get_decoder().parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+    model.save_pretrained(path)
+    return path

@@ -1,0 +1,150 @@
+"""The fused decoder against transformers, for every class of text model that it computes."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from chiasm.common.half_load import load_half
+from chiasm.generator.engine.scheduled_step import ScheduledSequence
+from chiasm.generator.model.forward_batch import build_forward_batch
+from chiasm.generator.model.fused.fused_decoder import FusedDecoder
+from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
+from chiasm.generator.model.model_spec import read_model_spec
+from tests.fakes.checkpoints import make_qwen2_5_vl
+from tests.fakes.split_engine import BLOCK_SIZE, SplitEngine
+from tests.fakes.text_models import TEXT_CONFIGS, make_text_model, randomise_vectors
+from tests.fakes.whole_model import WholeModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as Items
+
+    from chiasm.generator.model.decoder import Decoder
+    from chiasm.generator.model.forward_batch import ForwardBatch
+    from tests.fakes.whole_model import MediaPrompt
+
+CPU = torch.device("cpu")
+MAX_TOKENS = 16
+NUM_IMAGES = (0, 1, 2, 0)
+# Two orders of summing the same float32 products.
+FLOAT32_TOLERANCE = 1e-5
+# Hidden states are rounded to 8 bits some ten times per layer, in other places by each decoder.
+BFLOAT16_TOLERANCE = 5e-2
+
+
+@pytest.fixture(scope="module", params=[*TEXT_CONFIGS, "qwen2_5_vl"])
+def text_model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> WholeModel:
+    path = tmp_path_factory.mktemp(request.param)
+    if request.param == "qwen2_5_vl":
+        return WholeModel(randomise_vectors(make_qwen2_5_vl(path)))
+    return WholeModel(make_text_model(path, request.param), attention="eager")
+
+
+@pytest.fixture(scope="module")
+def prompts(text_model: WholeModel) -> list[MediaPrompt]:
+    return [text_model.make_prompt(count, 7 + i, MAX_TOKENS) for i, count in enumerate(NUM_IMAGES)]
+
+
+def test_tokens_equal_the_whole_model(text_model: WholeModel, prompts: list[MediaPrompt]) -> None:
+    split = SplitEngine(text_model, decoder="fused", max_tokens=MAX_TOKENS)
+
+    assert isinstance(split.loaded.decoder, FusedDecoder)
+    assert split.generate(prompts) == [list(prompt.answer) for prompt in prompts]
+    assert split.most_in_one_forward == len(prompts)
+
+
+def test_chunks_beside_decodes_change_no_token(
+    text_model: WholeModel, prompts: list[MediaPrompt]
+) -> None:
+    split = SplitEngine(text_model, decoder="fused", max_tokens=MAX_TOKENS, max_step_tokens=11)
+
+    assert split.generate(prompts) == [list(prompt.answer) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, FLOAT32_TOLERANCE), (torch.bfloat16, BFLOAT16_TOLERANCE)],
+    ids=["float32", "bfloat16"],
+)
+def test_logits_are_near_those_of_transformers(
+    text_model: WholeModel, prompts: list[MediaPrompt], dtype: torch.dtype, tolerance: float
+) -> None:
+    logits = {}
+    for choice in ("fused", "transformers"):
+        split = SplitEngine(text_model, decoder=choice, dtype=dtype)
+        logits[choice] = _compute_mixed_logits(split, prompts)
+
+    expected = logits["transformers"].float()
+    difference = (logits["fused"].float() - expected).norm() / expected.norm()
+    assert float(difference) <= tolerance
+
+
+def _compute_mixed_logits(split: SplitEngine, prompts: Items[MediaPrompt]) -> torch.Tensor:
+    """Return the logits of all rows of two forwards: first chunks, then chunks and a decode."""
+    sequences = [split.make_sequence(index, prompt) for index, prompt in enumerate(prompts)]
+    for sequence in sequences:
+        for index in range(len(sequence.prompt.spans)):
+            sequence.embeddings[index] = split.embeddings[sequence.seq_id, index]
+        sequence.token_ids.append(1)
+        split.blocks.grow(sequence, sequence.num_tokens)
+    decoder = split.loaded.decoder
+    # The first prompt is computed whole, so that it decodes beside the others' second chunks.
+    middles = [sequences[0].num_prompt_tokens, *(s.num_prompt_tokens // 2 for s in sequences[1:])]
+    ends = [sequences[0].num_tokens, *(s.num_prompt_tokens for s in sequences[1:])]
+    steps = (
+        [ScheduledSequence(s, 0, n) for s, n in zip(sequences, middles, strict=True)],
+        [
+            ScheduledSequence(s, start, end - start)
+            for s, start, end in zip(sequences, middles, ends, strict=True)
+        ],
+    )
+    batches = [build_forward_batch(step, BLOCK_SIZE, CPU) for step in steps]
+    assert len(batches[1].decode_groups) == 1
+    with torch.inference_mode():
+        return torch.cat([_all_logits(decoder, batch) for batch in batches])
+
+
+def _all_logits(decoder: Decoder, batch: ForwardBatch) -> torch.Tensor:
+    return decoder.compute_logits(decoder.forward(batch))
+
+
+def test_forward_without_a_sampled_row_has_no_logits(text_model: WholeModel) -> None:
+    split = SplitEngine(text_model, decoder="fused")
+    hidden = torch.zeros(0, split.loaded.decoder.spec.hidden_size)
+
+    logits = split.loaded.decoder.compute_logits(hidden)
+
+    assert logits.shape == (0, split.loaded.decoder.spec.vocab_size)
+
+
+def test_no_weight_is_held_twice(text_model: WholeModel) -> None:
+    model = load_half(text_model.path, "generator", torch.float32)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    head, embedding = model.get_submodule("lm_head"), model.get_input_embeddings()
+    is_tied = head.weight is embedding.weight
+    weights = {id(tensor): tensor for tensor in parameters.values()}
+    num_bytes = sum(tensor.nbytes for tensor in weights.values())
+    text_weights = [
+        weakref.ref(tensor) for tensor in weights.values() if tensor is not embedding.weight
+    ]
+    # Query and key norms are repeated per head; a tied head is packed beside the embedding.
+    config = model.config.get_text_config()
+    num_repeats = config.num_attention_heads + config.num_key_value_heads - 2
+    q_norm_bytes = [w.nbytes for name, w in parameters.items() if name.endswith("q_norm.weight")]
+    spare = num_repeats * sum(q_norm_bytes) + (embedding.weight.nbytes if is_tied else 0)
+    cache = KVCache(read_model_spec(model), KVCacheLayout(1, 4), torch.float32, CPU)
+    del parameters, weights, head
+
+    decoder = FusedDecoder(model, cache)
+
+    gc.collect()
+    left = [tensor for reference in text_weights if (tensor := reference()) is not None]
+    assert left == []
+    assert sum(parameter.nbytes for parameter in model.parameters()) == embedding.weight.nbytes
+    assert decoder.num_weight_bytes == num_bytes + spare
