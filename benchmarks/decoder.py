@@ -26,9 +26,11 @@ from benchmarks.engine import FULL, NUM_THREADS, QUICK, SEED, count_weight_bytes
 from benchmarks.engine_report import Limit, limit_lines
 from chiasm.common.families import PositionScheme
 from chiasm.common.half_load import load_half
+from chiasm.generator.engine.block_group import GroupSize
 from chiasm.generator.engine.sampling_params import SamplingParams
 from chiasm.generator.engine.scheduled_step import ScheduledSequence
 from chiasm.generator.engine.sequence import Prompt, Sequence
+from chiasm.generator.model.attention_plan import CacheShape
 from chiasm.generator.model.forward_batch import build_forward_batch
 from chiasm.generator.model.fused.packed_linear import PackedLinear
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
@@ -122,7 +124,7 @@ def _load_decoders(path: Path) -> dict[str, Decoder]:
     halves = [load_half(path, "generator") for _ in range(2)]
     spec = read_model_spec(halves[0])
     num_blocks = sum(work.num_sequences * -(-work.context // BLOCK_SIZE) for work in WORKS)
-    layout = KVCacheLayout(num_blocks, BLOCK_SIZE)
+    layout = KVCacheLayout((GroupSize(num_blocks),), BLOCK_SIZE)
     cache = KVCache(spec, layout, halves[0].dtype, torch.device("cpu"))
     for tensor in (*cache.keys, *cache.values):
         tensor.normal_()
@@ -158,9 +160,9 @@ def _make_batch(work: Work, vocab_size: int) -> ForwardBatch:
         prompt = Prompt(tuple(tokens[:num_prompt_tokens]), (), positions)
         sequence = Sequence(index, prompt, SamplingParams(work.context, temperature=0.0))
         sequence.token_ids.extend(tokens[num_prompt_tokens:])
-        sequence.block_table.extend(blocks[index * blocks_each : (index + 1) * blocks_each])
+        sequence.tables[0].blocks.extend(blocks[index * blocks_each : (index + 1) * blocks_each])
         scheduled.append(ScheduledSequence(sequence, start, work.num_tokens))
-    return build_forward_batch(scheduled, BLOCK_SIZE, torch.device("cpu"))
+    return build_forward_batch(scheduled, CacheShape(BLOCK_SIZE, (0,), torch.device("cpu")))
 
 
 def _time_products(products: BareProducts, work: Work) -> float:

@@ -43,8 +43,8 @@ from chiasm.generator.engine.step_threads import StepThreads
 from chiasm.generator.generation import GenerationService
 from chiasm.generator.guides import Guides
 from chiasm.generator.info import GeneratorInfo
-from chiasm.generator.model.fused.description import UnsupportedDecoderError
 from chiasm.generator.model.cache_sizes import CacheRequest, CacheTooSmallError
+from chiasm.generator.model.fused.description import UnsupportedDecoderError
 from chiasm.generator.model.load import load_model
 from chiasm.generator.model.runner import ModelRunner
 from chiasm.generator.servicer import GeneratorServicer

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from chiasm.common.families import PositionScheme
+from chiasm.generator.engine.block_group import GroupSize
 from chiasm.generator.engine.block_manager import BlockManager
 from chiasm.generator.engine.chunking import Chunking
 from chiasm.generator.engine.engine import Engine
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Items
 
     from chiasm.common.media import MediaSpan
+    from chiasm.generator.engine.block_manager import BlockCopy
     from chiasm.generator.engine.outputs import SequenceOutput
     from chiasm.generator.engine.step_report import StepObserver
     from chiasm.generator.model.forward_batch import ForwardBatch
@@ -86,26 +88,25 @@ class FakeDecoder:
         values = batch.token_ids.float()
         if batch.embeddings is not None:
             values[batch.embedding_rows] = batch.embeddings[:, 0]
-        self._cache[batch.slot_mapping] = values
+        self._cache[batch.slot_mappings[0]] = values
         hidden = torch.zeros(batch.num_tokens, 1)
         for group in batch.decode_groups:
-            plan = group.plan(0, torch.float32, self.device)
+            plan = group.plan(0, 0, torch.float32, self.device)
             table = plan.slots.view(group.num_sequences, -1)
             for row, length in enumerate(group.context_lengths.tolist()):
                 hidden[group.start + row] = self._predict(self._cache[table[row, :length]])
         for segment in batch.prefill_segments:
             last = segment.start + segment.length - 1
-            slots = segment.context_slots
-            hidden[last] = self._predict(
-                values[segment.rows] if slots is None else self._cache[slots]
-            )
+            context = values[segment.rows]
+            if segment.contexts:
+                context = self._cache[segment.contexts[0].slots]
+            hidden[last] = self._predict(context)
         return hidden
 
-    def copy_blocks(self, copies: Items[tuple[int, int]]) -> None:
+    def copy_blocks(self, copies: Items[BlockCopy]) -> None:
         """Copy the values of blocks."""
         blocks = self._cache.view(-1, self._block_size)
-        sources, targets = (list(ids) for ids in zip(*copies, strict=True))
-        blocks[targets] = blocks[sources]
+        blocks[[copy.target for copy in copies]] = blocks[[copy.source for copy in copies]]
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return logits that put everything on the predicted token."""
@@ -171,7 +172,7 @@ class EngineParts:
         begin_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.decoder = FakeDecoder(num_blocks, block_size)
-        self.blocks = BlockManager(num_blocks, block_size)
+        self.blocks = BlockManager([GroupSize(num_blocks)], block_size)
         limits = SchedulerLimits(max_step_tokens, max_running, chunking)
         self.scheduler = Scheduler(self.blocks, limits)
         runner = ModelRunner(self.decoder, Sampler(), begin_step, chunking.is_fixed)

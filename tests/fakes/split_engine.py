@@ -47,9 +47,7 @@ class SplitEngine:
         max_tokens: int = MAX_TOKENS,
     ) -> None:
         """Load the checkpoint of ``whole`` and build an engine on it."""
-        request = CacheRequest(
-            block_size, 1 << 24, num_blocks, None, MAX_RUNNING, max_step_tokens
-        )
+        request = CacheRequest(block_size, 1 << 24, num_blocks, None, MAX_RUNNING, max_step_tokens)
         self.loaded: LoadedModel = load_model(
             whole.path, dtype, torch.device("cpu"), request, decoder
         )

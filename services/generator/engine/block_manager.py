@@ -108,8 +108,7 @@ class BlockManager:
             chunk_tokens: Most tokens that it grows by at one time.
         """
         return all(
-            group.count_most(num_tokens, chunk_tokens) <= group.num_blocks
-            for group in self._groups
+            group.count_most(num_tokens, chunk_tokens) <= group.num_blocks for group in self._groups
         )
 
     def can_start(

@@ -14,7 +14,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 if TYPE_CHECKING:
-    from chiasm.generator.model.forward_batch import DecodeGroup, ForwardBatch, PrefillSegment
+    from chiasm.generator.model.attention_plan import DecodeGroup
+    from chiasm.generator.model.forward_batch import ForwardBatch
     from chiasm.generator.model.kv_cache import KVCache
 
 ATTENTION_NAME = "chiasm_paged"
@@ -120,26 +121,35 @@ def attend(
     """
     query, key, value = new
     batch, cache = context.batch, context.cache
-    cache.store(layer, batch.slot_mapping, key, value)
+    group = cache.group_of[layer]
+    kept = cache.groups[group].window
+    if kept and kept != rule.window:
+        raise ValueError(f"Layer {layer} sees {rule.window} positions; its cache keeps {kept}.")
+    cache.store(layer, batch.slot_mappings[group], key, value)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
-    for group in batch.decode_groups:
-        output[group.rows] = _attend_decode(query[group.rows], group, cache, layer, rule)
+    for decodes in batch.decode_groups:
+        output[decodes.rows] = _attend_decode(query[decodes.rows], decodes, cache, layer, rule)
     for segment in batch.prefill_segments:
-        rows, slots = segment.rows, segment.context_slots
-        keys = key[rows] if slots is None else cache.keys[layer][slots]
-        values = value[rows] if slots is None else cache.values[layer][slots]
-        output[rows] = _attend_prefill(query[rows], keys, values, segment, rule)
+        rows = segment.rows
+        keys, values = key[rows], value[rows]
+        if segment.contexts:
+            slots = segment.contexts[group].slots
+            keys, values = cache.keys[layer][slots], cache.values[layer][slots]
+        mask = None
+        if rule.softcap or not segment.is_causal(rule.window):
+            mask = segment.mask(group, rule.window, query.dtype, query.device)
+        output[rows] = _attend_prefill(query[rows], keys, values, mask, rule)
     return output
 
 
 def _attend_decode(
-    query: torch.Tensor, group: DecodeGroup, cache: KVCache, layer: int, rule: ScoreRule
+    query: torch.Tensor, decodes: DecodeGroup, cache: KVCache, layer: int, rule: ScoreRule
 ) -> torch.Tensor:
     """Attend with one query per sequence; queries that share a key head form its query rows."""
     keys, values = cache.keys[layer], cache.values[layer]
     num_sequences, num_q_heads, head_dim = query.shape
     num_kv_heads = keys.shape[1]
-    plan = group.plan(rule.window, query.dtype, query.device)
+    plan = decodes.plan(cache.group_of[layer], rule.window, query.dtype, query.device)
     grouped = query.reshape(num_sequences, num_kv_heads, num_q_heads // num_kv_heads, head_dim)
     outputs = []
     width = len(plan.slots) // num_sequences
@@ -171,24 +181,25 @@ def _attend_prefill(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    segment: PrefillSegment,
+    mask: torch.Tensor | None,
     rule: ScoreRule,
 ) -> torch.Tensor:
-    """Attend within one prompt, up to the end of its chunk; [num_tokens, num_heads, head_dim]."""
+    """Attend within one prompt, up to the end of its chunk; [num_tokens, num_heads, head_dim].
+
+    Without a mask every token sees those before it.
+    """
     query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
-    is_causal = segment.is_causal(rule.window)
     if rule.softcap:
         num_groups = query.shape[1] // key.shape[1]
         key, value = (tensor.repeat_interleave(num_groups, dim=1) for tensor in (key, value))
-        mask = segment.mask(rule.window, query.dtype, query.device)
         output = _attend(query, key, value, mask, rule)
     else:
         output = scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=None if is_causal else segment.mask(rule.window, query.dtype, query.device),
-            is_causal=is_causal,
+            attn_mask=mask,
+            is_causal=mask is None,
             scale=rule.scale,
             enable_gqa=True,
         )

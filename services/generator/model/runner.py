@@ -12,6 +12,7 @@ import torch
 from chiasm.generator.engine.logprobs import compute_logprobs
 from chiasm.generator.engine.outputs import ExecutionTimes, PromptLogprobs, StepResult
 from chiasm.generator.engine.sampler import SampledRow
+from chiasm.generator.model.attention_plan import CacheShape
 from chiasm.generator.model.forward_batch import build_forward_batch
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Items
     from concurrent.futures import Future
 
+    from chiasm.generator.engine.block_manager import BlockCopy
     from chiasm.generator.engine.logprobs import TokenLogprobs
     from chiasm.generator.engine.sampler import Sampler
     from chiasm.generator.engine.scheduled_step import ScheduledSequence, ScheduledStep
@@ -36,7 +38,7 @@ class _StepInput:
     batches: tuple[ForwardBatch, ...]
     seq_ids: tuple[int, ...]
     rows: tuple[SampledRow, ...]
-    block_copies: tuple[tuple[int, int], ...]
+    block_copies: tuple[BlockCopy, ...]
     build_s: float
 
 
@@ -79,6 +81,7 @@ class ModelRunner:
         self._begin_step = begin_step
         self._is_deterministic = is_deterministic
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
+        self._shape = CacheShape.of(decoder)
         # Rows of the last launched step by sequence; the tokens are the forward thread's.
         self._row_of: dict[int, int] = {}
         self._last_tokens = torch.zeros(0, dtype=torch.int64, device=decoder.device)
@@ -124,8 +127,7 @@ class ModelRunner:
         return list(parts.values())
 
     def _build(self, items: Items[ScheduledSequence]) -> ForwardBatch:
-        decoder = self._decoder
-        return build_forward_batch(items, decoder.block_size, decoder.device, self._row_of)
+        return build_forward_batch(items, self._shape, self._row_of)
 
     @torch.inference_mode()
     def _execute(self, data: _StepInput) -> StepResult:

@@ -11,12 +11,14 @@ import torch
 
 from chiasm.common.families import PositionScheme
 from chiasm.common.media import MediaSpan
+from chiasm.generator.engine.block_group import NO_BLOCK, GroupSize
 from chiasm.generator.engine.sampling_params import SamplingParams
 from chiasm.generator.engine.scheduled_step import ScheduledSequence
 from chiasm.generator.engine.sequence import Sequence
 from chiasm.generator.model.attention import AttentionContext, paged_attention
+from chiasm.generator.model.attention_plan import CacheShape
 from chiasm.generator.model.forward_batch import build_forward_batch
-from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout, count_blocks
+from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.model_spec import ModelSpec
 from tests.fakes.embeddings import make_layout, make_ref
 from tests.fakes.generator_engine import make_prompt, make_sequence
@@ -25,6 +27,7 @@ HEAD_DIM = 8
 NUM_Q_HEADS = 4
 BLOCK_SIZE = 4
 CPU = torch.device("cpu")
+SHAPE = CacheShape(BLOCK_SIZE, (0,), CPU)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class _Layer(torch.nn.Module):
     layer_idx = 0
 
 
-def _spec(num_kv_heads: int) -> ModelSpec:
+def _spec(num_kv_heads: int, window: int = 0) -> ModelSpec:
     return ModelSpec(
         num_layers=1,
         num_kv_heads=num_kv_heads,
@@ -47,6 +50,7 @@ def _spec(num_kv_heads: int) -> ModelSpec:
         max_positions=64,
         eos_token_ids=frozenset(),
         positions=PositionScheme.LINEAR,
+        layer_windows=(window,),
     )
 
 
@@ -72,18 +76,34 @@ def _place(seq_id: int, num_tokens: int, free: list[int]) -> Sequence:
     # All but the first token are output, so that the sequence may decode anywhere behind it.
     sequence = make_sequence(seq_id, [1])
     sequence.token_ids.extend([1] * (num_tokens - 1))
-    sequence.block_table.extend(free.pop() for _ in range(-(-num_tokens // BLOCK_SIZE)))
+    sequence.tables[0].blocks.extend(free.pop() for _ in range(-(-num_tokens // BLOCK_SIZE)))
     return sequence
 
 
+def _drop_unseen(sequence: Sequence, start: int, window: int) -> None:
+    """Take away the blocks that no token from ``start`` on sees."""
+    blocks = sequence.tables[0].blocks
+    for index in range(max(0, start - window + 1) // BLOCK_SIZE):
+        blocks[index] = NO_BLOCK
+
+
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("keeps_window", [False, True])
 @pytest.mark.parametrize(
     "rule", [_Rule(), _Rule(window=3), _Rule(softcap=2.0), _Rule(window=5, softcap=1.5)]
 )
-def test_packed_batch_equals_sequences_alone(num_kv_heads: int, rule: _Rule) -> None:
+def test_packed_batch_equals_sequences_alone(
+    num_kv_heads: int, rule: _Rule, keeps_window: bool
+) -> None:
+    kept = (rule.window or 0) if keeps_window else 0
     generator = torch.Generator().manual_seed(0)
     free = torch.randperm(60, generator=generator).tolist()
-    cache = KVCache(_spec(num_kv_heads), KVCacheLayout(60, BLOCK_SIZE), torch.float32, CPU)
+    cache = KVCache(
+        _spec(num_kv_heads, kept),
+        KVCacheLayout((GroupSize(60, kept),), BLOCK_SIZE),
+        torch.float32,
+        CPU,
+    )
     for tensor in (*cache.keys, *cache.values):
         tensor.fill_(float("nan"))
     # Contexts of sequences that decode, then lengths of prompts that begin.
@@ -101,13 +121,15 @@ def test_packed_batch_equals_sequences_alone(num_kv_heads: int, rule: _Rule) -> 
         sequence = _place(index, length, free)
         slots = torch.tensor(
             [
-                sequence.block_table[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE
+                sequence.tables[0].blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE
                 for p in range(start)
             ]
         ).long()
         cache.store(0, slots, keys[index][:start], values[index][:start])
+        if kept:
+            _drop_unseen(sequence, start, kept)
         scheduled.append(ScheduledSequence(sequence, start, length - start))
-    batch = build_forward_batch(scheduled, BLOCK_SIZE, CPU)
+    batch = build_forward_batch(scheduled, CacheShape(BLOCK_SIZE, (kept,), CPU))
     order = [item.sequence.seq_id for item in batch.sequences]
 
     def pack(tensors: list[torch.Tensor], whole: bool) -> torch.Tensor:
@@ -140,14 +162,16 @@ def test_span_that_attends_both_ways_sees_itself_whole(start: int, window: int) 
     prompt = make_prompt([1] * length, (MediaSpan(span[0], ref, layout, is_ready=True),))
     sequence = Sequence(1, prompt, SamplingParams(4))
     sequence.embeddings[0] = torch.zeros(3, HEAD_DIM)
-    sequence.block_table.extend([3, 1, 0, 2])
-    cache = KVCache(_spec(2), KVCacheLayout(4, BLOCK_SIZE), torch.float32, CPU)
+    sequence.tables[0].blocks.extend([3, 1, 0, 2])
+    cache = KVCache(_spec(2), KVCacheLayout((GroupSize(4),), BLOCK_SIZE), torch.float32, CPU)
     query = torch.randn(length, NUM_Q_HEADS, HEAD_DIM, generator=generator)
     key, value = (torch.randn(length, 2, HEAD_DIM, generator=generator) for _ in range(2))
-    slots = torch.tensor([sequence.block_table[p // 4] * 4 + p % 4 for p in range(start)]).long()
+    slots = torch.tensor(
+        [sequence.tables[0].blocks[p // 4] * 4 + p % 4 for p in range(start)]
+    ).long()
     cache.store(0, slots, key[:start], value[:start])
     chunk = ScheduledSequence(sequence, start, length - start)
-    batch = build_forward_batch([chunk], BLOCK_SIZE, CPU)
+    batch = build_forward_batch([chunk], SHAPE)
 
     new_query, new_key, new_value = (
         tensor[start:].transpose(0, 1)[None] for tensor in (query, key, value)
@@ -184,7 +208,7 @@ def test_sequences_of_similar_length_share_one_gather() -> None:
         for index, length in enumerate(lengths)
     ]
 
-    batch = build_forward_batch(scheduled, BLOCK_SIZE, CPU)
+    batch = build_forward_batch(scheduled, SHAPE)
 
     groups = [group.context_lengths.tolist() for group in batch.decode_groups]
     assert groups == [[200, 300], [600, 601, 900], [5000]]
@@ -208,9 +232,14 @@ def test_what_is_not_supported_is_refused(name: str) -> None:
         )
 
 
-def test_budget_of_bytes_is_turned_into_blocks() -> None:
-    spec = _spec(num_kv_heads=2)
-    block_bytes = 2 * 2 * HEAD_DIM * 2 * BLOCK_SIZE
+def test_layer_that_sees_more_than_its_cache_keeps_is_refused() -> None:
+    cache = KVCache(
+        _spec(1, window=3), KVCacheLayout((GroupSize(4, 3),), BLOCK_SIZE), torch.float32, CPU
+    )
+    chunk = ScheduledSequence(_place(1, 4, list(range(4))), 0, 4)
+    batch = build_forward_batch([chunk], CacheShape(BLOCK_SIZE, (3,), CPU))
+    zeros = torch.zeros(1, 1, 4, HEAD_DIM)
+    context = AttentionContext(batch, cache)
 
-    assert count_blocks(spec, torch.bfloat16, BLOCK_SIZE, block_bytes * 3 + 1) == 3
-    assert count_blocks(spec, torch.bfloat16, BLOCK_SIZE, block_bytes - 1) == 0
+    with pytest.raises(ValueError, match="Layer 0 sees 0 positions; its cache keeps 3"):
+        paged_attention(_Layer(), zeros, zeros, zeros, None, scaling=1.0, paged=context)

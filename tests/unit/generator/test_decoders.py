@@ -11,6 +11,7 @@ import torch
 
 from chiasm.generator.engine.chunking import Chunking
 from chiasm.generator.engine.scheduled_step import ScheduledSequence
+from chiasm.generator.model.attention_plan import CacheShape
 from chiasm.generator.model.forward_batch import build_forward_batch
 from tests.fakes.generator_engine import output_of
 from tests.fakes.split_engine import BLOCK_SIZE, MAX_TOKENS, SplitEngine
@@ -94,7 +95,7 @@ def test_prefill_logits_equal_the_whole_model(
 
     with torch.inference_mode():
         scheduled = [ScheduledSequence(sequence, 0, sequence.num_tokens)]
-        batch = build_forward_batch(scheduled, BLOCK_SIZE, decoder.device)
+        batch = build_forward_batch(scheduled, CacheShape.of(decoder))
         logits = decoder.compute_logits(decoder.forward(batch)[batch.logit_rows])[0]
 
     difference = (logits - expected).abs().max() / expected.abs().max()

@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from chiasm.common.half_load import load_half
+from chiasm.generator.engine.block_group import GroupSize
 from chiasm.generator.engine.scheduled_step import ScheduledSequence
+from chiasm.generator.model.attention_plan import CacheShape
 from chiasm.generator.model.forward_batch import build_forward_batch
 from chiasm.generator.model.fused.fused_decoder import FusedDecoder
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.model_spec import read_model_spec
 from tests.fakes.checkpoints import make_qwen2_5_vl
-from tests.fakes.split_engine import BLOCK_SIZE, SplitEngine
+from tests.fakes.split_engine import SplitEngine
 from tests.fakes.text_models import TEXT_CONFIGS, make_text_model, randomise_vectors
 from tests.fakes.whole_model import WholeModel
 
@@ -104,7 +106,7 @@ def _compute_mixed_logits(split: SplitEngine, prompts: Items[MediaPrompt]) -> to
             for s, start, end in zip(sequences, middles, ends, strict=True)
         ],
     )
-    batches = [build_forward_batch(step, BLOCK_SIZE, CPU) for step in steps]
+    batches = [build_forward_batch(step, CacheShape.of(decoder)) for step in steps]
     assert len(batches[1].decode_groups) == 1
     with torch.inference_mode():
         return torch.cat([_all_logits(decoder, batch) for batch in batches])
@@ -138,7 +140,7 @@ def test_no_weight_is_held_twice(text_model: WholeModel) -> None:
     num_repeats = config.num_attention_heads + config.num_key_value_heads - 2
     q_norm_bytes = [w.nbytes for name, w in parameters.items() if name.endswith("q_norm.weight")]
     spare = num_repeats * sum(q_norm_bytes) + (embedding.weight.nbytes if is_tied else 0)
-    cache = KVCache(read_model_spec(model), KVCacheLayout(1, 4), torch.float32, CPU)
+    cache = KVCache(read_model_spec(model), KVCacheLayout((GroupSize(1),), 4), torch.float32, CPU)
     del parameters, weights, head
 
     decoder = FusedDecoder(model, cache)

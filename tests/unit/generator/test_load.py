@@ -7,12 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chiasm.generator.model.load import CacheRequest, CacheTooSmallError, decide_sizes
+from chiasm.generator.engine.block_group import GroupSize
+from chiasm.generator.model.cache_sizes import CacheRequest, CacheTooSmallError, decide_sizes
 from tests.fakes.generator_engine import BYTE_SPEC
 
 TOKEN_BYTES = 2 * 4  # key and value of one layer, one head, width 1, float32
 REQUEST = CacheRequest(
-    block_size=16, budget_bytes=1 << 30, num_blocks=None, max_model_len=None, max_sequences=4
+    block_size=16,
+    budget_bytes=1 << 30,
+    num_blocks=None,
+    max_model_len=None,
+    max_sequences=4,
+    chunk_tokens=64,
 )
 
 
@@ -34,7 +40,7 @@ def test_budget_bounds_the_blocks_and_the_context() -> None:
 def test_number_of_blocks_overrides_the_budget() -> None:
     layout, max_model_len = decide_sizes(BYTE_SPEC, torch.float32, replace(REQUEST, num_blocks=3))
 
-    assert (layout.num_blocks, layout.num_slots, max_model_len) == (3, 48, 48)
+    assert (layout.num_blocks, max_model_len) == (3, 48)
 
 
 def test_asked_context_bounds_requests() -> None:
@@ -51,3 +57,41 @@ def test_asked_context_bounds_requests() -> None:
 def test_context_that_model_or_cache_cannot_hold_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(CacheTooSmallError, match="is asked for"):
         decide_sizes(BYTE_SPEC, torch.float32, replace(REQUEST, **wrong))
+
+
+WINDOWED = replace(BYTE_SPEC, num_layers=4, layer_windows=(0, 32, 32, 0))
+# Of window and chunk, which begin and end within a block: (32 + 64) / 16 + 1.
+WINDOW_BLOCKS = 7
+
+
+def test_layers_with_a_window_get_the_blocks_that_it_takes() -> None:
+    layout, max_model_len = decide_sizes(WINDOWED, torch.float32, REQUEST)
+
+    assert layout.sizes == (GroupSize(4 * 512 // 16), GroupSize(4 * WINDOW_BLOCKS, 32))
+    assert max_model_len == 512
+
+
+def test_budget_is_shared_out_as_one_sequence_needs_it() -> None:
+    # Two layers each; for two and a half sequences of 512 tokens.
+    one = 2 * 16 * TOKEN_BYTES * (512 // 16 + WINDOW_BLOCKS)
+
+    layout, _ = decide_sizes(WINDOWED, torch.float32, replace(REQUEST, budget_bytes=one * 5 // 2))
+
+    assert layout.sizes == (GroupSize(80), GroupSize(17, 32))
+
+
+def test_budget_below_one_sequence_bounds_the_context() -> None:
+    request = replace(REQUEST, budget_bytes=10 * 4 * 16 * TOKEN_BYTES)
+
+    layout, max_model_len = decide_sizes(WINDOWED, torch.float32, request)
+
+    assert layout.sizes == (GroupSize(10), GroupSize(10, 32))
+    assert max_model_len == 160
+
+
+def test_model_of_windows_alone_holds_any_context() -> None:
+    spec = replace(BYTE_SPEC, layer_windows=(32,))
+    enough, too_few = (replace(REQUEST, num_blocks=n) for n in (WINDOW_BLOCKS, WINDOW_BLOCKS - 1))
+
+    assert decide_sizes(spec, torch.float32, enough)[1] == 512
+    assert decide_sizes(spec, torch.float32, too_few)[1] == (WINDOW_BLOCKS - 1) * 16

@@ -52,6 +52,33 @@ def test_end_tokens_fall_back_to_the_model_configuration(
 
 
 @pytest.mark.parametrize(
+    ("window", "kinds", "groups"),
+    [
+        (None, None, [((0, 1), 0)]),
+        (8, None, [((0, 1), 8)]),
+        (8, ["sliding_attention", "full_attention"], [((1,), 0), ((0,), 8)]),
+        (1 << 20, None, [((0, 1), 0)]),
+    ],
+    ids=["none", "all", "some", "longer than the context"],
+)
+def test_layers_are_grouped_by_what_they_see(
+    model: transformers.PreTrainedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    window: int | None,
+    kinds: list[str] | None,
+    groups: list[tuple[tuple[int, ...], int]],
+) -> None:
+    config = model.config.get_text_config()
+    monkeypatch.setattr(config, "num_hidden_layers", 2)
+    monkeypatch.setattr(config, "sliding_window", window, raising=False)
+    monkeypatch.setattr(config, "layer_types", kinds, raising=False)
+
+    found = read_model_spec(model).cache_groups
+
+    assert [(group.layers, group.window) for group in found] == groups
+
+
+@pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
         ("logits_scaling", 4.0, LogitsRule(scale=0.25)),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from chiasm.common.media import MediaSpan
+from chiasm.generator.engine.block_group import GroupSize
 from chiasm.generator.engine.block_manager import BlockManager
 from chiasm.generator.engine.sampling_params import SamplingParams
 from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def _scheduler(num_blocks: int = 16, max_running: int = 4, max_step_tokens: int = 16) -> Scheduler:
     limits = SchedulerLimits(max_step_tokens, max_running)
-    return Scheduler(BlockManager(num_blocks, block_size=4), limits)
+    return Scheduler(BlockManager([GroupSize(num_blocks)], 4), limits)
 
 
 def _compute(scheduler: Scheduler, step: ScheduledStep) -> None:
@@ -137,7 +138,7 @@ def test_youngest_is_preempted_and_comes_back_before_newcomers() -> None:
     assert _ids(step) == [1]
     assert step.num_preemptions == 1
     assert young.status is SequenceStatus.PREEMPTED
-    assert (young.block_table, young.num_scheduled_tokens) == ([], 0)
+    assert (young.tables[0].blocks, young.num_scheduled_tokens) == ([], 0)
     scheduler.check_invariants()
     scheduler.add(make_sequence(3, [1, 2]))
     scheduler.remove(old)

@@ -1,0 +1,260 @@
+"""Where in the KV cache the sequences of a step find what they attend to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as Items
+
+    from chiasm.generator.engine.scheduled_step import ScheduledSequence
+    from chiasm.generator.engine.sequence import Sequence
+    from chiasm.generator.model.decoder import Decoder
+
+# Sequences that decode share one gather if the longest context is at most this many times the
+# shortest; short contexts always share.
+_MAX_LENGTH_RATIO = 2
+_SHORT_CONTEXT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What the tables of a sequence mean.
+
+    Attributes:
+        block_size: Tokens per block.
+        windows: Positions that a token sees, by cache group; 0 is all before it.
+        device: Where the tensors go.
+    """
+
+    block_size: int
+    windows: tuple[int, ...]
+    device: torch.device
+
+    @classmethod
+    def of(cls, decoder: Decoder) -> CacheShape:
+        """Return the shape of a decoder's cache."""
+        windows = tuple(group.window for group in decoder.spec.cache_groups)
+        return cls(decoder.block_size, windows, decoder.device)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrefillContext:
+    """Positions that a chunk sees in one cache group, its own included.
+
+    Attributes:
+        first: The first of them; those before are seen by no token of the chunk.
+        slots: Their slots, in order. [num_positions], int64.
+    """
+
+    first: int
+    slots: torch.Tensor
+
+
+@dataclass(slots=True, eq=False)
+class PrefillSegment:
+    """Consecutive rows of the batch that hold one chunk of a prompt.
+
+    Attributes:
+        start: First row.
+        length: Number of rows.
+        position: Position of the first row's token.
+        contexts: What the chunk sees, by cache group; empty if it begins the prompt, whose keys and
+            values are then all new.
+        both_ways: Ranges of positions, each within which all see each other.
+        masks: Masks by cache group and sliding window, made on first use, shared by all layers.
+    """
+
+    start: int
+    length: int
+    position: int = 0
+    contexts: tuple[PrefillContext, ...] = ()
+    both_ways: tuple[tuple[int, int], ...] = ()
+    masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> slice:
+        """Rows of the segment."""
+        return slice(self.start, self.start + self.length)
+
+    def is_causal(self, window: int) -> bool:
+        """Return whether a plain causal mask over the new tokens is all that is needed."""
+        is_cut = 0 < window < self.length
+        return not self.contexts and not self.both_ways and not is_cut
+
+    def mask(
+        self, group: int, window: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """Return what is added to the scores: 0, or minus infinity for what a row does not see.
+
+        Args:
+            group: Cache group of the layer.
+            window: Positions that a token sees in the layer; 0 is all before it.
+            dtype: Of the scores.
+            device: Of the scores.
+
+        Returns:
+            [length, context_length], ``dtype``.
+        """
+        key = (group, window)
+        if key not in self.masks:
+            mask = self._make_mask(group, window, device)
+            zeros = torch.zeros(mask.shape, dtype=dtype, device=device)
+            self.masks[key] = zeros.masked_fill_(mask, float("-inf"))
+        return self.masks[key]
+
+    def _make_mask(self, group: int, window: int, device: torch.device) -> torch.Tensor:
+        """Return what is hidden. [length, context_length], bool."""
+        first = self.contexts[group].first if self.contexts else self.position
+        end = self.position + self.length
+        query = torch.arange(self.position, end, device=device)[:, None]
+        key = torch.arange(first, end, device=device)
+        # Bytes, not differences: a long context times a large chunk is many of them.
+        is_hidden = key > query
+        for begin, stop in self.both_ways:
+            rows = slice(max(0, begin - self.position), max(0, stop - self.position))
+            is_hidden[rows, max(0, begin - first) : max(0, stop - first)] = False
+        if window:
+            is_hidden |= key <= query - window
+        return is_hidden
+
+
+@dataclass(slots=True, eq=False)
+class GatherPlan:
+    """Where the context of each sequence of a decode group lies.
+
+    Attributes:
+        slots: Slots, padded with the newest slot of the same sequence, so that no other
+            sequence's values (NaN, say) can leak in. [num_sequences * width], int64.
+        mask: Added to the scores: 0, or minus infinity for padding; ``None`` without padding.
+            [num_sequences, 1, 1, width], dtype of the model.
+    """
+
+    slots: torch.Tensor
+    mask: torch.Tensor | None
+
+
+@dataclass(slots=True, eq=False)
+class DecodeGroup:
+    """Consecutive rows of the batch that decode, of similar context lengths.
+
+    Attributes:
+        start: First row.
+        context_lengths: Context length of each sequence, this step's token included.
+            [num_sequences], int64.
+        block_tables: Block tables by cache group, padded. [num_sequences, max_blocks], int64.
+        block_size: Tokens per block.
+        plans: Gathers by cache group and sliding window, made on first use, shared by all layers.
+    """
+
+    start: int
+    context_lengths: np.ndarray
+    block_tables: tuple[np.ndarray, ...]
+    block_size: int
+    plans: dict[tuple[int, int], GatherPlan] = field(default_factory=dict)
+
+    @property
+    def num_sequences(self) -> int:
+        """Rows of the group."""
+        return len(self.context_lengths)
+
+    @property
+    def rows(self) -> slice:
+        """Rows of the group."""
+        return slice(self.start, self.start + self.num_sequences)
+
+    def plan(self, group: int, window: int, dtype: torch.dtype, device: torch.device) -> GatherPlan:
+        """Return the gather of the last ``window`` positions; 0 is the whole context."""
+        key = (group, window)
+        if key not in self.plans:
+            self.plans[key] = self._make_plan(group, window, dtype, device)
+        return self.plans[key]
+
+    def _make_plan(
+        self, group: int, window: int, dtype: torch.dtype, device: torch.device
+    ) -> GatherPlan:
+        lengths = self.context_lengths[:, None]
+        width = int(lengths.max())
+        if window:
+            width = min(width, window)
+        positions = np.maximum(lengths - width, 0) + np.arange(width)
+        is_padding = positions >= lengths
+        positions = np.minimum(positions, lengths - 1)
+        table = self.block_tables[group]
+        blocks = np.take_along_axis(table, positions // self.block_size, axis=1)
+        slots = blocks * self.block_size + positions % self.block_size
+        mask = None
+        if is_padding.any():
+            mask = torch.zeros(is_padding.shape, dtype=dtype)
+            mask.masked_fill_(torch.from_numpy(is_padding), float("-inf"))
+            mask = mask[:, None, None].to(device)
+        return GatherPlan(torch.from_numpy(slots.reshape(-1)).to(device), mask)
+
+
+def make_segment(item: ScheduledSequence, row: int, shape: CacheShape) -> PrefillSegment:
+    """Return the segment of a chunk whose first row is ``row``."""
+    both_ways = tuple(
+        (span.offset, span.end)
+        for span in item.sequence.prompt.spans
+        if span.layout.attends_both_ways and item.start < span.end and span.offset < item.end
+    )
+    contexts: tuple[PrefillContext, ...] = ()
+    if item.start:
+        contexts = tuple(_make_context(item, group, shape) for group in range(len(shape.windows)))
+    return PrefillSegment(row, item.num_tokens, item.start, contexts, both_ways)
+
+
+def slots_of(
+    sequence: Sequence, group: int, positions: tuple[int, int], block_size: int
+) -> np.ndarray:
+    """Return the slots of consecutive positions of ``sequence``, from the first to before the last.
+
+    Returns:
+        [num_positions], int64.
+    """
+    start, end = positions
+    offsets = np.arange(start, end)
+    first_block = start // block_size
+    blocks = np.array(sequence.tables[group].blocks[first_block : -(-end // block_size)])
+    return blocks[offsets // block_size - first_block] * block_size + offsets % block_size
+
+
+def group_decodes(decodes: Items[ScheduledSequence], shape: CacheShape) -> list[DecodeGroup]:
+    """Cut ``decodes``, sorted by context length, where padding would waste too much."""
+    groups: list[DecodeGroup] = []
+    first = 0
+    for index in range(1, len(decodes) + 1):
+        if index < len(decodes):
+            bound = max(_SHORT_CONTEXT, _MAX_LENGTH_RATIO * (decodes[first].start + 1))
+            if decodes[index].start < bound:
+                continue
+        groups.append(_make_group(decodes[first:index], first, shape))
+        first = index
+    return groups
+
+
+def _make_context(item: ScheduledSequence, group: int, shape: CacheShape) -> PrefillContext:
+    window = shape.windows[group]
+    first = max(0, item.start - window + 1) if window else 0
+    slots = slots_of(item.sequence, group, (first, item.end), shape.block_size)
+    return PrefillContext(first, torch.from_numpy(slots).to(shape.device))
+
+
+def _make_group(members: Items[ScheduledSequence], start: int, shape: CacheShape) -> DecodeGroup:
+    context_lengths = np.array([item.start + 1 for item in members])
+    tables = tuple(
+        _pad([item.sequence.tables[group].blocks for item in members])
+        for group in range(len(shape.windows))
+    )
+    return DecodeGroup(start, context_lengths, tables, shape.block_size)
+
+
+def _pad(tables: Items[list[int]]) -> np.ndarray:
+    padded = np.zeros((len(tables), max(map(len, tables))), dtype=np.int64)
+    for row, table in zip(padded, tables, strict=True):
+        row[: len(table)] = table
+    return padded
