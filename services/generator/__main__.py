@@ -97,7 +97,11 @@ class Generator:
         cores = open_cores(settings.core_page, "generator", settings.cores)
         threads = StepThreads(cores)
         runner = ModelRunner(
-            loaded.decoder, Sampler(), threads.begin_step, scheduling.deterministic
+            loaded.decoder,
+            Sampler(),
+            threads.begin_step,
+            scheduling.deterministic,
+            scheduling.max_step_tokens,
         )
         engine = Engine(Scheduler(self._blocks, limits), runner, observers)
         budget = QueueBudget(

@@ -56,7 +56,12 @@ class SplitEngine:
         self.scheduler = Scheduler(
             self.blocks, SchedulerLimits(max_step_tokens, max_running, chunking)
         )
-        runner = ModelRunner(self.loaded.decoder, Sampler(), is_deterministic=chunking.is_fixed)
+        runner = ModelRunner(
+            self.loaded.decoder,
+            Sampler(),
+            is_deterministic=chunking.is_fixed,
+            max_step_tokens=max_step_tokens,
+        )
         self.engine = Engine(self.scheduler, runner, [self])
         self.embeddings: dict[tuple[int, int], torch.Tensor] = {}
         self.most_in_one_forward = 0

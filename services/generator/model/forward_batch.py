@@ -11,6 +11,7 @@ import torch
 
 from chiasm.generator.engine.sequence import find_embedding_positions
 from chiasm.generator.model.attention_plan import group_decodes, make_segment, slots_of
+from chiasm.generator.model.step_buffers import StepBuffers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,6 +94,7 @@ def build_forward_batch(
     scheduled: Items[ScheduledSequence],
     shape: CacheShape,
     row_of: Mapping[int, int] = MappingProxyType({}),
+    buffers: StepBuffers | None = None,
 ) -> ForwardBatch:
     """Build the tensors of one step.
 
@@ -100,7 +102,9 @@ def build_forward_batch(
         scheduled: Sequences of the step, at least one; their block tables hold the new tokens.
         shape: What their block tables mean, and where the forward runs.
         row_of: By ``seq_id``, which token of the step before is the newest of a sequence.
+        buffers: Where the tensors of rows are put; ``None`` for new memory.
     """
+    buffers = buffers or StepBuffers(0, shape.device)
     decodes = sorted((item for item in scheduled if item.is_decode), key=lambda item: item.start)
     chunks = [item for item in scheduled if item.num_tokens and not item.is_decode]
     ordered = (*decodes, *chunks)
@@ -112,22 +116,20 @@ def build_forward_batch(
         if item.start >= item.sequence.num_tokens
     ]
     positions = [item.sequence.prompt.positions.of(item.start, item.end) for item in ordered]
-    device = shape.device
     embedding_rows, embeddings = _collect_embeddings(chunks, starts[len(decodes) :])
     sampled, logit_rows = _find_sampled(scheduled, ordered, ends)
-    unknown_pairs = torch.tensor(unknown, dtype=torch.int64, device=device).reshape(-1, 2)
     return ForwardBatch(
-        token_ids=torch.tensor(_tokens_of(ordered), device=device),
-        unknown_rows=unknown_pairs[:, 0],
-        unknown_sources=unknown_pairs[:, 1],
-        positions=torch.from_numpy(np.concatenate(positions, axis=1)).to(device),
+        token_ids=buffers.put("token_ids", _tokens_of(ordered)),
+        unknown_rows=buffers.put("unknown_rows", [row for row, _ in unknown]),
+        unknown_sources=buffers.put("unknown_sources", [source for _, source in unknown]),
+        positions=buffers.put("positions", np.concatenate(positions, axis=1)),
         slot_mappings=tuple(
-            torch.from_numpy(_slots_of_new(ordered, group, shape.block_size)).to(device)
+            buffers.put(f"slots {group}", _slots_of_new(ordered, group, shape.block_size))
             for group in range(len(shape.windows))
         ),
-        embedding_rows=torch.from_numpy(embedding_rows).to(device),
-        embeddings=torch.cat(embeddings).to(device) if embeddings else None,
-        logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=device),
+        embedding_rows=buffers.put("embedding_rows", embedding_rows),
+        embeddings=torch.cat(embeddings).to(shape.device) if embeddings else None,
+        logit_rows=buffers.put("logit_rows", logit_rows),
         decode_groups=tuple(group_decodes(decodes, shape)),
         prefill_segments=tuple(
             make_segment(item, int(start), shape)

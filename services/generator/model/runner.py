@@ -14,6 +14,7 @@ from chiasm.generator.engine.outputs import ExecutionTimes, PromptLogprobs, Step
 from chiasm.generator.engine.sampler import SampledRow
 from chiasm.generator.model.attention_plan import CacheShape
 from chiasm.generator.model.forward_batch import build_forward_batch
+from chiasm.generator.model.step_buffers import StepBuffers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,7 @@ class ModelRunner:
         sampler: Sampler,
         begin_step: Callable[[], None] = lambda: None,
         is_deterministic: bool = False,
+        max_step_tokens: int = 0,
     ) -> None:
         """Start the forward thread.
 
@@ -75,6 +77,7 @@ class ModelRunner:
             begin_step: Called in the forward thread before each step.
             is_deterministic: Whether each sequence gets a forward of its own, so that no other
                 changes its numbers.
+            max_step_tokens: Tokens of a step for which memory is reserved; more get new memory.
         """
         self._decoder = decoder
         self._sampler = sampler
@@ -82,6 +85,7 @@ class ModelRunner:
         self._is_deterministic = is_deterministic
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
         self._shape = CacheShape.of(decoder)
+        self._buffers = StepBuffers(max_step_tokens, decoder.device)
         # Rows of the last launched step by sequence; the tokens are the forward thread's.
         self._row_of: dict[int, int] = {}
         self._last_tokens = torch.zeros(0, dtype=torch.int64, device=decoder.device)
@@ -93,7 +97,13 @@ class ModelRunner:
             step: Sequences with their blocks allocated; at least one.
         """
         started = time.perf_counter()
-        batches = tuple(self._build(items) for items in self._split(step.sequences))
+        self._buffers.begin()
+        parts = self._split(step.sequences)
+        # Each name of a buffer is used once: further parts of a step get new memory.
+        batches = (
+            self._build(parts[0], self._buffers),
+            *(self._build(items, None) for items in parts[1:]),
+        )
         sampled = [(item.sequence, item.end) for batch in batches for item in batch.sampled]
         seq_ids = tuple(sequence.seq_id for sequence, _ in sampled)
         rows = tuple(
@@ -126,8 +136,8 @@ class ModelRunner:
             parts.setdefault(computing.seq_id, []).append(item)
         return list(parts.values())
 
-    def _build(self, items: Items[ScheduledSequence]) -> ForwardBatch:
-        return build_forward_batch(items, self._shape, self._row_of)
+    def _build(self, items: Items[ScheduledSequence], buffers: StepBuffers | None) -> ForwardBatch:
+        return build_forward_batch(items, self._shape, self._row_of, buffers)
 
     @torch.inference_mode()
     def _execute(self, data: _StepInput) -> StepResult:

@@ -140,7 +140,9 @@ def test_no_weight_is_held_twice(text_model: WholeModel) -> None:
     num_repeats = config.num_attention_heads + config.num_key_value_heads - 2
     q_norm_bytes = [w.nbytes for name, w in parameters.items() if name.endswith("q_norm.weight")]
     spare = num_repeats * sum(q_norm_bytes) + (embedding.weight.nbytes if is_tied else 0)
-    cache = KVCache(read_model_spec(model), KVCacheLayout((GroupSize(1),), 4), torch.float32, CPU)
+    spec = read_model_spec(model)
+    sizes = tuple(GroupSize(1, group.window) for group in spec.cache_groups)
+    cache = KVCache(spec, KVCacheLayout(sizes, 4), torch.float32, CPU)
     del parameters, weights, head
 
     decoder = FusedDecoder(model, cache)
