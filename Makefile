@@ -116,6 +116,7 @@ docs: $(STAMP) ## Write the documentation of the settings
 .PHONY: bench
 bench: $(STAMP) ## Run the benchmarks on stacks of their own
 	$(BIN)/python -m benchmarks.concurrency
+	$(BIN)/python -m benchmarks.decoder
 	$(BIN)/python -m benchmarks.embedding_hit
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.streams

@@ -22,6 +22,9 @@ _WINDOW = 8
 _WINDOWED = {"sliding_window": _WINDOW, "use_sliding_window": True, "max_window_layers": 1}
 _ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 
+# A class that the fused decoder does not compute.
+OTHER_MODEL_TYPE = "olmo2"
+
 TEXT_CONFIGS: Mapping[str, Mapping[str, object]] = {
     "llama": {
         "rope_parameters": {
@@ -49,6 +52,7 @@ TEXT_CONFIGS: Mapping[str, Mapping[str, object]] = {
         "sliding_window": _WINDOW,
         "layer_types": _ALTERNATING,
         "query_pre_attn_scalar": 24,
+        "tie_word_embeddings": False,
         "attn_logit_softcapping": 2.0,
         "final_logit_softcapping": 30.0,
     },
@@ -56,6 +60,7 @@ TEXT_CONFIGS: Mapping[str, Mapping[str, object]] = {
         "sliding_window": _WINDOW,
         "layer_types": _ALTERNATING,
         "query_pre_attn_scalar": 24,
+        "tie_word_embeddings": False,
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
             "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
@@ -79,9 +84,15 @@ TEXT_CONFIGS: Mapping[str, Mapping[str, object]] = {
 
 
 def make_text_model(path: Path, name: str, seed: int = 0) -> Path:
-    """Write a checkpoint around the text model ``name`` of ``TEXT_CONFIGS`` and return it."""
-    model_type = name.split("_", maxsplit=1)[0] if name.startswith("llama") else name
-    make_llava_around({"model_type": model_type, **TEXT_CONFIGS[name]}, path, seed)
+    """Write a checkpoint around a text model and return it.
+
+    Args:
+        path: Directory to write to.
+        name: Key of ``TEXT_CONFIGS``, or ``OTHER_MODEL_TYPE``.
+        seed: Of the weights.
+    """
+    model_type = "llama" if name.startswith("llama") else name
+    make_llava_around({"model_type": model_type, **TEXT_CONFIGS.get(name, {})}, path, seed)
     return randomise_vectors(path, seed)
 
 

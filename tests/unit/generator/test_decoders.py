@@ -11,6 +11,7 @@ import torch
 
 from chiasm.generator.engine.chunking import Chunking
 from chiasm.generator.engine.scheduled_step import ScheduledSequence
+from chiasm.generator.model import attention
 from chiasm.generator.model.attention_plan import CacheShape
 from chiasm.generator.model.forward_batch import build_forward_batch
 from tests.fakes.generator_engine import output_of
@@ -67,6 +68,18 @@ def test_each_alone_equals_the_whole_model(
     split = make_split()
 
     assert [split.generate([prompt])[0] for prompt in prompts[:3]] == gold[:3]
+
+
+def test_contexts_gathered_in_parts_change_no_token(
+    make_split: MakeSplit,
+    prompts: list[MediaPrompt],
+    gold: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "_GATHER_BYTES", 0)
+    monkeypatch.setattr(attention, "_MIN_GATHERED_SEQUENCES", 3)
+
+    assert make_split().generate(prompts) == gold
 
 
 def test_preemption_changes_no_token(

@@ -35,7 +35,7 @@ NUM_IMAGES = (0, 1, 2, 0)
 # Two orders of summing the same float32 products.
 FLOAT32_TOLERANCE = 1e-5
 # Hidden states are rounded to 8 bits some ten times per layer, in other places by each decoder.
-BFLOAT16_TOLERANCE = 5e-2
+BFLOAT16_TOLERANCE = 3e-2
 
 
 @pytest.fixture(scope="module", params=[*TEXT_CONFIGS, "qwen2_5_vl"])
@@ -51,6 +51,10 @@ def text_model(
 @pytest.fixture(scope="module")
 def prompts(text_model: WholeModel) -> list[MediaPrompt]:
     return [text_model.make_prompt(count, 7 + i, MAX_TOKENS) for i, count in enumerate(NUM_IMAGES)]
+
+
+def test_reference_answers_wander(prompts: list[MediaPrompt]) -> None:
+    assert max(len(set(prompt.answer)) for prompt in prompts) >= MAX_TOKENS // 2
 
 
 def test_tokens_equal_the_whole_model(text_model: WholeModel, prompts: list[MediaPrompt]) -> None:
