@@ -72,6 +72,8 @@ class BulkRedis:
         finally:
             # At once, or when the thread of a cancelled transfer has ended.
             work.add_done_callback(lambda _: self._give_back(connection))
+            # An error knows this frame: it must not know the error, nor through it the chunks.
+            del work
 
     def _take_idle(self) -> RespConnection | None:
         while self._idle:
@@ -90,6 +92,8 @@ class BulkRedis:
             work.cancel()
             work.add_done_callback(_close_opened)
             raise
+        finally:
+            del work
 
     def _give_back(self, connection: RespConnection) -> None:
         if connection.is_usable and not self._is_closed:
@@ -103,7 +107,10 @@ async def _result_of(work: Future[T]) -> T:
     waiter = asyncio.wrap_future(work)
     # Errors count as seen even if nobody waits any more.
     waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return await asyncio.shield(waiter)
+    try:
+        return await asyncio.shield(waiter)
+    finally:
+        del waiter, work
 
 
 def _close_opened(work: Future[RespConnection]) -> None:

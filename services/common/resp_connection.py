@@ -128,7 +128,8 @@ class RespConnection:
             errors += self._read_status()
         self._is_in_step = True
         if errors:
-            raise errors[0]
+            # An error knows this frame: what the frame keeps of it would keep the chunks alive.
+            raise errors.pop(0)
 
     def read(
         self, chunks: Sequence[KeyedChunk], ttl_ms: int, accept: Callable[[int], bool]
@@ -183,8 +184,8 @@ class RespConnection:
     def _command(self, *words: str) -> None:
         parts = [word.encode() for word in words]
         self._wire.send([memoryview(_head(len(parts), *parts))])
-        for error in self._read_status():
-            raise error
+        if errors := self._read_status():
+            raise errors.pop()
 
     def _read_head(self, expected: bytes, chunk: KeyedChunk) -> int | None:
         """Receive ``expected`` and the begin of the chunk behind it.
@@ -209,9 +210,9 @@ class RespConnection:
         self._received = rest if first.startswith(b":") else begin.removeprefix(_END)
         if not self._received.startswith(b"-"):
             return
-        error = _error(self._read_line())
-        if not str(error).startswith("WRONGTYPE"):
-            raise error
+        line = self._read_line()
+        if not line.startswith(b"-WRONGTYPE"):
+            raise _error(line)
 
     def _read_status(self) -> list[RedisError]:
         """Return the error that the next answer is, if it is one."""

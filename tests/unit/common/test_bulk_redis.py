@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
-from contextlib import asynccontextmanager
+import weakref
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -348,6 +350,27 @@ async def test_connection_that_the_server_closed_is_replaced(tmp_path: Path) -> 
             await _write(client, chunks)
 
             assert second.num_connections == 1
+
+
+@pytest.mark.parametrize("answer", [b"-NOPERM no\r\n", b"+\r\n", b"$-1\r\n"])
+async def test_failed_transfer_leaves_no_chunk_to_the_garbage_collector(
+    server: ScriptedRedis, answer: bytes
+) -> None:
+    server.wrong.answers = dict.fromkeys(range(100), answer)
+    async with _client(server) as client:
+        gc.disable()
+        try:
+            for transfer in (_read, _write):
+                chunks = _store(server, _chunks())
+                memory = weakref.ref(chunks[0].memory)
+                with suppress(RedisError):
+                    await transfer(client, chunks)
+                del chunks
+                await asyncio.sleep(0)
+
+                assert memory() is None
+        finally:
+            gc.enable()
 
 
 async def test_transfers_at_once_have_connections_of_their_own_and_keep_them(

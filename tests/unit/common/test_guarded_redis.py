@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -90,6 +93,33 @@ async def test_redis_that_is_not_ready_or_hangs_opens_the_breaker(
     with pytest.raises(StoreUnavailableError):
         await operation(redis)
     assert len(server.commands) == num_commands
+
+
+@pytest.mark.parametrize("answer", [b"-OOM no\r\n", b"-LOADING dataset\r\n", b""])
+@pytest.mark.parametrize("total_s", [0.1, 10.0], ids=["budget", "stall"])
+async def test_failed_call_leaves_no_chunk_to_the_garbage_collector(
+    server: ScriptedRedis, answer: bytes, total_s: float
+) -> None:
+    server.wrong.answers = dict.fromkeys(range(100), answer)
+    redis = GuardedRedis.connect(server.url, CallBudget(stall_s=0.2, base_s=total_s))
+    loop, is_free = asyncio.get_running_loop(), asyncio.Event()
+    gc.disable()
+    try:
+        chunks = [KeyedChunk("k", memoryview(bytearray(1000)))]
+        memory = weakref.ref(chunks[0].memory, lambda _: loop.call_soon_threadsafe(is_free.set))
+        with suppress(StoreUnavailableError):
+            async with redis.transfer(1000):
+                await redis.write_chunks(chunks, _TTL_MS, lambda index: None)
+        with suppress(StoreUnavailableError):
+            async with redis.transfer(1000):
+                await redis.read_chunks(chunks, _TTL_MS, lambda index: True)
+        del chunks
+        # The thread of a cancelled transfer may still be ending.
+        await asyncio.wait_for(is_free.wait(), 5)
+        assert memory() is None
+    finally:
+        gc.enable()
+        await redis.close()
 
 
 async def test_redis_that_trickles_is_given_up_when_the_budget_is_over(
