@@ -100,6 +100,8 @@ class GuardedRedis:
             url,
             socket_connect_timeout=budget.stall_s,
             socket_timeout=budget.stall_s,
+            # Its name and version, which it tells otherwise, take a command more than we need.
+            driver_info=None,
             # One immediate retry replaces a pooled connection that a restart of Redis has closed.
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         )
