@@ -6,6 +6,8 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+from redis.exceptions import ConnectionError as RedisConnectionError
+
 from chiasm.common.resp_connection import RespConnection
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class BulkRedis:
         return await self._transfer(lambda connection: connection.read(chunks, ttl_ms, accept))
 
     def close(self) -> None:
-        """Close idle connections; those in use close when their transfer ends."""
+        """Close idle connections; those in use close when their transfer ends. Later ones fail."""
         self._is_closed = True
         while self._idle:
             self._idle.pop().close()
@@ -62,9 +64,12 @@ class BulkRedis:
 
     async def _transfer(self, operation: Callable[[RespConnection], T]) -> T:
         connection = self._take_idle() or await self._open()
+        if self._is_closed:
+            connection.close()
+            raise _closed()
         work = self._threads.submit(operation, connection)
         try:
-            return await _result_of(work)
+            return await asyncio.wrap_future(work)
         except asyncio.CancelledError:
             work.cancel()
             connection.abort()
@@ -85,9 +90,11 @@ class BulkRedis:
         return None
 
     async def _open(self) -> RespConnection:
+        if self._is_closed:
+            raise _closed()
         work = self._threads.submit(RespConnection.open, self._address, self._stall_s)
         try:
-            return await _result_of(work)
+            return await asyncio.wrap_future(work)
         except asyncio.CancelledError:
             work.cancel()
             work.add_done_callback(_close_opened)
@@ -102,15 +109,8 @@ class BulkRedis:
             connection.close()
 
 
-async def _result_of(work: Future[T]) -> T:
-    """Wait for a thread's result; a caller that is cancelled leaves the thread alone."""
-    waiter = asyncio.wrap_future(work)
-    # Errors count as seen even if nobody waits any more.
-    waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
-    try:
-        return await asyncio.shield(waiter)
-    finally:
-        del waiter, work
+def _closed() -> RedisConnectionError:
+    return RedisConnectionError("The client of the store is closed.")
 
 
 def _close_opened(work: Future[RespConnection]) -> None:

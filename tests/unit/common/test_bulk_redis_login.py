@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from typing import TYPE_CHECKING
 
 import pytest
 from redis.exceptions import AuthenticationError
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from chiasm.common.bulk_redis import BulkRedis
@@ -96,3 +98,21 @@ async def test_login_that_is_refused_is_told(tmp_path: Path) -> None:
         with pytest.raises(AuthenticationError):
             await client.write(_chunks(), 5000, lambda index: None)
         client.close()
+
+
+async def test_transfer_of_a_closed_client_fails_and_leaves_no_connection(tmp_path: Path) -> None:
+    async with ScriptedRedis(tmp_path / "redis.sock") as server:
+        client = _client(f"{server.url}?password=pw")
+        server.wrong.gate.clear()
+        write = asyncio.create_task(client.write(_chunks(), 5000, lambda index: None))
+        while not server.commands:
+            await asyncio.wait([write], timeout=0.01)
+        client.close()
+        server.wrong.gate.set()
+
+        with pytest.raises(RedisConnectionError):
+            await write
+        with pytest.raises(RedisConnectionError):
+            await client.write(_chunks(), 5000, lambda index: None)
+        await asyncio.wait_for(server.closed.wait(), 10)
+    assert server.commands == [[b"AUTH", b"pw"]]
