@@ -1,4 +1,4 @@
-"""Cut the tensors of an embedding into chunks, name them by digest, and put them together again.
+"""Cut the tensors of an embedding into chunks and name each by its digest.
 
 Chunks never span tensors: a tensor is cut into pieces of ``chunk_bytes``, the last one shorter::
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from chiasm.common.media import EmbeddingRef
 
@@ -42,28 +42,6 @@ def chunk_spans(ref: EmbeddingRef, chunk_bytes: int = CHUNK_BYTES) -> list[Chunk
     ]
 
 
-def digest_chunks(chunks: Iterable[memoryview]) -> list[bytes]:
-    """Return the blake3 digest of each chunk."""
-    return [blake3(chunk).digest() for chunk in chunks]
-
-
-def fill_chunks(
-    targets: Sequence[memoryview], contents: Sequence[object], digests: Sequence[bytes]
-) -> bool:
-    """Copy each content into its target if it is the one that its digest names.
-
-    Args:
-        targets: Writable memory of each chunk.
-        contents: What the store gave for each; anything but the right bytes is wrong.
-        digests: The digest of each.
-
-    Returns:
-        Whether all were right. Nothing is copied from the first wrong one on.
-    """
-    for target, content, digest in zip(targets, contents, digests, strict=True):
-        if not isinstance(content, bytes) or len(content) != target.nbytes:
-            return False
-        if blake3(content).digest() != digest:
-            return False
-        target[:] = content
-    return True
+def digest_of(chunk: memoryview) -> bytes:
+    """Return the blake3 digest of a chunk."""
+    return blake3(chunk).digest()

@@ -16,16 +16,16 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 from chiasm.common.alias_store import AliasStore
-from chiasm.common.chunks import CHUNK_BYTES, chunk_spans, digest_chunks, fill_chunks
+from chiasm.common.chunks import CHUNK_BYTES, chunk_spans, digest_of
 from chiasm.common.envelope import MAX_ENVELOPE_BYTES, EnvelopeError
 from chiasm.common.errors import StoreUnavailableError
 from chiasm.common.guarded_redis import CallBudget, GuardedRedis, StoreRefusedError
+from chiasm.common.host_memory import allocate
 from chiasm.common.lease import Lease
 from chiasm.common.manifest import (
     MAX_EMBEDDING_BYTES,
@@ -36,22 +36,17 @@ from chiasm.common.manifest import (
 )
 from chiasm.common.media import Embedding
 from chiasm.common.metrics import STORE_BAD_ENTRIES, STORE_BYTES, STORE_LOOKUPS, STORE_SECONDS
+from chiasm.common.resp_connection import KeyedChunk
 from chiasm.common.secrets import tenant_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
-    from chiasm.common.guarded_redis import Command
     from chiasm.common.lease import LeaseSettings
     from chiasm.common.media import EmbeddingRef, MediaLayout
     from chiasm.common.secrets import StoreSecrets
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 DEFAULT_TTL_S = 24 * 3600.0
-
-_WINDOW_CHUNKS = 4  # chunks on their way at one time, per transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +122,8 @@ class EmbeddingStore:
             entry = await self._read_entry(tenant, ref.embedding_id)
             if entry is None or entry.manifest.ref != ref:
                 return None
-            buffers = await _in_thread_if_large(ref.num_bytes, _allocate, ref)
             async with self._redis.transfer(ref.num_bytes):
+                buffers = [allocate(spec.num_bytes) for spec in ref.tensors]
                 is_whole = await self._read_chunks(tenant, entry.manifest, buffers)
             if not is_whole:
                 await self._discard(tenant, entry, "chunk")
@@ -152,13 +147,20 @@ class EmbeddingStore:
         ref = embedding.ref
         if ref.num_bytes > MAX_EMBEDDING_BYTES:
             raise StoreUnavailableError("The embedding is too large for the store.")
-        chunks = [span.of(buffers) for span in chunk_spans(ref)]
+        write_id = os.urandom(WRITE_ID_BYTES)
+        spans = chunk_spans(ref)
+        keys = _chunk_keys(tenant, ref, write_id, len(spans))
+        chunks = [KeyedChunk(key, span.of(buffers)) for key, span in zip(keys, spans, strict=True)]
         with STORE_SECONDS.labels("put").time():
-            digests = await _in_thread_if_large(ref.num_bytes, digest_chunks, chunks)
-            write_id = os.urandom(WRITE_ID_BYTES)
-            manifest = Manifest(ref, layout, write_id, CHUNK_BYTES, tuple(digests))
             async with self._redis.transfer(ref.num_bytes):
-                await self._write(tenant, manifest, chunks)
+                try:
+                    digests = await self._write_chunks(chunks)
+                    manifest = Manifest(ref, layout, write_id, CHUNK_BYTES, digests)
+                    await self._write_manifest(tenant, manifest)
+                except StoreRefusedError:
+                    # A full Redis must not stay full of chunks that no manifest names.
+                    await self._redis.execute([("UNLINK", key) for key in keys])
+                    raise
         STORE_BYTES.labels("put").inc(ref.num_bytes)
 
     async def delete(self, tenant: str, embedding_id: bytes) -> bool:
@@ -170,7 +172,7 @@ class EmbeddingStore:
         entry = await self._read_entry(tenant, embedding_id)
         if entry is None:
             return False
-        keys = [_manifest_key(tenant, embedding_id), *_chunk_keys(tenant, entry.manifest)]
+        keys = [_manifest_key(tenant, embedding_id), *_manifest_chunk_keys(tenant, entry.manifest)]
         replies = await self._redis.execute([("UNLINK", key) for key in keys])
         return bool(replies[0])
 
@@ -208,7 +210,7 @@ class EmbeddingStore:
             return None
 
     async def _renew_chunks(self, tenant: str, manifest: Manifest) -> bool:
-        keys = _chunk_keys(tenant, manifest)
+        keys = _manifest_chunk_keys(tenant, manifest)
         return all(
             await self._redis.execute([("PEXPIRE", key, self._chunk_ttl_ms) for key in keys])
         )
@@ -216,45 +218,38 @@ class EmbeddingStore:
     async def _read_chunks(
         self, tenant: str, manifest: Manifest, buffers: Sequence[memoryview]
     ) -> bool:
-        keys, spans = _chunk_keys(tenant, manifest), manifest.spans()
-        for window in _windows(len(keys)):
-            num_bytes = sum(span.num_bytes for span in spans[window])
-            reads: list[Command] = [
-                ("GETRANGE", key, 0, span.num_bytes)
-                for key, span in zip(keys[window], spans[window], strict=True)
-            ]
-            renewals: list[Command] = [("PEXPIRE", key, self._chunk_ttl_ms) for key in keys[window]]
-            replies = await self._redis.execute(reads + renewals, num_bytes)
-            targets = [span.of(buffers) for span in spans[window]]
-            contents, digests = replies[: len(reads)], manifest.chunk_digests[window]
-            if not await _in_thread_if_large(num_bytes, fill_chunks, targets, contents, digests):
-                return False
-        return True
+        keys, digests = _manifest_chunk_keys(tenant, manifest), manifest.chunk_digests
+        chunks = [
+            KeyedChunk(key, span.of(buffers))
+            for key, span in zip(keys, manifest.spans(), strict=True)
+        ]
 
-    async def _write(self, tenant: str, manifest: Manifest, chunks: Sequence[memoryview]) -> None:
-        keys = _chunk_keys(tenant, manifest)
-        ref = manifest.ref
-        try:
-            for window in _windows(len(keys)):
-                writes: list[Command] = [
-                    ("SET", key, chunk, "PX", self._chunk_ttl_ms)
-                    for key, chunk in zip(keys[window], chunks[window], strict=True)
-                ]
-                await self._redis.execute(writes, sum(chunk.nbytes for chunk in chunks[window]))
-            envelope = seal_manifest(self._secrets.keys(tenant), manifest)
-            key = _manifest_key(tenant, ref.embedding_id)
-            await self._redis.execute([("SET", key, envelope, "PX", self._manifest_ttl_ms)])
-        except StoreRefusedError:
-            # A full Redis must not stay full of chunks that no manifest names.
-            await self._redis.execute([("UNLINK", key) for key in keys])
-            raise
+        def accept(index: int) -> bool:
+            return digest_of(chunks[index].memory) == digests[index]
+
+        return await self._redis.read_chunks(chunks, self._chunk_ttl_ms, accept)
+
+    async def _write_chunks(self, chunks: Sequence[KeyedChunk]) -> tuple[bytes, ...]:
+        """Store ``chunks``; return the digest of each, made while Redis reads it."""
+        digests: list[bytes] = []
+
+        def note(index: int) -> None:
+            digests.append(digest_of(chunks[index].memory))
+
+        await self._redis.write_chunks(chunks, self._chunk_ttl_ms, note)
+        return tuple(digests)
+
+    async def _write_manifest(self, tenant: str, manifest: Manifest) -> None:
+        envelope = seal_manifest(self._secrets.keys(tenant), manifest)
+        key = _manifest_key(tenant, manifest.ref.embedding_id)
+        await self._redis.execute([("SET", key, envelope, "PX", self._manifest_ttl_ms)])
 
     async def _discard(self, tenant: str, entry: _Entry, reason: str) -> None:
         STORE_BAD_ENTRIES.labels(reason).inc()
         key = _manifest_key(tenant, entry.manifest.ref.embedding_id)
         # Another writer may have replaced the manifest meanwhile; its entry stays.
         await self._redis.execute_if(key, entry.envelope, ("UNLINK", key))
-        keys = _chunk_keys(tenant, entry.manifest)
+        keys = _manifest_chunk_keys(tenant, entry.manifest)
         await self._redis.execute([("UNLINK", key) for key in keys])
 
 
@@ -270,15 +265,13 @@ def _manifest_key(tenant: str, embedding_id: bytes) -> str:
     return f"chiasm:{tenant_tag(tenant)}:{embedding_id.hex()}:m"
 
 
-def _chunk_keys(tenant: str, manifest: Manifest) -> list[str]:
-    ref, write_id = manifest.ref, manifest.write_id
+def _manifest_chunk_keys(tenant: str, manifest: Manifest) -> list[str]:
+    return _chunk_keys(tenant, manifest.ref, manifest.write_id, len(manifest.chunk_digests))
+
+
+def _chunk_keys(tenant: str, ref: EmbeddingRef, write_id: bytes, num_chunks: int) -> list[str]:
     prefix = f"chiasm:{tenant_tag(tenant)}:{ref.embedding_id.hex()}:{write_id.hex()}"
-    return [f"{prefix}:{index}" for index in range(len(manifest.chunk_digests))]
-
-
-def _windows(num_chunks: int) -> Iterator[slice]:
-    for start in range(0, num_chunks, _WINDOW_CHUNKS):
-        yield slice(start, start + _WINDOW_CHUNKS)
+    return [f"{prefix}:{index}" for index in range(num_chunks)]
 
 
 def _byte_views(embedding: Embedding, layout: MediaLayout) -> list[memoryview]:
@@ -293,16 +286,3 @@ def _byte_views(embedding: Embedding, layout: MediaLayout) -> list[memoryview]:
             f" {ref.num_splice_rows} rows."
         )
     return views
-
-
-def _allocate(ref: EmbeddingRef) -> list[memoryview]:
-    return [memoryview(bytearray(spec.num_bytes)) for spec in ref.tensors]
-
-
-async def _in_thread_if_large(
-    num_bytes: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-) -> T:
-    """Call ``function``, in a thread if going over ``num_bytes`` would hold up the event loop."""
-    if num_bytes > CHUNK_BYTES:
-        return await asyncio.to_thread(function, *args, **kwargs)
-    return function(*args, **kwargs)

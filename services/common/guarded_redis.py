@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 import structlog
@@ -18,14 +19,18 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from chiasm.common.bulk_redis import BulkRedis
 from chiasm.common.circuit_breaker import BreakerSettings, CircuitBreaker
 from chiasm.common.errors import StoreUnavailableError
 from chiasm.common.metrics import STORE_BYPASSES
+from chiasm.common.redis_address import RedisAddress
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from redis.asyncio.client import Pipeline, PubSub
+
+    from chiasm.common.resp_connection import KeyedChunk
 
 T = TypeVar("T")
 Command: TypeAlias = "tuple[str | bytes | memoryview | int, ...]"
@@ -70,10 +75,17 @@ class CallBudget:
 
 
 class GuardedRedis:
-    """A Redis client whose every call ends within its budget."""
+    """A Redis client whose every call ends within its budget.
 
-    def __init__(self, client: Redis, budget: CallBudget, breaker: CircuitBreaker) -> None:
+    Commands go through redis-py; chunks of embeddings through ``BulkRedis``, on connections of
+    their own. Both fail alike and share the breaker.
+    """
+
+    def __init__(
+        self, client: Redis, bulk: BulkRedis, budget: CallBudget, breaker: CircuitBreaker
+    ) -> None:
         self._client = client
+        self._bulk = bulk
         self._budget = budget
         self._breaker = breaker
         self._calls = asyncio.Semaphore(budget.max_calls)
@@ -88,17 +100,19 @@ class GuardedRedis:
             url,
             socket_connect_timeout=budget.stall_s,
             socket_timeout=budget.stall_s,
+            # Its name and version, which it tells otherwise, take a command more than we need.
+            driver_info=None,
             # One immediate retry replaces a pooled connection that a restart of Redis has closed.
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         )
-        return cls(client, budget, breaker or CircuitBreaker(BreakerSettings()))
+        bulk = BulkRedis(RedisAddress.parse(url), budget.stall_s, budget.max_transfers)
+        return cls(client, bulk, budget, breaker or CircuitBreaker(BreakerSettings()))
 
-    async def execute(self, commands: Sequence[Command], num_bytes: int = 0) -> list[Reply]:
+    async def execute(self, commands: Sequence[Command]) -> list[Reply]:
         """Send ``commands`` in one pipeline and return their replies in order.
 
         Args:
             commands: Commands with one key each; they are not atomic together.
-            num_bytes: Payload that they move in either direction.
 
         Returns:
             One reply per command; ``None`` where the key holds another type than expected.
@@ -114,8 +128,31 @@ class GuardedRedis:
                     pipeline.execute_command(*command)
                 return cast("list[Reply | Exception]", await pipeline.execute(raise_on_error=False))
 
-        replies = await self._guard(run, num_bytes)
+        replies = await self._guard(run, num_bytes=0)
         return [_checked(reply) for reply in replies]
+
+    async def write_chunks(
+        self, chunks: Sequence[KeyedChunk], ttl_ms: int, note: Callable[[int], None]
+    ) -> None:
+        """Store ``chunks`` for ``ttl_ms`` milliseconds; see ``RespConnection.write``.
+
+        Raises:
+            StoreRefusedError: Redis refused one of them; others may have been stored.
+            StoreUnavailableError: As ``execute``.
+        """
+        write = partial(self._bulk.write, chunks, ttl_ms, note)
+        await self._guard(write, _num_bytes(chunks))
+
+    async def read_chunks(
+        self, chunks: Sequence[KeyedChunk], ttl_ms: int, accept: Callable[[int], bool]
+    ) -> bool:
+        """Read ``chunks`` and renew their time; see ``RespConnection.read``.
+
+        Raises:
+            StoreUnavailableError: As ``execute``.
+        """
+        read = partial(self._bulk.read, chunks, ttl_ms, accept)
+        return await self._guard(read, _num_bytes(chunks))
 
     async def execute_if(self, key: str, expected: bytes, command: Command) -> bool:
         """Run ``command`` on ``key`` if its value still begins with ``expected``; tell whether.
@@ -163,6 +200,7 @@ class GuardedRedis:
 
     async def close(self) -> None:
         """Close all connections."""
+        self._bulk.close()
         await self._client.aclose()
 
     async def _guard(self, operation: Callable[[], Awaitable[T]], num_bytes: int) -> T:
@@ -199,6 +237,10 @@ class GuardedRedis:
         if self._breaker.is_open:
             log.info("store_breaker_closed")
         self._breaker.record_success()
+
+
+def _num_bytes(chunks: Sequence[KeyedChunk]) -> int:
+    return sum(chunk.memory.nbytes for chunk in chunks)
 
 
 async def _begin_of(pipeline: Pipeline, key: str, num_bytes: int) -> Reply:

@@ -169,6 +169,14 @@ GENERATOR_BLOCKS = Gauge("chiasm_generator_blocks", "KV-cache blocks in all.")
 GENERATOR_EMBEDDING_LOADS = Counter(
     "chiasm_generator_embedding_loads", "Embeddings loaded by where they came from.", ("source",)
 )
+GENERATOR_EMBEDDING_CACHE_LOOKUPS = Counter(
+    "chiasm_generator_embedding_cache_lookups",
+    "Embeddings looked up in host memory by result.",
+    ("result",),
+)
+GENERATOR_EMBEDDING_CACHE_BYTES = Gauge(
+    "chiasm_generator_embedding_cache_bytes", "Bytes of embeddings kept for later requests."
+)
 GENERATOR_SPAN_WAIT_SECONDS = Histogram(
     "chiasm_generator_span_wait_seconds",
     "Seconds a sequence could not go on because an embedding had not arrived.",

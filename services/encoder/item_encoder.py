@@ -12,6 +12,7 @@ import structlog
 import torch
 
 from chiasm.common.errors import StoreUnavailableError
+from chiasm.common.finite import is_finite
 from chiasm.common.media import Embedding, Modality, ProcessingOptions
 from chiasm.common.metrics import (
     ENCODER_ENCODED_ITEMS,
@@ -161,7 +162,7 @@ class ItemEncoder:
             )
             preprocessed = time.monotonic()
             output = await self._stages.batcher.submit(inputs)
-        if not bool(torch.isfinite(output.rows).all()):
+        if not await asyncio.to_thread(is_finite, output.rows):
             raise NonFiniteEmbeddingError
         encoded = time.monotonic()
         timings = StageTimings(

@@ -56,7 +56,7 @@ class CacheSettings(SettingsGroup):
     embedding_cache_bytes: int = Field(
         default=1 << 30,
         ge=0,
-        description="Bytes of embeddings kept in host memory for later requests.",
+        description="Bytes of embeddings kept in host memory for later requests; 0: none.",
     )
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from mmap import mmap
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
 
 from chiasm.common.errors import InvalidRequestError, StoreUnavailableError
+from chiasm.common.finite import is_finite
 from chiasm.common.media import DataType
 from chiasm.common.metrics import GENERATOR_EMBEDDING_LOADS
+from chiasm.generator.embedding_cache import EmbeddingCache
 
 if TYPE_CHECKING:
     from chiasm.common.media import Embedding, EmbeddingRef
 
-    Key = tuple[str, bytes]
+    Load = asyncio.Task[torch.Tensor | None]
 
 _TORCH_DTYPE = {
     DataType.FLOAT32: torch.float32,
@@ -56,15 +57,13 @@ class EmbeddingLoader:
         """
         self._source = source
         self._dtype = dtype
-        self._max_cache_bytes = max_cache_bytes
-        self._cache: OrderedDict[Key, torch.Tensor] = OrderedDict()
-        self._cache_bytes = 0
-        self._loads: dict[Key, asyncio.Task[torch.Tensor | None]] = {}
+        self._cache = EmbeddingCache(max_cache_bytes)
+        self._loads: dict[tuple[str, EmbeddingRef], Load] = {}
 
     @property
     def cache_bytes(self) -> int:
         """Bytes in the cache now; never above its bound."""
-        return self._cache_bytes
+        return self._cache.num_bytes
 
     async def load(self, tenant: str, ref: EmbeddingRef) -> torch.Tensor | None:
         """Return the rows of an embedding, from the cache or the store.
@@ -74,31 +73,43 @@ class EmbeddingLoader:
             ref: The embedding; one SPLICE tensor.
 
         Returns:
-            [num_embedding_tokens, hidden_size], dtype of the model, on the host; ``None`` if the
-            store has it not or does not answer.
+            [num_embedding_tokens, hidden_size], dtype of the model, on the host, shared with other
+            sequences and therefore not to be written; ``None`` if the store has it not or does not
+            answer.
 
         Raises:
             InvalidRequestError: The rows are not finite (reason ``INVALID_EMBEDDING``).
         """
-        key = (tenant, ref.embedding_id)
-        rows = self._cache.get(key)
-        if rows is not None and rows.shape == ref.tensors[0].shape:
-            self._cache.move_to_end(key)
+        rows = self._cache.find(tenant, ref)
+        if rows is not None:
             GENERATOR_EMBEDDING_LOADS.labels("host").inc()
             return rows
-        if key not in self._loads:
-            task = asyncio.create_task(self._load_from_source(tenant, ref))
-            self._loads[key] = task
-            task.add_done_callback(lambda _: self._loads.pop(key))
+        load = self._loads.get((tenant, ref))
+        if load is None:
+            load = self._start(tenant, ref)
+        else:
+            GENERATOR_EMBEDDING_LOADS.labels("joined").inc()
         # A caller that goes away must not take the load from those that share it.
-        return await asyncio.shield(self._loads[key])
+        return await asyncio.shield(load)
 
     async def accept(self, tenant: str, embedding: Embedding) -> torch.Tensor:
         """Return the rows of an embedding that came inline, and cache them; see ``load``."""
         rows = await asyncio.to_thread(_to_rows, embedding, self._dtype)
-        self._keep((tenant, embedding.ref.embedding_id), rows)
+        self._cache.keep(tenant, embedding.ref, rows)
         GENERATOR_EMBEDDING_LOADS.labels("inline").inc()
         return rows
+
+    def _start(self, tenant: str, ref: EmbeddingRef) -> Load:
+        load = asyncio.create_task(self._load_from_source(tenant, ref))
+        self._loads[tenant, ref] = load
+
+        def forget(done: Load) -> None:
+            del self._loads[tenant, ref]
+            # An error counts as seen even if all callers have left.
+            _ = done.cancelled() or done.exception()
+
+        load.add_done_callback(forget)
+        return load
 
     async def _load_from_source(self, tenant: str, ref: EmbeddingRef) -> torch.Tensor | None:
         embedding = None
@@ -112,28 +123,28 @@ class EmbeddingLoader:
             GENERATOR_EMBEDDING_LOADS.labels("miss").inc()
             return None
         rows = await asyncio.to_thread(_to_rows, embedding, self._dtype)
-        self._keep((tenant, ref.embedding_id), rows)
+        self._cache.keep(tenant, ref, rows)
         GENERATOR_EMBEDDING_LOADS.labels("store").inc()
         return rows
 
-    def _keep(self, key: Key, rows: torch.Tensor) -> None:
-        if rows.nbytes > self._max_cache_bytes:
-            return
-        replaced = self._cache.pop(key, None)
-        self._cache_bytes += rows.nbytes - (0 if replaced is None else replaced.nbytes)
-        self._cache[key] = rows
-        while self._cache_bytes > self._max_cache_bytes:
-            _, oldest = self._cache.popitem(last=False)
-            self._cache_bytes -= oldest.nbytes
-
 
 def _to_rows(embedding: Embedding, dtype: torch.dtype) -> torch.Tensor:
-    spec, buffer = embedding.ref.tensors[0], embedding.buffers[0]
-    # A copy of our own: torch takes no read-only buffers.
-    storage = torch.from_numpy(np.frombuffer(buffer, dtype=np.uint8).copy())
-    rows = storage.view(_TORCH_DTYPE[spec.dtype]).view(spec.shape).to(dtype)
-    if not bool(rows.isfinite().all()):
+    spec = embedding.ref.tensors[0]
+    storage = torch.frombuffer(_writable(embedding.buffers[0]), dtype=_TORCH_DTYPE[spec.dtype])
+    rows = storage.view(spec.shape).to(dtype)
+    if not is_finite(rows):
         raise InvalidRequestError(
             "An embedding has values that are not finite.", reason="INVALID_EMBEDDING"
         )
     return rows
+
+
+def _writable(buffer: memoryview) -> bytearray | mmap:
+    """Return the memory behind ``buffer`` as torch takes it, without a copy if that can be had.
+
+    torch refuses read-only views, even of memory that is itself writable.
+    """
+    owner = buffer.obj
+    if isinstance(owner, bytearray | mmap) and len(owner) == buffer.nbytes:
+        return owner
+    return bytearray(buffer)

@@ -31,4 +31,5 @@ class FakeEmbeddingSource:
         await self.may_answer.wait()
         if self.is_down:
             raise StoreUnavailableError("The fake store is down.")
-        return self._embeddings.get((tenant, ref.embedding_id))
+        embedding = self._embeddings.get((tenant, ref.embedding_id))
+        return embedding if embedding is not None and embedding.ref == ref else None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chiasm.common.chunks import CHUNK_BYTES, ChunkSpan, chunk_spans, digest_chunks, fill_chunks
+from chiasm.common.chunks import CHUNK_BYTES, ChunkSpan, chunk_spans, digest_of
 from chiasm.common.media import DataType, EmbeddingRef, Modality, TensorRole, TensorSpec
 from tests.fakes.embeddings import make_embedding, make_ref
 
@@ -30,23 +29,15 @@ def test_a_tensor_of_a_chunk_and_a_byte_takes_two_chunks() -> None:
     assert chunk_spans(ref) == [ChunkSpan(0, 0, CHUNK_BYTES), ChunkSpan(0, CHUNK_BYTES, 2)]
 
 
-def test_chunks_put_together_are_the_tensors() -> None:
+def test_spans_of_the_buffers_are_their_bytes_in_order() -> None:
     embedding = make_embedding(make_ref(num_deepstack=1))
-    spans = chunk_spans(embedding.ref, chunk_bytes=7)
-    chunks = [span.of(embedding.buffers) for span in spans]
-    buffers = [memoryview(bytearray(len(buffer))) for buffer in embedding.buffers]
-    targets = [span.of(buffers) for span in spans]
 
-    assert fill_chunks(targets, [bytes(chunk) for chunk in chunks], digest_chunks(chunks))
+    chunks = [span.of(embedding.buffers) for span in chunk_spans(embedding.ref, chunk_bytes=7)]
 
-    assert buffers == embedding.buffers
+    assert b"".join(chunks) == b"".join(embedding.buffers)
 
 
-@pytest.mark.parametrize("wrong", [b"ba", b"a", b"abc", None, 1, b""])
-def test_a_wrong_content_is_told_and_not_copied(wrong: object) -> None:
-    digests = digest_chunks([memoryview(b"ab"), memoryview(b"cd")])
-    buffer = memoryview(bytearray(4))
+def test_a_digest_is_the_blake3_of_the_bytes() -> None:
+    digest = digest_of(memoryview(b"abc"))
 
-    assert not fill_chunks([buffer[:2], buffer[2:]], [wrong, b"cd"], digests)
-
-    assert bytes(buffer) == bytes(4)
+    assert digest.hex() == "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import struct
 
 import numpy as np
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from chiasm.common.errors import InvalidRequestError
+from chiasm.common.host_memory import allocate
 from chiasm.common.media import DataType, Embedding, EmbeddingRef, Modality, TensorRole, TensorSpec
 from chiasm.generator.embedding_loader import EmbeddingLoader
 from tests.fakes.embedding_source import FakeEmbeddingSource
@@ -27,6 +30,11 @@ def _embedding(number: int, fill: float = 1.5) -> Embedding:
 
 def _loader(source: FakeEmbeddingSource | None, max_bytes: int = 10 * ROW_BYTES) -> EmbeddingLoader:
     return EmbeddingLoader(source, torch.float32, max_bytes)
+
+
+def _num_lookups(result: str) -> float:
+    name = "chiasm_generator_embedding_cache_lookups_total"
+    return REGISTRY.get_sample_value(name, {"result": result}) or 0.0
 
 
 async def test_rows_come_from_the_store_once_and_then_from_memory() -> None:
@@ -59,6 +67,74 @@ async def test_loads_at_once_share_one_get() -> None:
     assert isinstance(results[0], asyncio.CancelledError)
     assert all(isinstance(rows, torch.Tensor) for rows in results[1:])
     assert source.num_gets == 1
+
+
+async def test_loads_at_once_of_one_id_but_other_shapes_are_not_shared() -> None:
+    source, embedding = FakeEmbeddingSource(), _embedding(1)
+    source.put("a", embedding)
+    loader = _loader(source)
+    spec = dataclasses.replace(embedding.ref.tensors[0], shape=(WIDTH, ROWS))
+    other = dataclasses.replace(embedding.ref, tensors=(spec,))
+
+    right, wrong = await asyncio.gather(loader.load("a", embedding.ref), loader.load("a", other))
+
+    assert right is not None
+    assert right.shape == (ROWS, WIDTH)
+    assert wrong is None
+    assert await loader.load("a", other) is None
+
+
+async def test_load_that_fails_after_all_callers_left_is_no_loose_end() -> None:
+    source, embedding = FakeEmbeddingSource(), _embedding(1, fill=np.nan)
+    source.put("a", embedding)
+    source.may_answer.clear()
+    loader = _loader(source)
+    load = asyncio.create_task(loader.load("a", embedding.ref))
+    await asyncio.sleep(0)
+    load.cancel()
+    source.may_answer.set()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+
+    with pytest.raises(InvalidRequestError):
+        await loader.load("a", embedding.ref)
+    assert source.num_gets in (1, 2)
+
+
+@pytest.mark.parametrize("num_rows", [ROWS, 1 << 18])
+async def test_rows_of_the_type_of_the_model_are_the_memory_that_the_store_filled(
+    num_rows: int,
+) -> None:
+    spec = TensorSpec(TensorRole.SPLICE, DataType.FLOAT32, (num_rows, WIDTH))
+    ref = EmbeddingRef(bytes(32), b"f" * 32, Modality.IMAGE, (spec,))
+    memory = allocate(spec.num_bytes)
+
+    rows = await _loader(None).accept("a", Embedding(ref, [memory.toreadonly()]))
+
+    assert rows.data_ptr() == np.frombuffer(memory, np.uint8).ctypes.data
+
+
+async def test_part_of_a_larger_memory_is_copied_and_not_confused() -> None:
+    embedding = _embedding(1)
+    memory = memoryview(bytearray(b"x" * 4 + bytes(embedding.buffers[0]))).toreadonly()
+
+    rows = await _loader(None).accept("a", Embedding(embedding.ref, [memory[4:]]))
+
+    assert rows.tolist() == [[1.5] * WIDTH] * ROWS
+
+
+async def test_a_repeated_picture_is_counted_as_a_hit_and_its_bytes_once() -> None:
+    source, embedding = FakeEmbeddingSource(), _embedding(1)
+    source.put("a", embedding)
+    loader = _loader(source)
+    before = {result: _num_lookups(result) for result in ("hit", "miss")}
+
+    for _ in range(3):
+        await loader.load("a", embedding.ref)
+
+    assert _num_lookups("hit") == before["hit"] + 2
+    assert _num_lookups("miss") == before["miss"] + 1
+    assert REGISTRY.get_sample_value("chiasm_generator_embedding_cache_bytes") == ROW_BYTES
 
 
 async def test_tenants_do_not_see_each_other() -> None:
