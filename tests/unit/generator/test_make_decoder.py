@@ -9,6 +9,7 @@ import torch
 from structlog.testing import capture_logs
 
 from chiasm.common.half_load import load_half
+from chiasm.generator.engine.block_group import GroupSize
 from chiasm.generator.model.fused.description import UnsupportedDecoderError
 from chiasm.generator.model.fused.fused_decoder import FusedDecoder
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
@@ -38,7 +39,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _load(path: Path) -> tuple[transformers.PreTrainedModel, KVCache]:
     model = load_half(path, "generator", torch.float32)
-    layout = KVCacheLayout(num_blocks=1, block_size=4)
+    layout = KVCacheLayout((GroupSize(1),), 4)
     return model, KVCache(read_model_spec(model), layout, torch.float32, torch.device("cpu"))
 
 
