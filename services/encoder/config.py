@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from chiasm.common.config import RedisUrl, ServiceSettings, SettingsGroup
+from chiasm.encoder.wire_video import MAX_SAMPLED_FRAMES
 
 _MIB = 1 << 20
 
@@ -47,6 +48,8 @@ class FetchSettings(SettingsGroup):
     image_fetch_timeout_s: float = Field(
         5.0, gt=0, description="Seconds from the start of a fetch to the last byte of an image."
     )
+    audio_fetch_timeout_s: float = Field(10.0, gt=0, description="The same for a sound clip.")
+    video_fetch_timeout_s: float = Field(30.0, gt=0, description="The same for a video.")
 
     @field_validator("allow_private_media")
     @classmethod
@@ -64,14 +67,29 @@ class FetchSettings(SettingsGroup):
 class DecodeSettings(SettingsGroup):
     """What decoding may take."""
 
-    decode_workers: int = Field(2, ge=1, le=64, description="Processes that decode pictures.")
+    decode_workers: int = Field(2, ge=1, le=64, description="Processes that decode media.")
     decode_memory_bytes: int = Field(
         1536 * _MIB, ge=256 * _MIB, description="Address space of one decode process."
     )
     decode_cpu_s: int = Field(10, ge=1, description="CPU seconds of one decode.")
+    video_decode_cpu_s: int = Field(25, ge=1, description="CPU seconds of one decode of a video.")
     decode_timeout_s: float = Field(60.0, gt=0, description="Seconds of one decode on the clock.")
     max_image_pixels: int = Field(
-        33_000_000, ge=1, description="Most pixels of an image, by its header."
+        33_000_000, ge=1, description="Most pixels of an image, by its header, or of a frame."
+    )
+    max_video_frames: int = Field(
+        768, ge=1, le=MAX_SAMPLED_FRAMES, description="Most frames of a video that are looked at."
+    )
+    max_video_pixels: int = Field(
+        256_000_000,
+        ge=1,
+        description="Most pixels of these together; fewer frames are taken of larger ones.",
+    )
+    max_video_source_frames: int = Field(
+        250_000, ge=1, description="Most frames that a video may hold."
+    )
+    max_video_duration_s: float = Field(
+        3600.0, gt=0, description="Longest that a video may run, in seconds."
     )
 
 
@@ -99,8 +117,10 @@ class EncoderSettings(ServiceSettings):
 
     flag_aliases: ClassVar = {}
     env_aliases: ClassVar = {
+        "VLLM_AUDIO_FETCH_TIMEOUT": "audio_fetch_timeout_s",
         "VLLM_IMAGE_FETCH_TIMEOUT": "image_fetch_timeout_s",
         "VLLM_MAX_IMAGE_PIXELS": "max_image_pixels",
+        "VLLM_VIDEO_FETCH_TIMEOUT": "video_fetch_timeout_s",
     }
     env_off_switches: ClassVar = {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": ("media_redirects", "0")}
     refused_flags: ClassVar = {
@@ -132,9 +152,10 @@ class EncoderSettings(ServiceSettings):
     admission: AdmissionSettings = AdmissionSettings()
 
     @model_validator(mode="after")
-    def _check_one_image_fits(self) -> Self:
-        if self.admission.max_queue_pixels < self.decode.max_image_pixels:
-            raise ValueError("max_queue_pixels must not be below max_image_pixels")
+    def _check_one_item_fits(self) -> Self:
+        for name in ("max_image_pixels", "max_video_pixels"):
+            if self.admission.max_queue_pixels < getattr(self.decode, name):
+                raise ValueError(f"max_queue_pixels must not be below {name}")
         return self
 
     @property
