@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VOCAB_SIZE = 320
+HEARD_SECONDS = 4
 QWEN_PIXEL_BOUNDS = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 64}
 _QWEN_TOKENS = (
     "<|endoftext|>",
@@ -33,6 +34,14 @@ _QWEN_TOKENS = (
     "<|vision_pad|>",
     "<|image_pad|>",
     "<|video_pad|>",
+)
+_QWEN2_AUDIO_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|audio_bos|>",
+    "<|AUDIO|>",
+    "<|audio_eos|>",
 )
 _LLAVA_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 _CORPUS = (
@@ -63,6 +72,21 @@ _LLAVA_TEMPLATE = (
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{{ content['text'] + ' ' }}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+# Qwen2-Audio's own template.
+_QWEN2_AUDIO_TEMPLATE = (
+    "{% set audio_count = namespace(value=0) %}{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
+    "{% else %}{% for content in message['content'] %}"
+    "{% if 'audio' in content or 'audio_url' in content or message['type'] == 'audio'"
+    " or content['type'] == 'audio' %}{% set audio_count.value = audio_count.value + 1 %}"
+    "Audio {{ audio_count.value }}: <|audio_bos|><|AUDIO|><|audio_eos|>\n"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -163,6 +187,34 @@ def make_llava(path: Path, seed: int = 0) -> Path:
         chat_template=_LLAVA_TEMPLATE,
     )
     return _save(path, transformers.LlavaForConditionalGeneration, config, processor, seed)
+
+
+def make_qwen2_audio(path: Path, seed: int = 0) -> Path:
+    """Write a tiny Qwen2-Audio checkpoint to ``path`` and return it; it hears 4 seconds."""
+    tokenizer = _make_tokenizer(_QWEN2_AUDIO_TOKENS, "<|im_end|>", _QWEN2_AUDIO_TEMPLATE)
+    config = transformers.Qwen2AudioConfig(
+        audio_config={
+            "model_type": "qwen2_audio_encoder",
+            "num_mel_bins": 16,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 64,
+            "d_model": 32,
+            "max_source_positions": 50 * HEARD_SECONDS,
+            "initializer_range": 0.3,
+        },
+        text_config={"model_type": "qwen2", **_text_config(tokenizer)},
+        audio_token_index=_token_id(tokenizer, "<|AUDIO|>"),
+    )
+    processor = transformers.Qwen2AudioProcessor(  # type: ignore[no-untyped-call]  # its own
+        feature_extractor=transformers.WhisperFeatureExtractor(
+            feature_size=16, chunk_length=HEARD_SECONDS
+        ),
+        tokenizer=tokenizer,
+        chat_template=_QWEN2_AUDIO_TEMPLATE,
+    )
+    model_class = transformers.Qwen2AudioForConditionalGeneration
+    return _save(path, model_class, config, processor, seed)
 
 
 def load_whole(path: Path) -> tuple[Any, Any]:
