@@ -113,7 +113,10 @@ async def _build(
         settings.tower.model,
         settings.tower.dtype,
         settings.tower.device,
-        MediaLimits(max_image_pixels=settings.decode.max_image_pixels),
+        MediaLimits(
+            max_image_pixels=settings.decode.max_image_pixels,
+            max_audio_duration_s=settings.decode.max_audio_duration_s,
+        ),
     )
     log.info(
         "checkpoint_loaded",

@@ -10,6 +10,7 @@ import torch
 
 from chiasm.common.families import UnsupportedModelError, family_of
 from chiasm.common.media import Modality
+from chiasm.encoder.audio_preprocessor import AudioPreprocessor
 from chiasm.encoder.commands import EncoderDescription
 from chiasm.encoder.fingerprint import compute_fingerprint
 from chiasm.encoder.image_preprocessor import ImagePreprocessor
@@ -28,7 +29,10 @@ _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-_PREPROCESSORS = {Modality.IMAGE: ImagePreprocessor}
+_PREPROCESSORS: Mapping[Modality, type[ImagePreprocessor | AudioPreprocessor]] = {
+    Modality.IMAGE: ImagePreprocessor,
+    Modality.AUDIO: AudioPreprocessor,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ class DecodeSettings(SettingsGroup):
     max_image_pixels: int = Field(
         33_000_000, ge=1, description="Most pixels of an image, by its header."
     )
+    max_audio_duration_s: int = Field(600, ge=1, description="Most seconds of a sound clip.")
 
 
 class AdmissionSettings(SettingsGroup):
@@ -103,6 +104,7 @@ class EncoderSettings(ServiceSettings):
     env_aliases: ClassVar = {
         "VLLM_AUDIO_FETCH_TIMEOUT": "audio_fetch_timeout_s",
         "VLLM_IMAGE_FETCH_TIMEOUT": "image_fetch_timeout_s",
+        "VLLM_MAX_AUDIO_DECODE_DURATION_S": "max_audio_duration_s",
         "VLLM_MAX_IMAGE_PIXELS": "max_image_pixels",
         "VLLM_VIDEO_FETCH_TIMEOUT": "video_fetch_timeout_s",
     }

@@ -24,7 +24,7 @@ import soundfile
 import soxr
 
 from chiasm.encoder.decode_errors import MediaTooLargeError
-from chiasm.encoder.wire_audio import AudioHeader, AudioTask
+from chiasm.encoder.wire_audio import RESAMPLER_QUALITY, AudioHeader, AudioTask
 
 if TYPE_CHECKING:
     import mmap
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from chiasm.encoder.wire_audio import AudioBounds
 
-RESAMPLER_QUALITY = "HQ"
 # Samples that are whole numbers of 32 bits fit; the square of a spectrum of larger ones would not.
 MAX_AMPLITUDE = 2.0**31
 

@@ -39,6 +39,10 @@ class Operation(enum.IntEnum):
     """Read the header of a picture."""
     DECODE_IMAGE = 2
     """Decode a picture to rows of 8-bit red, green, blue."""
+    PROBE_AUDIO = 5
+    """Read the header of a sound file."""
+    DECODE_AUDIO = 6
+    """Decode a sound file to one channel of float32 samples."""
 
     @property
     def is_probe(self) -> bool:

@@ -23,9 +23,11 @@ class MediaLimits:
 
     Attributes:
         max_image_pixels: Most pixels of a picture.
+        max_audio_duration_s: Most seconds of a sound clip.
     """
 
     max_image_pixels: int = 33_000_000
+    max_audio_duration_s: int = 600
 
 
 @dataclass(frozen=True, slots=True)

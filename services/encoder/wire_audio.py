@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from chiasm.encoder.decode_wire import WireError
 
 SAMPLE_BYTES = 4
+RESAMPLER_QUALITY = "HQ"
 
 _TASK = struct.Struct("<QIIIIQIII")
 _HEADER = struct.Struct("<QII")

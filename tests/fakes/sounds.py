@@ -78,7 +78,9 @@ def likeness(one: np.ndarray, other: np.ndarray) -> float:
 
 def reference(data: bytes, rate: int) -> np.ndarray:
     """Return a file as librosa loads it: soundfile, mean of channels, soxr, fixed length."""
-    sound, file_rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    # Not soundfile.read(), which seeks first: MP3s of low rates then differ in their last bits.
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        sound, file_rate = file.read(dtype="float32", always_2d=True), file.samplerate
     mono = sound.mean(axis=1)
     resampled = soxr.resample(mono, file_rate, rate, "HQ")
     num_samples = int(np.ceil(len(mono) * rate / file_rate))

@@ -66,6 +66,37 @@ class ImagePlanner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class AudioPlan:
+    """What an audio clip becomes, known before it is decoded.
+
+    Attributes:
+        layout: Expansion of the item's placeholder.
+        num_positions: Positions that the tower computes, padding included; what the clip costs.
+    """
+
+    layout: MediaLayout
+    num_positions: int
+
+
+class AudioPlanner(Protocol):
+    """Plans audio clips of one checkpoint from their length."""
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples a second that the tower hears, in hertz."""
+        ...
+
+    def plan(self, num_samples: int) -> AudioPlan:
+        """Return the plan of a clip of ``num_samples`` samples at ``sampling_rate``.
+
+        Raises:
+            InvalidRequestError: The clip is too short to become a token.
+            TooLargeError: The tower would not hear all of it.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """Facts about one kind of checkpoint.
 
@@ -76,6 +107,8 @@ class Family:
         make_image_planner: Builds the planner from ``config.json`` and the image processor's
             attributes (``to_dict()``, so that defaults are filled in); ``None`` for families that
             take no pictures.
+        make_audio_planner: The same from ``config.json`` and the feature extractor's attributes;
+            ``None`` for families that hear nothing.
     """
 
     name: str
@@ -84,11 +117,17 @@ class Family:
     make_image_planner: (
         Callable[[Mapping[str, object], Mapping[str, object]], ImagePlanner] | None
     ) = None
+    make_audio_planner: (
+        Callable[[Mapping[str, object], Mapping[str, object]], AudioPlanner] | None
+    ) = None
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """Kinds of media that can be encoded."""
-        makers = {Modality.IMAGE: self.make_image_planner}
+        makers: Mapping[Modality, object | None] = {
+            Modality.IMAGE: self.make_image_planner,
+            Modality.AUDIO: self.make_audio_planner,
+        }
         return tuple(modality for modality, maker in makers.items() if maker is not None)
 
     def placeholder_token_id(self, config: Mapping[str, object], modality: Modality) -> int:
