@@ -1,0 +1,118 @@
+"""Ask a running stack, and the whole model by transformers, about texts and clips in any order."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+import transformers
+
+from chiasm.v1 import chat_pb2, generator_pb2, media_pb2
+from tests.fakes import sounds
+
+from .reference import ReferenceAnswer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+# Texts and audio files.
+Parts: TypeAlias = "list[str | bytes]"
+
+_MIN_MARGIN = 1e-3
+_MAX_ATTEMPTS = 20
+
+
+def chat_request(parts: Sequence[str | bytes], num_tokens: int) -> chat_pb2.ChatCompletionRequest:
+    """Return a greedy request for exactly ``num_tokens`` tokens, clips as raw bytes."""
+    content = [
+        chat_pb2.ContentPart(text=part)
+        if isinstance(part, str)
+        else chat_pb2.ContentPart(
+            media=chat_pb2.MediaPart(modality=media_pb2.MODALITY_AUDIO, data=part)
+        )
+        for part in parts
+    ]
+    return chat_pb2.ChatCompletionRequest(
+        messages=[chat_pb2.ChatMessage(role=chat_pb2.CHAT_ROLE_USER, content=content)],
+        sampling=generator_pb2.SamplingParams(
+            temperature=0.0, max_tokens=num_tokens, ignore_eos=True
+        ),
+    )
+
+
+def chat_body(parts: Sequence[str | bytes], num_tokens: int) -> dict[str, Any]:
+    """Return the REST body of the same request, clips as ``input_audio``."""
+    content = [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {
+            "type": "input_audio",
+            "input_audio": {"data": base64.b64encode(part).decode(), "format": "wav"},
+        }
+        for part in parts
+    ]
+    return {
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": num_tokens,
+        "ignore_eos": True,
+    }
+
+
+class AudioReference:
+    """The whole checkpoint in float32, loaded as its users load it, fed as librosa feeds it."""
+
+    def __init__(self, path: Path) -> None:
+        self._processor = transformers.AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]  # transformers' own
+        # Any: transformers' types do not fit how its `generate` is called.
+        self._model: Any = transformers.AutoModelForMultimodalLM.from_pretrained(
+            path, dtype=torch.float32
+        )
+        self._model.generation_config.eos_token_id = None
+
+    def answer(self, parts: Parts, num_tokens: int) -> tuple[Parts, ReferenceAnswer]:
+        """Return what is asked and ``num_tokens`` greedy tokens for it, none of them a near tie.
+
+        What is asked are ``parts``, the text at their end lengthened until no token was one.
+        """
+        *before, last = parts
+        assert isinstance(last, str)
+        for attempt in range(_MAX_ATTEMPTS):
+            question = last + " please" * attempt
+            found, margin = self._answer([*before, question], question, num_tokens)
+            if margin >= _MIN_MARGIN:
+                return [*before, question], found
+        raise AssertionError(f"all answers to {last!r} have near ties")
+
+    def _answer(
+        self, parts: Parts, question: str, num_tokens: int
+    ) -> tuple[ReferenceAnswer, float]:
+        rate = self._processor.feature_extractor.sampling_rate
+        clips = [sounds.reference(part, rate) for part in parts if isinstance(part, bytes)]
+        content = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "audio"}
+            for part in parts
+        ]
+        prompt = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        inputs: dict[str, Any] = self._processor(
+            text=[prompt], audio=clips or None, sampling_rate=rate, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            output = self._model.generate(
+                **inputs,
+                do_sample=False,
+                max_new_tokens=num_tokens,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        prompt_ids = inputs["input_ids"][0].tolist()
+        token_ids = output.sequences[0, len(prompt_ids) :].tolist()
+        best = torch.cat(output.logits).topk(2).values
+        text = self._processor.tokenizer.decode(token_ids, skip_special_tokens=True)
+        margin = float((best[:, 0] - best[:, 1]).min())
+        logprobs = torch.cat(output.logits).float().log_softmax(dim=-1)
+        return ReferenceAnswer(question, prompt_ids, token_ids, text, logprobs), margin
