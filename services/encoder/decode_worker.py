@@ -7,6 +7,7 @@ niced and with one thread, and the kernel bounds its memory and its CPU seconds 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import math
 import mmap
@@ -99,5 +100,7 @@ def _answer(request: DecodeRequest, fds: Sequence[int]) -> DecodeReply:
     except MemoryError:
         return DecodeReply(Status.OUT_OF_MEMORY)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return DecodeReply(Status.OUT_OF_MEMORY)
         # Decoders raise anything, SyntaxError included.
         return DecodeReply.failure(Status.INVALID, str(error))

@@ -31,6 +31,15 @@ def write(sound: np.ndarray, rate: int, kind: str = "WAV", subtype: str | None =
     return buffer.getvalue()
 
 
+def silence(seconds: int, num_channels: int, rate: int, kind: str, subtype: str) -> bytes:
+    """Return a file of silence, which takes few bytes, without holding all of it in memory."""
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(buffer, "w", rate, num_channels, format=kind, subtype=subtype) as file:
+        for _ in range(seconds):
+            file.write(np.zeros((rate, num_channels), np.float32))
+    return buffer.getvalue()
+
+
 def mux(sound: np.ndarray, rate: int, container: str, codec: str, *, video: bool = False) -> bytes:
     """Return a file of FFmpeg's muxer ``container``; ``sound`` is [frames, channels], float32."""
     buffer = io.BytesIO()
