@@ -140,15 +140,18 @@ class AudioPreprocessor:
             [samples],
             sampling_rate=self._planner.sampling_rate,
             padding="max_length",
+            max_length=self._planner.padded_length(len(samples)),
             return_attention_mask=True,
             return_tensors="pt",
         )
         values, mask = features["input_features"], features["attention_mask"]
         assert isinstance(values, torch.Tensor), "tensors were asked for"
         assert isinstance(mask, torch.Tensor), "tensors were asked for"
+        tensors = {"input_features": values, "feature_attention_mask": mask}
+        if self._planner.packs_frames:
+            num_frames = self._planner.plan(len(samples)).num_frames
+            frames = values[0, :, :num_frames].T.contiguous()
+            tensors = {"input_features": frames, "feature_lens": torch.tensor([num_frames])}
         return TowerInputs(
-            item.modality,
-            {"input_features": values, "feature_attention_mask": mask},
-            item.num_tower_pixels,
-            item.layout.num_embedding_tokens,
+            item.modality, tensors, item.num_tower_pixels, item.layout.num_embedding_tokens
         )

@@ -8,10 +8,10 @@ import torch
 
 from chiasm.common.half_load import load_half
 from chiasm.common.media import DataType, Modality
-from chiasm.encoder.families import qwen2_audio
+from chiasm.encoder.families import qwen2_5_omni, qwen2_audio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import transformers
@@ -28,7 +28,10 @@ _FEATURES_CALLS = {
     Modality.VIDEO: "get_video_features",
     Modality.AUDIO: "get_audio_features",
 }
-_OWN_FEATURES_CALLS = {("qwen2_audio", Modality.AUDIO): qwen2_audio.get_audio_features}
+_OWN_FEATURES_CALLS: Mapping[tuple[str, Modality], Callable[..., list[torch.Tensor]]] = {
+    ("qwen2_audio", Modality.AUDIO): qwen2_audio.get_audio_features,
+    ("qwen2_5_omni_thinker", Modality.AUDIO): qwen2_5_omni.get_audio_features,
+}
 
 
 class RowCountError(Exception):

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VOCAB_SIZE = 320
-HEARD_SECONDS = 4
 QWEN_PIXEL_BOUNDS = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 64}
 _QWEN_TOKENS = (
     "<|endoftext|>",
@@ -34,14 +33,6 @@ _QWEN_TOKENS = (
     "<|vision_pad|>",
     "<|image_pad|>",
     "<|video_pad|>",
-)
-_QWEN2_AUDIO_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|audio_bos|>",
-    "<|AUDIO|>",
-    "<|audio_eos|>",
 )
 _LLAVA_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 _CORPUS = (
@@ -73,21 +64,16 @@ _LLAVA_TEMPLATE = (
     "{{ content['text'] + ' ' }}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-# Qwen2-Audio's own template.
-_QWEN2_AUDIO_TEMPLATE = (
-    "{% set audio_count = namespace(value=0) %}{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
-    "{% else %}{% for content in message['content'] %}"
-    "{% if 'audio' in content or 'audio_url' in content or message['type'] == 'audio'"
-    " or content['type'] == 'audio' %}{% set audio_count.value = audio_count.value + 1 %}"
-    "Audio {{ audio_count.value }}: <|audio_bos|><|AUDIO|><|audio_eos|>\n"
-    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+WINDOWED_VISION_CONFIG: dict[str, object] = {
+    "depth": 2,
+    "hidden_size": 32,
+    "out_hidden_size": 64,
+    "num_heads": 4,
+    "intermediate_size": 64,
+    "fullatt_block_indexes": [1],
+    "window_size": 56,
+    "initializer_range": 0.3,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,22 +130,12 @@ def make_qwen2_vl(path: Path, seed: int = 0, tower: TowerSizes | None = None) ->
 
 def make_qwen2_5_vl(path: Path, seed: int = 0) -> Path:
     """Write a tiny Qwen2.5-VL checkpoint to ``path`` and return it; its tower uses windows."""
-    vision_config: dict[str, object] = {
-        "depth": 2,
-        "hidden_size": 32,
-        "out_hidden_size": 64,
-        "num_heads": 4,
-        "intermediate_size": 64,
-        "fullatt_block_indexes": [1],
-        "window_size": 56,
-        "initializer_range": 0.3,
-    }
-    return _write_qwen(path, "Qwen2_5_VL", vision_config, seed)
+    return _write_qwen(path, "Qwen2_5_VL", WINDOWED_VISION_CONFIG, seed)
 
 
 def make_llava(path: Path, seed: int = 0) -> Path:
     """Write a tiny LLaVA-1.5 checkpoint to ``path`` and return it; 16 tokens per image."""
-    tokenizer = _make_tokenizer(_LLAVA_TOKENS, "</s>", _LLAVA_TEMPLATE)
+    tokenizer = make_tokenizer(_LLAVA_TOKENS, "</s>", _LLAVA_TEMPLATE)
     config = transformers.LlavaConfig(
         vision_config={
             "model_type": "clip_vision_model",
@@ -172,8 +148,8 @@ def make_llava(path: Path, seed: int = 0) -> Path:
             "projection_dim": 32,
             "initializer_range": 0.3,
         },
-        text_config={"model_type": "llama", **_text_config(tokenizer)},
-        image_token_index=_token_id(tokenizer, "<image>"),
+        text_config={"model_type": "llama", **small_text_config(tokenizer)},
+        image_token_index=token_id(tokenizer, "<image>"),
         image_seq_length=16,
     )
     processor = transformers.LlavaProcessor(  # type: ignore[no-untyped-call]  # transformers' own
@@ -186,35 +162,9 @@ def make_llava(path: Path, seed: int = 0) -> Path:
         num_additional_image_tokens=1,
         chat_template=_LLAVA_TEMPLATE,
     )
-    return _save(path, transformers.LlavaForConditionalGeneration, config, processor, seed)
-
-
-def make_qwen2_audio(path: Path, seed: int = 0) -> Path:
-    """Write a tiny Qwen2-Audio checkpoint to ``path`` and return it; it hears 4 seconds."""
-    tokenizer = _make_tokenizer(_QWEN2_AUDIO_TOKENS, "<|im_end|>", _QWEN2_AUDIO_TEMPLATE)
-    config = transformers.Qwen2AudioConfig(
-        audio_config={
-            "model_type": "qwen2_audio_encoder",
-            "num_mel_bins": 16,
-            "encoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "encoder_ffn_dim": 64,
-            "d_model": 32,
-            "max_source_positions": 50 * HEARD_SECONDS,
-            "initializer_range": 0.3,
-        },
-        text_config={"model_type": "qwen2", **_text_config(tokenizer)},
-        audio_token_index=_token_id(tokenizer, "<|AUDIO|>"),
+    return save_checkpoint(
+        path, transformers.LlavaForConditionalGeneration, config, processor, seed
     )
-    processor = transformers.Qwen2AudioProcessor(  # type: ignore[no-untyped-call]  # its own
-        feature_extractor=transformers.WhisperFeatureExtractor(
-            feature_size=16, chunk_length=HEARD_SECONDS
-        ),
-        tokenizer=tokenizer,
-        chat_template=_QWEN2_AUDIO_TEMPLATE,
-    )
-    model_class = transformers.Qwen2AudioForConditionalGeneration
-    return _save(path, model_class, config, processor, seed)
 
 
 def load_whole(path: Path) -> tuple[Any, Any]:
@@ -242,19 +192,19 @@ def _write_qwen(
     max_pixels: int = QWEN_PIXEL_BOUNDS["longest_edge"],
     text_config: dict[str, object] | None = None,
 ) -> Path:
-    tokenizer = _make_tokenizer(_QWEN_TOKENS, "<|im_end|>", _QWEN_TEMPLATE)
+    tokenizer = make_tokenizer(_QWEN_TOKENS, "<|im_end|>", _QWEN_TEMPLATE)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     config = getattr(transformers, f"{family}Config")(
         text_config={
-            **_text_config(tokenizer),
+            **small_text_config(tokenizer),
             "rope_parameters": rope,
             **(text_config or {}),
         },
         vision_config=vision_config,
-        image_token_id=_token_id(tokenizer, "<|image_pad|>"),
-        video_token_id=_token_id(tokenizer, "<|video_pad|>"),
-        vision_start_token_id=_token_id(tokenizer, "<|vision_start|>"),
-        vision_end_token_id=_token_id(tokenizer, "<|vision_end|>"),
+        image_token_id=token_id(tokenizer, "<|image_pad|>"),
+        video_token_id=token_id(tokenizer, "<|video_pad|>"),
+        vision_start_token_id=token_id(tokenizer, "<|vision_start|>"),
+        vision_end_token_id=token_id(tokenizer, "<|vision_end|>"),
     )
     processor = getattr(transformers, f"{family}Processor")(
         image_processor=transformers.Qwen2VLImageProcessor(
@@ -265,16 +215,18 @@ def _write_qwen(
         chat_template=_QWEN_TEMPLATE,
     )
     model_class = getattr(transformers, f"{family}ForConditionalGeneration")
-    return _save(path, model_class, config, processor, seed)
+    return save_checkpoint(path, model_class, config, processor, seed)
 
 
-def _token_id(tokenizer: transformers.PreTrainedTokenizerFast, token: str) -> int:
+def token_id(tokenizer: transformers.PreTrainedTokenizerFast, token: str) -> int:
+    """Return the id of a token."""
     token_id = tokenizer.convert_tokens_to_ids(token)
     assert isinstance(token_id, int)
     return token_id
 
 
-def _text_config(tokenizer: transformers.PreTrainedTokenizerFast) -> dict[str, object]:
+def small_text_config(tokenizer: transformers.PreTrainedTokenizerFast) -> dict[str, object]:
+    """Return the configuration of a tiny text model."""
     return {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 64,
@@ -291,9 +243,13 @@ def _text_config(tokenizer: transformers.PreTrainedTokenizerFast) -> dict[str, o
     }
 
 
-def _make_tokenizer(
-    special_tokens: tuple[str, ...], eos_token: str, chat_template: str
+def make_tokenizer(
+    special_tokens: tuple[str, ...],
+    eos_token: str,
+    chat_template: str,
+    named_tokens: dict[str, str] | None = None,
 ) -> transformers.PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer; ``named_tokens`` become attributes of it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -312,18 +268,20 @@ def _make_tokenizer(
         additional_special_tokens=[
             token for token in special_tokens if token not in (eos_token, pad_token)
         ],
+        extra_special_tokens=named_tokens or {},
         chat_template=chat_template,
         clean_up_tokenization_spaces=False,
     )
 
 
-def _save(
+def save_checkpoint(
     path: Path,
     model_class: type[transformers.PreTrainedModel],
     config: transformers.PreTrainedConfig,
     processor: transformers.ProcessorMixin,
     seed: int,
 ) -> Path:
+    """Write a model with random weights and its processor to ``path`` and return it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)

@@ -1,37 +1,43 @@
-"""Ask a running stack, and the whole model by transformers, about texts and clips in any order."""
+"""Ask a running stack, and the whole model by transformers, about sound, pictures and texts."""
 
 from __future__ import annotations
 
 import base64
+import io
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-import transformers
+from PIL import Image
 
-from chiasm.v1 import chat_pb2, generator_pb2, media_pb2
-from tests.fakes import sounds
+from chiasm.common import torchvision_shim
 
-from .reference import ReferenceAnswer
+torchvision_shim.install()
+
+import transformers  # noqa: E402 - the shim must run before anything imports torchvision
+
+from chiasm.v1 import chat_pb2, generator_pb2, media_pb2  # noqa: E402
+from tests.fakes import sounds  # noqa: E402
+
+from .reference import ReferenceAnswer  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# Texts and audio files.
+# Texts, audio files and PNG pictures.
 Parts: TypeAlias = "list[str | bytes]"
 
 _MIN_MARGIN = 1e-3
 _MAX_ATTEMPTS = 20
+_PNG_START = b"\x89PNG"
 
 
 def chat_request(parts: Sequence[str | bytes], num_tokens: int) -> chat_pb2.ChatCompletionRequest:
-    """Return a greedy request for exactly ``num_tokens`` tokens, clips as raw bytes."""
+    """Return a greedy request for exactly ``num_tokens`` tokens, files as raw bytes."""
     content = [
         chat_pb2.ContentPart(text=part)
         if isinstance(part, str)
-        else chat_pb2.ContentPart(
-            media=chat_pb2.MediaPart(modality=media_pb2.MODALITY_AUDIO, data=part)
-        )
+        else chat_pb2.ContentPart(media=_media_part(part))
         for part in parts
     ]
     return chat_pb2.ChatCompletionRequest(
@@ -44,21 +50,27 @@ def chat_request(parts: Sequence[str | bytes], num_tokens: int) -> chat_pb2.Chat
 
 def chat_body(parts: Sequence[str | bytes], num_tokens: int) -> dict[str, Any]:
     """Return the REST body of the same request, clips as ``input_audio``."""
-    content = [
-        {"type": "text", "text": part}
-        if isinstance(part, str)
-        else {
-            "type": "input_audio",
-            "input_audio": {"data": base64.b64encode(part).decode(), "format": "wav"},
-        }
-        for part in parts
-    ]
     return {
-        "messages": [{"role": "user", "content": content}],
+        "messages": [{"role": "user", "content": [_rest_part(part) for part in parts]}],
         "temperature": 0,
         "max_tokens": num_tokens,
         "ignore_eos": True,
     }
+
+
+def _rest_part(part: str | bytes) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    data = base64.b64encode(part).decode()
+    if part.startswith(_PNG_START):
+        return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+
+
+def _media_part(data: bytes) -> chat_pb2.MediaPart:
+    if data.startswith(_PNG_START):
+        return chat_pb2.MediaPart(modality=media_pb2.MODALITY_IMAGE, data=data)
+    return chat_pb2.MediaPart(modality=media_pb2.MODALITY_AUDIO, data=data)
 
 
 class AudioReference:
@@ -90,16 +102,26 @@ class AudioReference:
         self, parts: Parts, question: str, num_tokens: int
     ) -> tuple[ReferenceAnswer, float]:
         rate = self._processor.feature_extractor.sampling_rate
-        clips = [sounds.reference(part, rate) for part in parts if isinstance(part, bytes)]
-        content = [
-            {"type": "text", "text": part} if isinstance(part, str) else {"type": "audio"}
-            for part in parts
-        ]
+        content: list[dict[str, str]] = []
+        clips, pictures = [], []
+        for part in parts:
+            if isinstance(part, str):
+                content.append({"type": "text", "text": part})
+            elif part.startswith(_PNG_START):
+                content.append({"type": "image"})
+                pictures.append(Image.open(io.BytesIO(part)).convert("RGB"))
+            else:
+                content.append({"type": "audio"})
+                clips.append(sounds.reference(part, rate))
         prompt = self._processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
         inputs: dict[str, Any] = self._processor(
-            text=[prompt], audio=clips or None, sampling_rate=rate, return_tensors="pt"
+            text=[prompt],
+            audio=clips or None,
+            sampling_rate=rate,
+            return_tensors="pt",
+            **({"images": pictures} if pictures else {}),
         )
         with torch.inference_mode():
             output = self._model.generate(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from chiasm.v1 import chat_pb2, chat_pb2_grpc, generator_pb2
-from tests.fakes import checkpoints, sounds
+from tests.fakes import sound_checkpoints, sounds
 from tests.harness import audio_chat, chat
 from tests.harness.stack import Stack
 
@@ -45,7 +45,6 @@ def clip(
     return sounds.write(sound, rate, kind, subtype)
 
 
-FAMILIES: dict[str, Callable[[Path], Path]] = {"qwen2_audio": checkpoints.make_qwen2_audio}
 PROMPTS: list[Parts] = [
     ["Hello there?"],
     [clip(1, 1.0), "What is that?"],
@@ -55,6 +54,22 @@ PROMPTS: list[Parts] = [
     [clip(8, 2.5, 48_000, 1, "OGG", "OPUS"), "Who speaks?", clip(1, 1.0), "And now?"],
     ["Nothing to hear, is there"],
 ]
+MIXED_PROMPTS: list[Parts] = [
+    [chat.picture(1, 97, 61), "What is this?"],
+    [chat.picture(2, 64, 90), clip(20, 1.2), "Does it fit?"],
+    [
+        "Hear",
+        clip(21, 0.5, 48_000, 2),
+        "then see",
+        chat.picture(3, 140, 33),
+        clip(22, 2.0),
+        "Well?",
+    ],
+]
+FAMILIES: dict[str, tuple[Callable[[Path], Path], list[Parts]]] = {
+    "qwen2_audio": (sound_checkpoints.make_qwen2_audio, PROMPTS),
+    "qwen2_5_omni": (sound_checkpoints.make_qwen2_5_omni, PROMPTS + MIXED_PROMPTS),
+}
 
 
 class Family:
@@ -74,9 +89,10 @@ def family(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Family]:
     directory = tmp_path_factory.mktemp(request.param)
-    path = FAMILIES[request.param](directory / "model")
+    make_checkpoint, prompts = FAMILIES[request.param]
+    path = make_checkpoint(directory / "model")
     reference = audio_chat.AudioReference(path)
-    answered = [reference.answer(parts, NUM_TOKENS) for parts in PROMPTS]
+    answered = [reference.answer(parts, NUM_TOKENS) for parts in prompts]
     trace = directory / "steps.jsonl"
     flags = ["--dtype", "float32", "--step-trace", str(trace)]
     flags += ["--max-step-tokens", str(MAX_STEP_TOKENS), "--max-running-sequences", "16"]

@@ -13,7 +13,7 @@ import pytest
 
 from chiasm.v1 import chat_pb2_grpc
 from tests.fakes import sounds
-from tests.fakes.checkpoints import HEARD_SECONDS, make_qwen2_audio
+from tests.fakes.sound_checkpoints import HEARD_SECONDS, make_qwen2_audio
 from tests.harness import audio_chat, chat
 from tests.harness.stack import Stack
 

@@ -71,10 +71,12 @@ class AudioPlan:
 
     Attributes:
         layout: Expansion of the item's placeholder.
+        num_frames: Frames of features that hold its sound.
         num_positions: Positions that the tower computes, padding included; what the clip costs.
     """
 
     layout: MediaLayout
+    num_frames: int
     num_positions: int
 
 
@@ -86,6 +88,11 @@ class AudioPlanner(Protocol):
         """Samples a second that the tower hears, in hertz."""
         ...
 
+    @property
+    def packs_frames(self) -> bool:
+        """Whether clips are batched by their frames, one clip behind the other; else padded."""
+        ...
+
     def plan(self, num_samples: int) -> AudioPlan:
         """Return the plan of a clip of ``num_samples`` samples at ``sampling_rate``.
 
@@ -93,6 +100,10 @@ class AudioPlanner(Protocol):
             InvalidRequestError: The clip is too short to become a token.
             TooLargeError: The tower would not hear all of it.
         """
+        ...
+
+    def padded_length(self, num_samples: int) -> int:
+        """Return the samples to which the feature extractor pads a clip with silence."""
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chiasm.common.families.llava import LLAVA
+from chiasm.common.families.qwen2_5_omni import QWEN2_5_OMNI
 from chiasm.common.families.qwen2_audio import QWEN2_AUDIO
 from chiasm.common.families.qwen_vl import QWEN_VL
 from chiasm.common.families.reading import UnsupportedModelError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from chiasm.common.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (QWEN_VL, LLAVA, QWEN2_AUDIO)
+FAMILIES: tuple[Family, ...] = (QWEN_VL, LLAVA, QWEN2_AUDIO, QWEN2_5_OMNI)
 
 
 def family_of(config: Mapping[str, object]) -> Family:

@@ -2,7 +2,7 @@
 
 Text counts up. A media item under M-RoPE is a box of merged patches: its tokens are numbered by
 time, row and column from the position that the item starts at, and the text behind it goes on
-after the longer side of the box.
+after the longer side of the box. Sound counts up as text does.
 
 Source: M-RoPE, Wang et al. 2024, "Qwen2-VL", section 2.1.
 """
@@ -16,6 +16,7 @@ import numpy as np
 
 from chiasm.common.errors import InvalidRequestError
 from chiasm.common.families import PositionScheme
+from chiasm.common.media import Modality
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +81,8 @@ def compute_positions(
     pieces: list[np.ndarray] = []
     index = position = 0
     for number, span in enumerate(spans):
+        if span.ref.modality is Modality.AUDIO:
+            continue  # sound counts up as text does
         pieces.append(_count_up(position, span.offset - index))
         position += span.offset - index
         box, position = _number_layout(span.layout, position, f"spans[{number}].layout")

@@ -13,7 +13,7 @@ from chiasm.common.errors import InvalidRequestError, TooLargeError
 from chiasm.common.families import PositionScheme, UnsupportedModelError, family_of
 from chiasm.common.families.resampling import resampled_length
 from chiasm.common.media import Modality, TokenRun
-from tests.fakes.checkpoints import HEARD_SECONDS, make_qwen2_audio
+from tests.fakes.sound_checkpoints import HEARD_SECONDS, make_qwen2_audio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from chiasm.common.families import AudioPlanner
 
 RATE = 16000
+EXTRACTOR = {"n_samples": 64000, "hop_length": 160, "n_fft": 400, "sampling_rate": RATE}
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +102,12 @@ def test_the_family_knows_its_positions_and_placeholder(path: Path) -> None:
     assert family.modalities == (Modality.AUDIO,)
     assert family.positions is PositionScheme.LINEAR
     assert family.placeholder_token_id(config, Modality.AUDIO) == config["audio_token_index"]
-    planner = make_planner(config, {"n_samples": 64000, "hop_length": 160, "sampling_rate": RATE})
+    planner = make_planner(config, EXTRACTOR)
     assert planner.plan(16_000).layout.runs == (TokenRun(4, 25, is_embedding=True),)
 
 
 def test_an_extractor_of_another_window_than_the_tower_is_refused(path: Path) -> None:
-    settings = {"n_samples": 32000, "hop_length": 160, "sampling_rate": RATE}
+    settings = {**EXTRACTOR, "n_samples": 32000}
 
     with pytest.raises(UnsupportedModelError, match="32000 samples but the tower takes 64000"):
         make_planner(load_config(path), settings)
