@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _DECODERS = {
     Operation.PROBE_IMAGE: "chiasm.encoder.decode_image",
     Operation.DECODE_IMAGE: "chiasm.encoder.decode_image",
+    Operation.PROBE_VIDEO: "chiasm.encoder.decode_video",
+    Operation.DECODE_VIDEO: "chiasm.encoder.decode_video",
     Operation.PROBE_AUDIO: "chiasm.encoder.decode_audio",
     Operation.DECODE_AUDIO: "chiasm.encoder.decode_audio",
 }

@@ -4,9 +4,11 @@ from chiasm.common.families.family import (
     AudioPlan,
     AudioPlanner,
     Family,
-    ImagePlan,
     ImagePlanner,
     PositionScheme,
+    SampledVideo,
+    VideoPlanner,
+    VisualPlan,
 )
 from chiasm.common.families.lookup import family_of
 from chiasm.common.families.reading import UnsupportedModelError
@@ -15,9 +17,11 @@ __all__ = [
     "AudioPlan",
     "AudioPlanner",
     "Family",
-    "ImagePlan",
     "ImagePlanner",
     "PositionScheme",
+    "SampledVideo",
     "UnsupportedModelError",
+    "VideoPlanner",
+    "VisualPlan",
     "family_of",
 ]
