@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-import transformers
 
-from chiasm.common.families.resampling import resampled_length
-from chiasm.common.limits import Limits
-from chiasm.common.media import Modality
-from chiasm.encoder.decode_pool import invalid_media
-from chiasm.encoder.preprocess import Decoding, PlannedItem, TowerInputs, plain
-from chiasm.encoder.wire_audio import (
+from chiasm.common import torchvision_shim
+
+torchvision_shim.install()
+
+import transformers  # noqa: E402 - the shim must run before anything imports torchvision
+
+from chiasm.common.families.resampling import resampled_length  # noqa: E402
+from chiasm.common.limits import Limits  # noqa: E402
+from chiasm.common.media import Modality  # noqa: E402
+from chiasm.encoder.decode_pool import invalid_media  # noqa: E402
+from chiasm.encoder.preprocess import Decoding, PlannedItem, TowerInputs, plain  # noqa: E402
+from chiasm.encoder.wire_audio import (  # noqa: E402
     RESAMPLER_QUALITY,
     SAMPLE_BYTES,
     AudioBounds,

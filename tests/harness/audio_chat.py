@@ -17,22 +17,25 @@ import transformers  # noqa: E402 - the shim must run before anything imports to
 
 from chiasm.v1 import chat_pb2, generator_pb2, media_pb2  # noqa: E402
 from tests.fakes import sounds  # noqa: E402
+from tests.fakes.videos import read_video  # noqa: E402
 
 from .reference import ReferenceAnswer  # noqa: E402
+from .video_chat import Video  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# Texts, audio files and PNG pictures.
-Parts: TypeAlias = "list[str | bytes]"
+Part: TypeAlias = "str | bytes | Video"
+"""Text, the file of a clip or of a PNG picture, or a video."""
+Parts: TypeAlias = "list[Part]"
 
 _MIN_MARGIN = 1e-3
 _MAX_ATTEMPTS = 20
 _PNG_START = b"\x89PNG"
 
 
-def chat_request(parts: Sequence[str | bytes], num_tokens: int) -> chat_pb2.ChatCompletionRequest:
+def chat_request(parts: Sequence[Part], num_tokens: int) -> chat_pb2.ChatCompletionRequest:
     """Return a greedy request for exactly ``num_tokens`` tokens, files as raw bytes."""
     content = [
         chat_pb2.ContentPart(text=part)
@@ -48,7 +51,7 @@ def chat_request(parts: Sequence[str | bytes], num_tokens: int) -> chat_pb2.Chat
     )
 
 
-def chat_body(parts: Sequence[str | bytes], num_tokens: int) -> dict[str, Any]:
+def chat_body(parts: Sequence[Part], num_tokens: int) -> dict[str, Any]:
     """Return the REST body of the same request, clips as ``input_audio``."""
     return {
         "messages": [{"role": "user", "content": [_rest_part(part) for part in parts]}],
@@ -58,19 +61,27 @@ def chat_body(parts: Sequence[str | bytes], num_tokens: int) -> dict[str, Any]:
     }
 
 
-def _rest_part(part: str | bytes) -> dict[str, Any]:
+def _rest_part(part: Part) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
+    if isinstance(part, Video):
+        url = "data:video/mp4;base64," + base64.b64encode(part.data).decode()
+        return {"type": "video_url", "video_url": {"url": url, **part.wishes}}
     data = base64.b64encode(part).decode()
     if part.startswith(_PNG_START):
         return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
     return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
 
 
-def _media_part(data: bytes) -> chat_pb2.MediaPart:
-    if data.startswith(_PNG_START):
-        return chat_pb2.MediaPart(modality=media_pb2.MODALITY_IMAGE, data=data)
-    return chat_pb2.MediaPart(modality=media_pb2.MODALITY_AUDIO, data=data)
+def _media_part(part: bytes | Video) -> chat_pb2.MediaPart:
+    if isinstance(part, Video):
+        options = media_pb2.ProcessingOptions(**part.wishes)
+        return chat_pb2.MediaPart(
+            modality=media_pb2.MODALITY_VIDEO, data=part.data, options=options
+        )
+    if part.startswith(_PNG_START):
+        return chat_pb2.MediaPart(modality=media_pb2.MODALITY_IMAGE, data=part)
+    return chat_pb2.MediaPart(modality=media_pb2.MODALITY_AUDIO, data=part)
 
 
 class AudioReference:
@@ -101,28 +112,11 @@ class AudioReference:
     def _answer(
         self, parts: Parts, question: str, num_tokens: int
     ) -> tuple[ReferenceAnswer, float]:
-        rate = self._processor.feature_extractor.sampling_rate
-        content: list[dict[str, str]] = []
-        clips, pictures = [], []
-        for part in parts:
-            if isinstance(part, str):
-                content.append({"type": "text", "text": part})
-            elif part.startswith(_PNG_START):
-                content.append({"type": "image"})
-                pictures.append(Image.open(io.BytesIO(part)).convert("RGB"))
-            else:
-                content.append({"type": "audio"})
-                clips.append(sounds.reference(part, rate))
+        content, media = self._read(parts)
         prompt = self._processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
-        inputs: dict[str, Any] = self._processor(
-            text=[prompt],
-            audio=clips or None,
-            sampling_rate=rate,
-            return_tensors="pt",
-            **({"images": pictures} if pictures else {}),
-        )
+        inputs: dict[str, Any] = self._processor(text=[prompt], return_tensors="pt", **media)
         with torch.inference_mode():
             output = self._model.generate(
                 **inputs,
@@ -138,3 +132,29 @@ class AudioReference:
         margin = float((best[:, 0] - best[:, 1]).min())
         logprobs = torch.cat(output.logits).float().log_softmax(dim=-1)
         return ReferenceAnswer(question, prompt_ids, token_ids, text, logprobs), margin
+
+    def _read(self, parts: Parts) -> tuple[list[dict[str, str]], dict[str, Any]]:
+        """Return the content for the template, and the media for the processor."""
+        rate = self._processor.feature_extractor.sampling_rate
+        content: list[dict[str, str]] = []
+        media: dict[str, Any] = {"sampling_rate": rate}
+        for part in parts:
+            if isinstance(part, str):
+                content.append({"type": "text", "text": part})
+            elif isinstance(part, Video):
+                content.append({"type": "video"})
+                frames = read_video(part.data)
+                media.setdefault("videos", []).append(frames)
+                metadata = {"total_num_frames": len(frames), "fps": part.rate}
+                metadata["duration"] = len(frames) / part.rate
+                wishes = media.setdefault("videos_kwargs", {"video_metadata": []})
+                wishes["video_metadata"].append(metadata)
+                wishes.update(do_sample_frames=True, **part.wishes)
+            elif part.startswith(_PNG_START):
+                content.append({"type": "image"})
+                picture = Image.open(io.BytesIO(part)).convert("RGB")
+                media.setdefault("images", []).append(picture)
+            else:
+                content.append({"type": "audio"})
+                media.setdefault("audio", []).append(sounds.reference(part, rate))
+        return content, media

@@ -12,8 +12,10 @@ import pytest
 
 from chiasm.v1 import chat_pb2, chat_pb2_grpc, generator_pb2
 from tests.fakes import sound_checkpoints, sounds
+from tests.fakes.videos import moving_square, write_video
 from tests.harness import audio_chat, chat
 from tests.harness.stack import Stack
+from tests.harness.video_chat import Video
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,6 +47,8 @@ def clip(
     return sounds.write(sound, rate, kind, subtype)
 
 
+# Every two frames, a second, make one patch.
+VIDEO = Video(write_video(moving_square(36, 90, 50, seed=1), rate=9), 9.0, {"fps": 2.0})
 PROMPTS: list[Parts] = [
     ["Hello there?"],
     [clip(1, 1.0), "What is that?"],

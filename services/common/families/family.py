@@ -31,6 +31,8 @@ class PositionScheme(enum.Enum):
     """One number per token, counting up."""
     MROPE = "mrope"
     """Three numbers per token: time, row and column of the merged patch grid."""
+    TMROPE = "tmrope"
+    """The same, and what follows a video goes on behind its last time too."""
 
 
 @dataclass(frozen=True, slots=True)

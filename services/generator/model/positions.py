@@ -3,9 +3,9 @@
 Text counts up. A media item under M-RoPE is a box of merged patches: its tokens are numbered by
 time, row and column from the position that the item starts at, and the text behind it goes on
 after the longer side of the box. The time of a video's patches counts up, or follows the clock.
-Sound counts up as text does.
+Under TMRoPE the text behind a video also goes on after its last time. Sound counts up as text does.
 
-Source: M-RoPE, Wang et al. 2024, "Qwen2-VL", section 2.1.
+Source: M-RoPE, Wang et al. 2024, "Qwen2-VL", section 2.1; TMRoPE, Xu et al. 2025, "Qwen2.5-Omni".
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ def compute_positions(
         per_patch = _positions_per_patch(span.layout, positions_per_s)
         param = f"spans[{number}].layout"
         box, position = _number_layout(span.layout, position, per_patch, param)
+        if scheme is PositionScheme.TMROPE:
+            position = max(position, int(box.max()) + 1)
         pieces.append(box)
         index = span.end
     pieces.append(_count_up(position, num_tokens - index))
