@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from chiasm.common.families import UnsupportedModelError, family_of
+from chiasm.common.families import UnsupportedModelError, family_of, served_part
 from chiasm.common.media import Modality
 from chiasm.encoder.audio_preprocessor import AudioPreprocessor
 from chiasm.encoder.commands import EncoderDescription
@@ -76,7 +76,7 @@ class EncoderCheckpoint:
             OSError: A file is missing.
             UnsupportedModelError: The family is not served, or a configuration is incomplete.
         """
-        config = _read_config(path)
+        config = served_part(_read_config(path))
         family = family_of(config)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

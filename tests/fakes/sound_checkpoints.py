@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from chiasm.common import torchvision_shim
 
@@ -130,6 +134,24 @@ def make_qwen2_5_omni(path: Path, seed: int = 0) -> Path:
     )
     model_class = transformers.Qwen2_5OmniThinkerForConditionalGeneration
     return save_checkpoint(path, model_class, config, processor, seed)
+
+
+def nest_thinker(path: Path) -> Path:
+    """Turn a thinker's checkpoint into the layout of the hub, where a talker lies beside it."""
+    config = json.loads((path / "config.json").read_text())
+    # The hub's has a class that transformers does not know.
+    config["architectures"] = ["Qwen2OmniNaViTThinkerForConditionalGeneration"]
+    whole = {
+        "architectures": ["Qwen2_5OmniModel"],
+        "model_type": "qwen2_5_omni",
+        "thinker_config": config,
+    }
+    (path / "config.json").write_text(json.dumps(whole))
+    weights = load_file(path / "model.safetensors")
+    nested = {f"thinker.{name}": weight for name, weight in weights.items()}
+    nested["talker.codec_head.weight"] = torch.zeros(4, 4)
+    save_file(nested, path / "model.safetensors", metadata={"format": "pt"})
+    return path
 
 
 def _make_feature_extractor() -> transformers.WhisperFeatureExtractor:

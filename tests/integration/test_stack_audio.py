@@ -97,6 +97,8 @@ def family(
     path = make_checkpoint(directory / "model")
     reference = audio_chat.AudioReference(path)
     answered = [reference.answer(parts, NUM_TOKENS) for parts in prompts]
+    if request.param == "qwen2_5_omni":
+        sound_checkpoints.nest_thinker(path)
     trace = directory / "steps.jsonl"
     flags = ["--dtype", "float32", "--step-trace", str(trace)]
     flags += ["--max-step-tokens", str(MAX_STEP_TOKENS), "--max-running-sequences", "16"]

@@ -10,7 +10,7 @@ from chiasm.common.families.family import (
     VideoPlanner,
     VisualPlan,
 )
-from chiasm.common.families.lookup import family_of
+from chiasm.common.families.lookup import family_of, served_part
 from chiasm.common.families.reading import UnsupportedModelError
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "VideoPlanner",
     "VisualPlan",
     "family_of",
+    "served_part",
 ]

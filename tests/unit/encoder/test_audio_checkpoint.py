@@ -15,7 +15,12 @@ from chiasm.common.media import Modality, ProcessingOptions
 from chiasm.encoder.checkpoint import EncoderCheckpoint
 from chiasm.encoder.memory_file import MemoryFile
 from tests.fakes import sounds
-from tests.fakes.sound_checkpoints import HEARD_SECONDS, make_qwen2_5_omni, make_qwen2_audio
+from tests.fakes.sound_checkpoints import (
+    HEARD_SECONDS,
+    make_qwen2_5_omni,
+    make_qwen2_audio,
+    nest_thinker,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,3 +167,13 @@ async def test_the_fingerprint_covers_the_resampling(path: Path) -> None:
 
     assert settings["resampling"] == "mean of channels, soxr HQ"
     assert settings["sampling_rate"] == RATE
+
+
+async def test_a_checkpoint_with_a_talker_is_encoded_as_its_thinker_alone(tmp_path: Path) -> None:
+    alone = EncoderCheckpoint.load(make_qwen2_5_omni(tmp_path), device="cpu")
+
+    nested = EncoderCheckpoint.load(nest_thinker(tmp_path), device="cpu")
+
+    assert nested.placeholder_ids == alone.placeholder_ids
+    assert set(nested.preprocessors) == set(Modality)
+    assert nested.fingerprint == alone.fingerprint
