@@ -36,6 +36,9 @@ _QWEN_TOKENS = (
     "<|video_pad|>",
 )
 _LLAVA_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
+_ONEVISION_TOKENS = (*_LLAVA_TOKENS, "<video>")
+_ONEVISION_SIDE = 56
+_ONEVISION_RESOLUTIONS = [[56, 56], [56, 112], [56, 168], [112, 56], [112, 112], [168, 56]]
 _CORPUS = (
     "What color is the shape? The shape is a red circle on a white background.",
     "Describe the picture. There are three blue squares and one green star.",
@@ -63,6 +66,14 @@ _LLAVA_TEMPLATE = (
     "{{ '<image>\n' }}{% endfor %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{{ content['text'] + ' ' }}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+_ONEVISION_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% if message['content'] is string %}{{ message['content'] + ' ' }}"
+    "{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] in ('image', 'video') %}{{ '<' + content['type'] + '>' }}"
+    "{% else %}{{ content['text'] + ' ' }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 WINDOWED_VISION_CONFIG: dict[str, object] = {
@@ -166,6 +177,44 @@ def make_llava(path: Path, seed: int = 0) -> Path:
     return save_checkpoint(
         path, transformers.LlavaForConditionalGeneration, config, processor, seed
     )
+
+
+def make_llava_onevision(path: Path, seed: int = 0) -> Path:
+    """Write a tiny LLaVA-OneVision checkpoint to ``path`` and return it; tiles of 16 tokens."""
+    tokenizer = make_tokenizer(_ONEVISION_TOKENS, "</s>", _ONEVISION_TEMPLATE)
+    # Low enough that the features of some pictures are interpolated.
+    aspect_ratio = "anyres_max_2"
+    config = transformers.LlavaOnevisionConfig(
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": _ONEVISION_SIDE,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        text_config={"model_type": "qwen2", **small_text_config(tokenizer)},
+        image_token_index=token_id(tokenizer, "<image>"),
+        video_token_index=token_id(tokenizer, "<video>"),
+        image_grid_pinpoints=_ONEVISION_RESOLUTIONS,
+        vision_aspect_ratio=aspect_ratio,
+    )
+    size = {"height": _ONEVISION_SIDE, "width": _ONEVISION_SIDE}
+    processor = transformers.LlavaOnevisionProcessor(  # type: ignore[no-untyped-call]  # its own
+        image_processor=transformers.LlavaOnevisionImageProcessor(
+            size=size, image_grid_pinpoints=_ONEVISION_RESOLUTIONS
+        ),
+        video_processor=transformers.LlavaOnevisionVideoProcessor(size=size),
+        tokenizer=tokenizer,
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio=aspect_ratio,
+        chat_template=_ONEVISION_TEMPLATE,
+    )
+    model_class = transformers.LlavaOnevisionForConditionalGeneration
+    return save_checkpoint(path, model_class, config, processor, seed)
 
 
 def load_whole(path: Path) -> tuple[Any, Any]:

@@ -104,10 +104,17 @@ BAD_REQUESTS = [
         IMAGE_PARAM,
     ),
     BadRequest(
-        "video",
+        "broken video",
         with_part({"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}),
         400,
-        "At most 0 video(s) may be provided in one prompt.",
+        "Failed to load video: it is no MP4, QuickTime, WebM, Matroska or AVI file",
+        IMAGE_PARAM,
+    ),
+    BadRequest(
+        "sound",
+        with_part({"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,AAAA"}}),
+        400,
+        "At most 0 audio(s) may be provided in one prompt.",
         IMAGE_PARAM,
     ),
     BadRequest(

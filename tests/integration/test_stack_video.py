@@ -28,6 +28,7 @@ MAX_STEP_TOKENS = 64
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_vl": checkpoints.make_qwen2_vl,
     "qwen2_5_vl": checkpoints.make_qwen2_5_vl,
+    "llava_onevision": checkpoints.make_llava_onevision,
 }
 SHORT = Video(write_video(moving_square(9, 60, 44), KINDS["mpeg4 in mp4"]), 10.0)
 LONG = write_video(moving_square(48, 90, 50, seed=1), H264, rate=12)

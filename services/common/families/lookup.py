@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from chiasm.common.families.llava import LLAVA
+from chiasm.common.families.llava_onevision import LLAVA_ONEVISION
 from chiasm.common.families.qwen2_5_omni import QWEN2_5_OMNI
 from chiasm.common.families.qwen2_audio import QWEN2_AUDIO
 from chiasm.common.families.qwen_vl import QWEN_VL
@@ -14,7 +15,13 @@ from chiasm.common.families.reading import UnsupportedModelError
 if TYPE_CHECKING:
     from chiasm.common.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (QWEN_VL, LLAVA, QWEN2_AUDIO, QWEN2_5_OMNI)
+FAMILIES: tuple[Family, ...] = (
+    QWEN_VL,
+    LLAVA,
+    LLAVA_ONEVISION,
+    QWEN2_AUDIO,
+    QWEN2_5_OMNI,
+)
 
 # Checkpoints of several models, and the section of the one that is served.
 _SERVED_SECTIONS = {"qwen2_5_omni": "thinker_config"}
