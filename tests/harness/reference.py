@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,7 @@ class ReferenceAnswer:
 
     ``question`` is the one that was asked: the given one, lengthened until no token was a near tie.
     ``logprobs`` are those of the whole vocabulary for every output token, float32;
-    ``prompt_logprobs`` those for every prompt token but the first.
+    ``prompt_logprobs`` those for every prompt token but the first, where that was looked at.
     """
 
     question: str
@@ -37,7 +37,7 @@ class ReferenceAnswer:
     token_ids: list[int]
     text: str
     logprobs: torch.Tensor
-    prompt_logprobs: torch.Tensor
+    prompt_logprobs: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 class ReferenceModel:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from chiasm.common.errors import StoreUnavailableError
-from chiasm.common.families import ImagePlan
 from chiasm.common.media import (
     DataType,
     EmbeddingRef,
@@ -23,13 +22,9 @@ from chiasm.common.media import (
 )
 from chiasm.encoder.admission import Admission, AdmissionLimits
 from chiasm.encoder.batcher import TowerRows
-from chiasm.encoder.item_encoder import (
-    ItemEncoder,
-    NonFiniteEmbeddingError,
-    PlannedImage,
-    Stages,
-)
-from chiasm.encoder.pixels import ImageHeader, MemoryFile
+from chiasm.encoder.item_encoder import ItemEncoder, NonFiniteEmbeddingError, Stages
+from chiasm.encoder.memory_file import MemoryFile
+from chiasm.encoder.preprocess import Decoding, PlannedItem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +66,7 @@ class _Stages:
 def _encoder(stages: _Stages, max_in_work: int) -> Iterator[ItemEncoder]:
     admission = Admission(AdmissionLimits(9, 1 << 20, 1 << 20))
     stage = cast("Any", stages)
-    parts = Stages(decoder=stage, preprocessor=stage, batcher=stage, store=stage)
+    parts = Stages(stage, {Modality.IMAGE: stage}, batcher=stage, store=stage)
     encoder = ItemEncoder(parts, admission, max_in_work, num_threads=1)
     try:
         yield encoder
@@ -79,11 +74,11 @@ def _encoder(stages: _Stages, max_in_work: int) -> Iterator[ItemEncoder]:
         encoder.stop()
 
 
-def _image() -> PlannedImage:
+def _image() -> PlannedItem:
     layout = MediaLayout((TokenRun(1, 1, is_embedding=True),))
-    return PlannedImage(
-        MemoryFile.of_bytes(b"x"), ImageHeader(2, 2), ImagePlan(layout, 4), ProcessingOptions()
-    )
+    source = MemoryFile.of_bytes(b"x")
+    decoding = Decoding(b"", (1,))
+    return PlannedItem(Modality.IMAGE, source, ProcessingOptions(), layout, 4, 4, decoding)
 
 
 def _ref(number: int) -> EmbeddingRef:
