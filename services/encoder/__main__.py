@@ -21,6 +21,7 @@ from chiasm.common.guarded_redis import CallBudget
 from chiasm.common.half_load import CheckpointError
 from chiasm.common.limits import Limits
 from chiasm.common.logging import configure_logging
+from chiasm.common.media import Modality
 from chiasm.common.media_resolver import MediaResolver
 from chiasm.common.metrics import MetricsPortError, start_metrics_server
 from chiasm.common.private_file import PrivateFileError
@@ -36,6 +37,7 @@ from chiasm.encoder.decode_pool import DecodeLimits, DecodePool
 from chiasm.encoder.fetch import FetchLimits, MediaFetcher, SystemResolver
 from chiasm.encoder.item_encoder import Encoded, ItemEncoder, Stages
 from chiasm.encoder.pipeline import EncodePipeline, PipelineParts
+from chiasm.encoder.preprocess import MediaLimits
 from chiasm.encoder.servicer import EncoderServicer
 from chiasm.encoder.source_reader import SourceReader
 from chiasm.encoder.url_policy import UrlPolicy
@@ -107,7 +109,11 @@ async def _build(
 ) -> ItemEncoder:
     """Build all parts, register the servicer; ``stack`` stops the parts in reverse order."""
     checkpoint = await asyncio.to_thread(
-        EncoderCheckpoint.load, settings.tower.model, settings.tower.dtype, settings.tower.device
+        EncoderCheckpoint.load,
+        settings.tower.model,
+        settings.tower.dtype,
+        settings.tower.device,
+        MediaLimits(max_image_pixels=settings.decode.max_image_pixels),
     )
     log.info(
         "checkpoint_loaded",
@@ -165,7 +171,6 @@ def _build_item_encoder(
     decoder = DecodePool(
         settings.decode.decode_workers,
         DecodeLimits(
-            max_pixels=settings.decode.max_image_pixels,
             memory_bytes=settings.decode.decode_memory_bytes,
             cpu_limit_s=settings.decode.decode_cpu_s,
             timeout_s=settings.decode.decode_timeout_s,
@@ -182,7 +187,7 @@ def _build_item_encoder(
     batcher.start()
     stack.push_async_callback(batcher.stop)
     encoder = ItemEncoder(
-        Stages(decoder, checkpoint.preprocessor, batcher, store),
+        Stages(decoder, checkpoint.preprocessors, batcher, store),
         admission,
         max_in_work=max(settings.admission.max_items_in_work, 2 * batch_items),
         num_threads=settings.admission.preprocess_threads,
@@ -201,7 +206,11 @@ def _build_fetcher(settings: EncoderSettings, max_bytes: int) -> MediaFetcher:
     limits = FetchLimits(
         max_bytes=max_bytes,
         max_redirects=settings.fetch.media_redirects,
-        timeout_s=settings.fetch.image_fetch_timeout_s,
+        timeouts_s={
+            Modality.IMAGE: settings.fetch.image_fetch_timeout_s,
+            Modality.VIDEO: settings.fetch.video_fetch_timeout_s,
+            Modality.AUDIO: settings.fetch.audio_fetch_timeout_s,
+        },
     )
     return MediaFetcher(policy, limits, SystemResolver())
 

@@ -59,9 +59,10 @@ class _Pending:
 class EncodeBatcher:
     """A queue of items before one tower.
 
-    There is no timer: an idle tower takes the first item at once, a busy one finds a batch. Items
-    whose callers have gone leave the queue unseen. When a batch fails, its items run one by one,
-    so that a bad item fails alone. The callers bound the queue (``Admission``).
+    There is no timer: an idle tower takes the first item at once, a busy one finds a batch; a batch
+    ends before an item that cannot join it, such as one of another modality. Items whose callers
+    have gone leave the queue unseen. When a batch fails, its items run one by one, so that a bad
+    item fails alone. The callers bound the queue (``Admission``).
     """
 
     def __init__(self, tower: TowerLike, cores: Cores, limits: BatchLimits) -> None:
@@ -136,7 +137,9 @@ class EncodeBatcher:
                 self._queue.popleft()
                 continue
             num_pixels += pending.inputs.num_pixels
-            if batch and num_pixels > self._limits.max_pixels:
+            if batch and (
+                num_pixels > self._limits.max_pixels or not pending.inputs.joins(batch[0].inputs)
+            ):
                 break
             batch.append(self._queue.popleft())
         return batch

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from chiasm.common.families import UnsupportedModelError, family_of
+from chiasm.common.media import Modality
 from chiasm.encoder.commands import EncoderDescription
 from chiasm.encoder.fingerprint import compute_fingerprint
-from chiasm.encoder.preprocess import ImagePreprocessor
+from chiasm.encoder.image_preprocessor import ImagePreprocessor
+from chiasm.encoder.preprocess import MediaLimits
 from chiasm.encoder.tower import Tower
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from chiasm.common.media import Modality
+    from chiasm.encoder.preprocess import Preprocessor
 
 _DTYPES = {
     "auto": None,
@@ -26,6 +28,7 @@ _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+_PREPROCESSORS = {Modality.IMAGE: ImagePreprocessor}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +36,32 @@ class EncoderCheckpoint:
     """The encoder half of a checkpoint.
 
     Attributes:
-        tower: Vision tower and projector.
-        preprocessor: The checkpoint's image processor.
+        tower: Towers and projectors.
+        preprocessors: The checkpoint's processors, by modality that can be encoded.
         fingerprint: Digest of all that makes an embedding besides source and options; 32 bytes.
         placeholder_ids: Token that stands for one item, by modality that can be encoded.
     """
 
     tower: Tower
-    preprocessor: ImagePreprocessor
+    preprocessors: Mapping[Modality, Preprocessor]
     fingerprint: bytes
     placeholder_ids: Mapping[Modality, int]
 
     @classmethod
-    def load(cls, path: Path, dtype: str = "auto", device: str = "auto") -> EncoderCheckpoint:
+    def load(
+        cls,
+        path: Path,
+        dtype: str = "auto",
+        device: str = "auto",
+        limits: MediaLimits | None = None,
+    ) -> EncoderCheckpoint:
         """Load a checkpoint from a directory in the hub layout; takes seconds.
 
         Args:
             path: The directory.
             dtype: Element type of weights and embeddings; ``auto`` takes the checkpoint's own.
             device: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
+            limits: Bounds of single items; ``None`` takes the defaults.
 
         Raises:
             CheckpointError: Weights are missing or the architecture is unknown.
@@ -62,14 +72,17 @@ class EncoderCheckpoint:
         family = family_of(config)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        preprocessor = ImagePreprocessor.load(path, family, config)
+        preprocessors: dict[Modality, Preprocessor] = {
+            modality: _PREPROCESSORS[modality].load(path, family, config, limits or MediaLimits())
+            for modality in family.modalities
+        }
         tower = Tower.load(path, _DTYPES[dtype], torch.device(device))
         placeholder_ids = {
             modality: family.placeholder_token_id(config, modality)
             for modality in family.modalities
         }
-        fingerprint = compute_fingerprint(tower, preprocessor)
-        return cls(tower, preprocessor, fingerprint, placeholder_ids)
+        fingerprint = compute_fingerprint(tower, preprocessors)
+        return cls(tower, preprocessors, fingerprint, placeholder_ids)
 
     def describe(self, model: str, *, max_source_bytes: int, max_pixels: int) -> EncoderDescription:
         """Return what callers are told of an encoder that serves this checkpoint as ``model``."""

@@ -47,6 +47,8 @@ class FetchSettings(SettingsGroup):
     image_fetch_timeout_s: float = Field(
         5.0, gt=0, description="Seconds from the start of a fetch to the last byte of an image."
     )
+    audio_fetch_timeout_s: float = Field(10.0, gt=0, description="The same for a sound clip.")
+    video_fetch_timeout_s: float = Field(30.0, gt=0, description="The same for a video.")
 
     @field_validator("allow_private_media")
     @classmethod
@@ -64,7 +66,7 @@ class FetchSettings(SettingsGroup):
 class DecodeSettings(SettingsGroup):
     """What decoding may take."""
 
-    decode_workers: int = Field(2, ge=1, le=64, description="Processes that decode pictures.")
+    decode_workers: int = Field(2, ge=1, le=64, description="Processes that decode media.")
     decode_memory_bytes: int = Field(
         1536 * _MIB, ge=256 * _MIB, description="Address space of one decode process."
     )
@@ -99,8 +101,10 @@ class EncoderSettings(ServiceSettings):
 
     flag_aliases: ClassVar = {}
     env_aliases: ClassVar = {
+        "VLLM_AUDIO_FETCH_TIMEOUT": "audio_fetch_timeout_s",
         "VLLM_IMAGE_FETCH_TIMEOUT": "image_fetch_timeout_s",
         "VLLM_MAX_IMAGE_PIXELS": "max_image_pixels",
+        "VLLM_VIDEO_FETCH_TIMEOUT": "video_fetch_timeout_s",
     }
     env_off_switches: ClassVar = {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": ("media_redirects", "0")}
     refused_flags: ClassVar = {

@@ -1,4 +1,4 @@
-"""Decode pictures in worker processes, a few at a time, and turn failures into typed errors."""
+"""Decode media in worker processes, a few at a time, and turn failures into typed errors."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ import structlog
 from chiasm.common.errors import InvalidRequestError, OverloadedError, TooLargeError
 from chiasm.common.metrics import ENCODER_WORKER_DEATHS
 from chiasm.encoder.decode_process import DecodeProcess, WorkerDiedError, WorkerTimeoutError
-from chiasm.encoder.decode_wire import (
-    MAX_SIDE,
-    DecodeReply,
-    DecodeRequest,
-    Operation,
-    Status,
-)
-from chiasm.encoder.pixels import ImageHeader, MemoryFile, Pixels
+from chiasm.encoder.decode_wire import DecodeReply, DecodeRequest, Operation, Status
+from chiasm.encoder.memory_file import MemoryFile
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import AsyncIterator, Sequence
+
+    from chiasm.common.media import Modality
 
 log = structlog.get_logger(__name__)
 
@@ -37,14 +34,12 @@ class DecodeLimits:
     """Bounds of one task and of one worker.
 
     Attributes:
-        max_pixels: Most pixels of a picture, by its header.
         memory_bytes: Address space of a worker.
         cpu_limit_s: CPU seconds of one task.
         timeout_s: Seconds of one task on the clock.
         niceness: Added to a worker's scheduling niceness.
     """
 
-    max_pixels: int
     memory_bytes: int
     cpu_limit_s: int
     timeout_s: float
@@ -77,53 +72,50 @@ class DecodePool:
         self._processes.clear()
         self._threads.shutdown()
 
-    async def probe(self, source: MemoryFile) -> ImageHeader:
-        """Read the header of a picture; its pixels are not touched.
-
-        Raises:
-            InvalidRequestError: It is not a picture of an accepted format.
-            TooLargeError: It has too many pixels.
-            OverloadedError: No worker could be had in time.
-        """
-        reply = await self._call(self._request(Operation.PROBE), (source.fd,))
-        header = ImageHeader(reply.width, reply.height)
-        if not header.width or not header.height or header.num_pixels > self._limits.max_pixels:
-            raise _invalid("the size of the picture is out of range")
-        return header
-
-    async def decode(self, source: MemoryFile, header: ImageHeader, background_rgb: int) -> Pixels:
-        """Decode a picture that was probed.
+    async def probe(self, modality: Modality, source: MemoryFile, task: bytes) -> bytes:
+        """Read the header of a file; its contents are not decoded.
 
         Args:
+            modality: Kind of the file.
             source: The file's bytes.
-            header: What ``probe`` told.
-            background_rgb: Colour behind transparent pixels, 0xRRGGBB.
+            task: What the decoder of this kind is told.
+
+        Returns:
+            What the decoder of this kind answers.
+
+        Raises:
+            InvalidRequestError: It is no file of an accepted format.
+            TooLargeError: It announces more than allowed.
+            OverloadedError: No worker could be had in time.
+        """
+        operation = Operation[f"PROBE_{modality.name}"]
+        return await self._call(modality, self._request(operation, task), (source.fd,))
+
+    async def decode(
+        self, modality: Modality, source: MemoryFile, task: bytes, num_bytes: int
+    ) -> mmap.mmap:
+        """Decode a file that was probed.
+
+        Args:
+            modality: Kind of the file.
+            source: The file's bytes.
+            task: What the decoder of this kind is told.
+            num_bytes: Bytes that the decoded media take; the decoder must fill them all.
 
         Raises:
             InvalidRequestError: The file is broken or takes too much time or memory.
+            TooLargeError: It has more than its header announced.
             OverloadedError: No worker could be had in time.
         """
-        request = self._request(Operation.DECODE, header, background_rgb)
-        pixels = MemoryFile(header.num_bytes)
-        await self._call(request, (source.fd, pixels.fd))
-        return Pixels(header, pixels.map())
+        operation = Operation[f"DECODE_{modality.name}"]
+        media = MemoryFile(num_bytes)
+        await self._call(modality, self._request(operation, task), (source.fd, media.fd))
+        return media.map()
 
-    def _request(
-        self,
-        operation: Operation,
-        header: ImageHeader | None = None,
-        background_rgb: int = 0,
-    ) -> DecodeRequest:
-        return DecodeRequest(
-            operation=operation,
-            background_rgb=background_rgb,
-            width=header.width if header else 0,
-            height=header.height if header else 0,
-            cpu_limit_s=self._limits.cpu_limit_s,
-            max_pixels=self._limits.max_pixels,
-        )
+    def _request(self, operation: Operation, task: bytes) -> DecodeRequest:
+        return DecodeRequest(operation, self._limits.cpu_limit_s, task)
 
-    async def _call(self, request: DecodeRequest, fds: Sequence[int]) -> DecodeReply:
+    async def _call(self, modality: Modality, request: DecodeRequest, fds: Sequence[int]) -> bytes:
         try:
             try:
                 reply = await self._run(request, fds)
@@ -134,13 +126,13 @@ class DecodePool:
                 reply = await self._run(request, fds)
         except WorkerDiedError as error:
             detail = "takes too long to decode" if error.is_cpu_limit else "cannot be decoded"
-            raise _invalid(f"the file {detail}") from None
+            raise invalid_media(modality, f"the file {detail}") from None
         except WorkerTimeoutError:
             raise OverloadedError(
                 "No decoder was free in time; please try again.", retry_after_s=_RETRY_AFTER_S
             ) from None
-        _check(reply, self._limits.max_pixels)
-        return reply
+        _check(modality, reply)
+        return reply.body
 
     async def _run(self, request: DecodeRequest, fds: Sequence[int]) -> DecodeReply:
         """Call a worker from a thread; a cancelled call ends the worker, then the thread."""
@@ -184,27 +176,21 @@ class DecodePool:
         return process
 
 
-def _check(reply: DecodeReply, max_pixels: int) -> None:
-    if reply.status is Status.INVALID:
-        raise _invalid(make_safe(reply.message))
-    if reply.status is Status.OUT_OF_MEMORY:
-        raise _invalid("the file needs too much memory to decode")
-    if reply.status is Status.TOO_LARGE:
-        raise TooLargeError(_too_large(reply.width, reply.height, max_pixels))
-
-
-def _too_large(width: int, height: int, max_pixels: int) -> str:
-    if max(width, height) > MAX_SIDE:
-        return f"Image dimensions {width}x{height} exceed the maximum of {MAX_SIDE} pixels a side."
-    size = f" {width}x{height} ({width * height} pixels)" if width else ""
-    return f"Image dimensions{size} exceed the maximum of {max_pixels} pixels."
-
-
-def _invalid(detail: str) -> InvalidRequestError:
-    return InvalidRequestError(f"Failed to load image: {detail}", reason="INVALID_MEDIA")
+def invalid_media(modality: Modality, detail: str) -> InvalidRequestError:
+    """Return the error for a file that cannot be processed."""
+    return InvalidRequestError(f"Failed to load {modality.value}: {detail}", reason="INVALID_MEDIA")
 
 
 def make_safe(message: str) -> str:
     """Return a decoder's words without addresses, paths, reprs or control characters."""
     text = "".join(char if char.isprintable() else " " for char in message)
     return _UNSAFE_TEXT.sub("", text).strip() or "the file cannot be decoded"
+
+
+def _check(modality: Modality, reply: DecodeReply) -> None:
+    if reply.status is Status.INVALID:
+        raise invalid_media(modality, make_safe(reply.message))
+    if reply.status is Status.OUT_OF_MEMORY:
+        raise invalid_media(modality, "the file needs too much memory to decode")
+    if reply.status is Status.TOO_LARGE:
+        raise TooLargeError(make_safe(reply.message))

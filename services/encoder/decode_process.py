@@ -82,7 +82,7 @@ class DecodeProcess:
 
         Args:
             request: The task.
-            fds: The source's memory file, then the pixels' for DECODE.
+            fds: The source's memory file, then that of the decoded media.
             timeout_s: Seconds after which the worker is killed.
 
         Raises:

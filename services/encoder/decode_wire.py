@@ -1,15 +1,14 @@
 """Define the messages between the encoder and its decode workers.
 
-Both sides import this file, so it needs the standard library only. A message is one fixed-size
-struct on a UNIX socket; file contents and pixels travel beside it as anonymous memory files::
+Both sides import this file, so it needs the standard library only. A message is one packet on a
+UNIX socket: a fixed header and a body, which the operation defines (``wire_image.py`` and its
+like). File contents and decoded media travel beside it as anonymous memory files::
 
-    encoder                                      worker
-      PROBE  + fd of the source        ──────▶
-                                       ◀──────   reply: width, height
-      DECODE + fds of source, pixels   ──────▶
-                                       ◀──────   reply: width, height; pixels are written
-
-Pixels are rows of 8-bit red, green, blue without padding.
+    encoder                                          worker
+      PROBE_<kind>  + fd of the source     ──────▶
+                                           ◀──────   reply: what the file's header tells
+      DECODE_<kind> + fds of source, media ──────▶
+                                           ◀──────   reply without a body; the media is written
 """
 
 from __future__ import annotations
@@ -18,16 +17,15 @@ import enum
 import struct
 from dataclasses import dataclass
 
-NUM_CHANNELS = 3
-MAX_SIDE = 16384
+MAX_BODY_BYTES = 1 << 14
+MAX_TEXT_CHARS = 256
 
-_REQUEST = struct.Struct("<4sBxxxIIIIQ")
-_REPLY = struct.Struct("<4sBxxxIIH256s")
-_MAGIC = b"CHD1"
-_MAX_MESSAGE_BYTES = 256
+_REQUEST = struct.Struct("<4sBxxxII")
+_REPLY = struct.Struct("<4sBxxxI")
+_MAGIC = b"CHD2"
 
-REQUEST_BYTES = _REQUEST.size
-REPLY_BYTES = _REPLY.size
+REQUEST_BYTES = _REQUEST.size + MAX_BODY_BYTES
+REPLY_BYTES = _REPLY.size + MAX_BODY_BYTES
 
 
 class WireError(Exception):
@@ -37,10 +35,15 @@ class WireError(Exception):
 class Operation(enum.IntEnum):
     """What a worker is asked to do."""
 
-    PROBE = 1
-    """Read the header of the source."""
-    DECODE = 2
-    """Decode the source into the pixel memory."""
+    PROBE_IMAGE = 1
+    """Read the header of a picture."""
+    DECODE_IMAGE = 2
+    """Decode a picture to rows of 8-bit red, green, blue."""
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether only the source travels with it, and no memory for decoded media."""
+        return self.name.startswith("PROBE")
 
 
 class Status(enum.IntEnum):
@@ -48,9 +51,9 @@ class Status(enum.IntEnum):
 
     OK = 0
     INVALID = 1
-    """The source is not a picture that can be decoded."""
+    """The source cannot be decoded; the body is the decoder's own words, not fit to be shown."""
     TOO_LARGE = 2
-    """The picture has more pixels or a longer side than allowed."""
+    """The source announces or has more than allowed; the body says of what."""
     OUT_OF_MEMORY = 3
     """Decoding needs more memory than the worker may take."""
 
@@ -61,41 +64,30 @@ class DecodeRequest:
 
     Attributes:
         operation: What to do.
-        background_rgb: Colour behind transparent pixels, 0xRRGGBB.
-        width: Expected columns of the upright picture; 0 for PROBE.
-        height: Expected rows of the upright picture; 0 for PROBE.
         cpu_limit_s: CPU seconds after which the kernel ends the worker.
-        max_pixels: Most pixels a picture may have.
+        body: What the operation's own file defines; at most ``MAX_BODY_BYTES``.
     """
 
     operation: Operation
-    background_rgb: int
-    width: int
-    height: int
     cpu_limit_s: int
-    max_pixels: int
+    body: bytes
 
     def pack(self) -> bytes:
         """Return the message."""
-        return _REQUEST.pack(
-            _MAGIC,
-            self.operation,
-            self.background_rgb,
-            self.width,
-            self.height,
-            self.cpu_limit_s,
-            self.max_pixels,
-        )
+        assert len(self.body) <= MAX_BODY_BYTES, "bodies are bounded by what makes them"
+        header = _REQUEST.pack(_MAGIC, self.operation, self.cpu_limit_s, len(self.body))
+        return header + self.body
 
     @classmethod
     def unpack(cls, message: bytes) -> DecodeRequest:
         """Return the task in ``message``; raise ``WireError`` if it is none."""
-        if len(message) != REQUEST_BYTES:
+        if len(message) < _REQUEST.size:
             raise WireError("not a decode request")
-        magic, operation, *fields = _REQUEST.unpack(message)
-        if magic != _MAGIC or operation not in tuple(Operation):
+        magic, operation, cpu_limit_s, num_bytes = _REQUEST.unpack_from(message)
+        body = message[_REQUEST.size :]
+        if magic != _MAGIC or operation not in tuple(Operation) or len(body) != num_bytes:
             raise WireError("not a decode request")
-        return cls(Operation(operation), *fields)
+        return cls(Operation(operation), cpu_limit_s, body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,27 +96,34 @@ class DecodeReply:
 
     Attributes:
         status: Outcome.
-        width: Columns of the picture once it stands upright; 0 if unknown.
-        height: Rows of the picture once it stands upright; 0 if unknown.
-        message: The decoder's own words about a failure; not fit to be shown as they are.
+        body: After a probe what the operation's own file defines, after a failure text.
     """
 
     status: Status
-    width: int = 0
-    height: int = 0
-    message: str = ""
+    body: bytes = b""
+
+    @classmethod
+    def failure(cls, status: Status, message: str) -> DecodeReply:
+        """Return a reply with text, cut to ``MAX_TEXT_CHARS`` ASCII characters."""
+        return cls(status, message.encode("ascii", "replace")[:MAX_TEXT_CHARS])
+
+    @property
+    def message(self) -> str:
+        """The text of a failure."""
+        return self.body[:MAX_TEXT_CHARS].decode("ascii", "replace")
 
     def pack(self) -> bytes:
-        """Return the message; the text is cut to its field."""
-        text = self.message.encode("ascii", "replace")[:_MAX_MESSAGE_BYTES]
-        return _REPLY.pack(_MAGIC, self.status, self.width, self.height, len(text), text)
+        """Return the message."""
+        assert len(self.body) <= MAX_BODY_BYTES, "bodies are bounded by what makes them"
+        return _REPLY.pack(_MAGIC, self.status, len(self.body)) + self.body
 
     @classmethod
     def unpack(cls, message: bytes) -> DecodeReply:
         """Return the reply in ``message``; raise ``WireError`` if it is none."""
-        if len(message) != REPLY_BYTES:
+        if len(message) < _REPLY.size:
             raise WireError("not a decode reply")
-        magic, status, width, height, num_bytes, text = _REPLY.unpack(message)
-        if magic != _MAGIC or status not in tuple(Status) or num_bytes > _MAX_MESSAGE_BYTES:
+        magic, status, num_bytes = _REPLY.unpack_from(message)
+        body = message[_REPLY.size :]
+        if magic != _MAGIC or status not in tuple(Status) or len(body) != num_bytes:
             raise WireError("not a decode reply")
-        return cls(Status(status), width, height, text[:num_bytes].decode("ascii", "replace"))
+        return cls(Status(status), body)

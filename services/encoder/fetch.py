@@ -15,8 +15,9 @@ from yarl import URL
 from chiasm.common.errors import InvalidRequestError, MediaFetchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from chiasm.common.media import Modality
     from chiasm.encoder.url_policy import UrlPolicy
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -43,14 +44,14 @@ class SystemResolver:
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """Bounds of one fetch: bytes of the body, redirects followed, seconds in all.
+    """Bounds of one fetch: bytes of the body, redirects followed, seconds in all by modality.
 
     At most ``max_fetches`` go on at one time; the time of the others begins when they do.
     """
 
     max_bytes: int
     max_redirects: int
-    timeout_s: float
+    timeouts_s: Mapping[Modality, float]
     max_fetches: int = 100
 
 
@@ -82,11 +83,12 @@ class MediaFetcher:
         if self._session is not None:
             await self._session.close()
 
-    async def fetch(self, url: str, charge: Callable[[int], None]) -> bytearray:
+    async def fetch(self, url: str, modality: Modality, charge: Callable[[int], None]) -> bytearray:
         """Return the body behind ``url``.
 
         Args:
             url: URL of any form; the policy judges it.
+            modality: Kind of the item; decides how long the fetch may take.
             charge: Called with the bytes of each piece before it is kept; what it raises ends the
                 fetch.
 
@@ -94,11 +96,12 @@ class MediaFetcher:
             InvalidRequestError: The URL, or one it redirects to, is malformed or forbidden.
             MediaFetchError: There is no usable answer within the limits.
         """
+        timeout_s = self._limits.timeouts_s[modality]
         try:
-            async with self._slots, asyncio.timeout(self._limits.timeout_s):
+            async with self._slots, asyncio.timeout(timeout_s):
                 return await self._follow(url, charge)
         except TimeoutError:
-            raise _failed(f"no answer within {self._limits.timeout_s:g} s") from None
+            raise _failed(f"no answer within {timeout_s:g} s") from None
         except aiohttp.ClientError as error:
             if isinstance(error.__cause__, _ForbiddenAddressError):
                 raise error.__cause__.error from None

@@ -1,4 +1,4 @@
-"""Name everything that decides what an embedding is, except the picture and the client's wishes."""
+"""Name everything that decides what an embedding is, except the source and the client's wishes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from blake3 import blake3
 from chiasm.encoder.tower import bytes_of
 
 if TYPE_CHECKING:
-    from chiasm.encoder.preprocess import ImagePreprocessor
+    from collections.abc import Mapping
+
+    from chiasm.common.media import Modality
+    from chiasm.encoder.preprocess import Preprocessor
     from chiasm.encoder.tower import Tower
 
-_PROTOCOL_VERSION = 1
-_LIBRARIES = ("torch", "torchvision", "pillow", "transformers")
+_PROTOCOL_VERSION = 2
+_LIBRARIES = ("torch", "torchvision", "pillow", "av", "soundfile", "soxr", "transformers")
 _NOT_OF_THE_TOWER = frozenset(
     {"text_config", "_name_or_path", "transformers_version", "architectures", "dtype"}
 )
 
 
-def compute_fingerprint(tower: Tower, preprocessor: ImagePreprocessor) -> bytes:
-    """Return 32 bytes that differ whenever the same picture could give another embedding.
+def compute_fingerprint(tower: Tower, preprocessors: Mapping[Modality, Preprocessor]) -> bytes:
+    """Return 32 bytes that differ whenever the same source could give another embedding.
 
-    Covers the weights of tower and projector, their dtype and configuration, the preprocessor's
-    settings and backend, the versions of the libraries that change pixels, and the version of this
+    Covers the weights of towers and projectors, their dtype and configuration, the preprocessors'
+    settings, the versions of the libraries that change decoded media, and the version of this
     format. The language model's weights are no part of it, nor is where the checkpoint lies.
     """
     hasher = blake3(derive_key_context="chiasm encoder fingerprint")
@@ -36,8 +39,10 @@ def compute_fingerprint(tower: Tower, preprocessor: ImagePreprocessor) -> bytes:
         "dtype": tower.data_type.value,
         "device": tower.device.type,
         "config": config,
-        "preprocessor": dict(preprocessor.settings),
-        "backend": preprocessor.backend,
+        "preprocessors": {
+            modality.value: dict(preprocessor.settings)
+            for modality, preprocessor in preprocessors.items()
+        },
         "libraries": {name: _version(name) for name in _LIBRARIES},
     }
     hasher.update(json.dumps(description, sort_keys=True, default=str).encode())

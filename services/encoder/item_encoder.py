@@ -1,4 +1,4 @@
-"""Take one picture through the stages: header, plan, pixels, preprocessing, tower, store."""
+"""Take one item through the stages: header, plan, decoding, preprocessing, tower, store."""
 
 from __future__ import annotations
 
@@ -12,32 +12,27 @@ import structlog
 import torch
 
 from chiasm.common.errors import StoreUnavailableError
-from chiasm.common.media import Embedding, Modality, ProcessingOptions
+from chiasm.common.media import Embedding, ProcessingOptions
 from chiasm.common.metrics import (
     ENCODER_ENCODED_ITEMS,
     MEDIA_DECODE_LATENCY_SECONDS,
     PREPROCESSING_LATENCY_SECONDS,
 )
 from chiasm.encoder.commands import StageTimings
-from chiasm.encoder.pixels import ImageHeader, MemoryFile
+from chiasm.encoder.memory_file import MemoryFile
 from chiasm.encoder.tower import bytes_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from chiasm.common.embedding_store import EmbeddingStore
-    from chiasm.common.families import ImagePlan
-    from chiasm.common.media import EmbeddingRef
+    from chiasm.common.media import EmbeddingRef, Modality
     from chiasm.encoder.admission import Admission
     from chiasm.encoder.batcher import EncodeBatcher, TowerRows
     from chiasm.encoder.decode_pool import DecodePool
-    from chiasm.encoder.preprocess import ImagePreprocessor
+    from chiasm.encoder.preprocess import PlannedItem, Preprocessor
 
 log = structlog.get_logger(__name__)
-
-_WHITE = 0xFFFFFF
-_ONE_PIXEL_PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
-    "0000000c4944415408d763f8ffff3f0005fe02fedccc59e70000000049454e44ae426082"
-)
 
 
 class NonFiniteEmbeddingError(Exception):
@@ -49,31 +44,9 @@ class Stages:
     """The stages that an item passes, in order."""
 
     decoder: DecodePool
-    preprocessor: ImagePreprocessor
+    preprocessors: Mapping[Modality, Preprocessor]
     batcher: EncodeBatcher
     store: EmbeddingStore
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedImage:
-    """A picture whose header was read.
-
-    Attributes:
-        source: The file's bytes.
-        header: Size of the picture.
-        plan: What it becomes.
-        options: The client's wishes.
-    """
-
-    source: MemoryFile
-    header: ImageHeader
-    plan: ImagePlan
-    options: ProcessingOptions
-
-    @property
-    def num_pixels(self) -> int:
-        """Pixels of the larger of the decoded and the resized picture."""
-        return max(self.header.num_pixels, self.plan.num_pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +59,7 @@ class Encoded:
 
 
 class ItemEncoder:
-    """Encodes pictures; at most ``max_in_work`` hold pixels at one time, the others wait."""
+    """Encodes items; at most ``max_in_work`` hold decoded media at one time, the others wait."""
 
     def __init__(
         self, stages: Stages, admission: Admission, max_in_work: int, num_threads: int
@@ -105,34 +78,41 @@ class ItemEncoder:
         """Items that went through the tower since the start."""
         return self._num_encoded_items
 
-    async def plan(self, source: MemoryFile, options: ProcessingOptions) -> PlannedImage:
-        """Read the header of a picture and plan it; no pixel is decoded.
+    async def plan(
+        self, modality: Modality, source: MemoryFile, options: ProcessingOptions
+    ) -> PlannedItem:
+        """Read the header of an item and plan it; nothing is decoded.
+
+        Args:
+            modality: Kind of the item; one that the checkpoint takes.
+            source: The file's bytes.
+            options: The client's wishes.
 
         Raises:
-            InvalidRequestError: It is not a picture that can be processed.
-            TooLargeError: It has too many pixels.
-        """
-        header = await self._stages.decoder.probe(source)
-        plan = self._stages.preprocessor.planner.plan(header.height, header.width, options)
-        return PlannedImage(source, header, plan, options)
-
-    async def encode(self, tenant: str, image: PlannedImage, ref: EmbeddingRef) -> Encoded:
-        """Encode a picture and put its embedding into the store, if the store can take it.
-
-        Raises:
-            InvalidRequestError: The picture cannot be decoded or processed.
+            InvalidRequestError: It is not a file that can be processed.
+            TooLargeError: It is over a limit.
             OverloadedError: No decoder was free in time.
         """
-        output, timings = await self._compute(image)
+        preprocessor = self._stages.preprocessors[modality]
+        return await preprocessor.plan(self._stages.decoder, source, options)
+
+    async def encode(self, tenant: str, item: PlannedItem, ref: EmbeddingRef) -> Encoded:
+        """Encode an item and put its embedding into the store, if the store can take it.
+
+        Raises:
+            InvalidRequestError: The item cannot be decoded or processed.
+            OverloadedError: No decoder was free in time.
+        """
+        output, timings = await self._compute(item)
         # The warm-up is not learned from: its picture is tiny and its forward the slowest.
-        self._admission.observe(image.num_pixels, output.work_s)
+        self._admission.observe(item.num_pixels, output.work_s)
         self._num_encoded_items += 1
         ENCODER_ENCODED_ITEMS.labels(ref.modality.value).inc()
         embedding = Embedding(ref, [bytes_of(output.rows)])
         started = time.monotonic()
         is_stored = True
         try:
-            await self._stages.store.put(tenant, embedding, image.plan.layout)
+            await self._stages.store.put(tenant, embedding, item.layout)
         except StoreUnavailableError as error:
             is_stored = False
             log.warning("embedding_not_stored", reason=error.reason)
@@ -140,24 +120,25 @@ class ItemEncoder:
         return Encoded(embedding, is_stored, replace(timings, store_s=store_s))
 
     async def warm_up(self) -> None:
-        """Run a picture through every stage but the store; raises what any of them raises."""
-        image = await self.plan(MemoryFile.of_bytes(_ONE_PIXEL_PNG), ProcessingOptions())
-        await self._compute(image)
+        """Run an item of each kind through every stage but the store; raises what these raise."""
+        for modality, preprocessor in self._stages.preprocessors.items():
+            source = MemoryFile.of_bytes(preprocessor.sample)
+            await self._compute(await self.plan(modality, source, ProcessingOptions()))
 
     def stop(self) -> None:
         """End the preprocessing threads."""
         self._threads.shutdown()
 
-    async def _compute(self, image: PlannedImage) -> tuple[TowerRows, StageTimings]:
+    async def _compute(self, item: PlannedItem) -> tuple[TowerRows, StageTimings]:
+        preprocessor = self._stages.preprocessors[item.modality]
         async with self._in_work:
             started = time.monotonic()
-            background = image.options.background_rgb
-            pixels = await self._stages.decoder.decode(
-                image.source, image.header, _WHITE if background is None else background
+            media = await self._stages.decoder.decode(
+                item.modality, item.source, item.decoding.task, item.decoding.num_bytes
             )
             decoded = time.monotonic()
             inputs = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._stages.preprocessor.run, pixels, image.options
+                self._threads, preprocessor.run, item, media
             )
             preprocessed = time.monotonic()
             output = await self._stages.batcher.submit(inputs)
@@ -169,6 +150,7 @@ class ItemEncoder:
             preprocess_s=preprocessed - decoded,
             encode_s=encoded - preprocessed,
         )
-        MEDIA_DECODE_LATENCY_SECONDS.labels(Modality.IMAGE.value).observe(timings.decode_s)
-        PREPROCESSING_LATENCY_SECONDS.labels(Modality.IMAGE.value).observe(timings.preprocess_s)
+        modality = item.modality.value
+        MEDIA_DECODE_LATENCY_SECONDS.labels(modality).observe(timings.decode_s)
+        PREPROCESSING_LATENCY_SECONDS.labels(modality).observe(timings.preprocess_s)
         return output, timings

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from chiasm.common.single_flight import SingleFlight
     from chiasm.encoder.admission import Admission, AdmissionTicket
     from chiasm.encoder.commands import EncodeCommand, EncodeEvent, EncoderDescription
-    from chiasm.encoder.item_encoder import Encoded, ItemEncoder, PlannedImage
+    from chiasm.encoder.item_encoder import Encoded, ItemEncoder
+    from chiasm.encoder.preprocess import PlannedItem
     from chiasm.encoder.source_reader import SourceData, SourceReader
 
 log = structlog.get_logger(__name__)
@@ -112,8 +113,8 @@ class EncodePipeline:
             if resolution is not None and resolution.stored is not None:
                 return resolution.stored.layout
             source = await self._read(command, ticket)
-            image = await self._plan(command, source, ticket)
-            return image.plan.layout
+            item = await self._plan(command, source, ticket)
+            return item.layout
 
     def _check(self, command: EncodeCommand) -> None:
         modality = command.modality
@@ -146,11 +147,11 @@ class EncodePipeline:
         events = await self._answer_from_store(command, resolution)
         if events is None:
             assert resolution.embedding_id is not None, "the digest is known"
-            image = await self._plan(command, source, ticket)
-            ticket.queue_work(resolution.embedding_id, image.num_pixels)
-            ref = self._ref(command, resolution.embedding_id, image)
-            yield ItemPlanned(ref, image.plan.layout, CacheStatus.MISS)
-            events = await self._encode(command, image, ref, source.fetch_s)
+            item = await self._plan(command, source, ticket)
+            ticket.queue_work(resolution.embedding_id, item.num_pixels)
+            ref = self._ref(command, resolution.embedding_id, item)
+            yield ItemPlanned(ref, item.layout, CacheStatus.MISS)
+            events = await self._encode(command, item, ref, source.fetch_s)
             await self._parts.resolver.bind(command.context, query, source.digest)
         for event in events:
             yield event
@@ -174,10 +175,10 @@ class EncodePipeline:
 
     async def _plan(
         self, command: EncodeCommand, source: SourceData, ticket: AdmissionTicket
-    ) -> PlannedImage:
-        image = await self._parts.encoder.plan(source.memory, command.options)
-        ticket.charge_pixels(image.num_pixels)
-        return image
+    ) -> PlannedItem:
+        item = await self._parts.encoder.plan(command.modality, source.memory, command.options)
+        ticket.charge_pixels(item.num_pixels)
+        return item
 
     async def _answer_from_store(
         self, command: EncodeCommand, resolution: Resolution
@@ -195,11 +196,11 @@ class EncodePipeline:
         return [planned, *_inline(embedding, StageTimings())]
 
     async def _encode(
-        self, command: EncodeCommand, image: PlannedImage, ref: EmbeddingRef, fetch_s: float
+        self, command: EncodeCommand, item: PlannedItem, ref: EmbeddingRef, fetch_s: float
     ) -> list[EncodeEvent]:
         tenant, encoder = command.context.tenant, self._parts.encoder
         outcome = await self._parts.flights.run(
-            tenant, ref.embedding_id, lambda: encoder.encode(tenant, image, ref)
+            tenant, ref.embedding_id, lambda: encoder.encode(tenant, item, ref)
         )
         if isinstance(outcome, StoredEmbedding):
             if command.delivery is Delivery.STORE:
@@ -207,7 +208,7 @@ class EncodePipeline:
             embedding = await self._get(command, ref)
             if embedding is not None:
                 return list(_inline(embedding, StageTimings(fetch_s=fetch_s)))
-            outcome = await encoder.encode(tenant, image, ref)
+            outcome = await encoder.encode(tenant, item, ref)
         timings = replace(outcome.timings, fetch_s=fetch_s)
         if outcome.is_stored and command.delivery is Delivery.STORE:
             return [ItemReady(CacheStatus.MISS, ref.num_bytes, timings)]
@@ -219,10 +220,8 @@ class EncodePipeline:
         except StoreUnavailableError:
             return None
 
-    def _ref(
-        self, command: EncodeCommand, embedding_id: bytes, image: PlannedImage
-    ) -> EmbeddingRef:
-        shape = (image.plan.layout.num_embedding_tokens, self._description.hidden_size)
+    def _ref(self, command: EncodeCommand, embedding_id: bytes, item: PlannedItem) -> EmbeddingRef:
+        shape = (item.layout.num_embedding_tokens, self._description.hidden_size)
         return EmbeddingRef(
             embedding_id=embedding_id,
             fingerprint=self._description.fingerprint,

@@ -13,7 +13,8 @@ from chiasm.common.identity import source_digest
 from chiasm.common.limits import check_size
 from chiasm.common.metrics import MEDIA_DOWNLOAD_BYTES, MEDIA_DOWNLOAD_LATENCY_SECONDS
 from chiasm.encoder.commands import BytesSource
-from chiasm.encoder.pixels import MemoryFile
+from chiasm.encoder.decode_pool import invalid_media
+from chiasm.encoder.memory_file import MemoryFile
 
 if TYPE_CHECKING:
     from chiasm.common.media import Modality
@@ -58,7 +59,7 @@ class SourceReader:
         else:
             data, fetch_s = await self._fetch(source.url, modality, ticket)
         if not data:
-            raise InvalidRequestError("Failed to load image: it is empty", reason="INVALID_MEDIA")
+            raise invalid_media(modality, "it is empty")
         return await asyncio.to_thread(_keep, data, fetch_s)
 
     async def _collect(self, source: BytesSource, ticket: AdmissionTicket) -> bytearray:
@@ -89,7 +90,7 @@ class SourceReader:
     ) -> tuple[bytearray, float]:
         _check_scheme(url)
         started = time.monotonic()
-        data = await self._fetcher.fetch(url, ticket.charge_source)
+        data = await self._fetcher.fetch(url, modality, ticket.charge_source)
         fetch_s = time.monotonic() - started
         MEDIA_DOWNLOAD_LATENCY_SECONDS.labels(modality.value).observe(fetch_s)
         MEDIA_DOWNLOAD_BYTES.labels(modality.value).inc(len(data))

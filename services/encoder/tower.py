@@ -1,4 +1,4 @@
-"""Run the vision tower and projector of a checkpoint; the language model is never loaded."""
+"""Run the towers and projectors of a checkpoint; the language model is never loaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from chiasm.common.half_load import load_half
-from chiasm.common.media import DataType
+from chiasm.common.media import DataType, Modality
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +21,11 @@ _DATA_TYPES = {
     torch.float32: DataType.FLOAT32,
     torch.float16: DataType.FLOAT16,
     torch.bfloat16: DataType.BFLOAT16,
+}
+_FEATURES_CALLS = {
+    Modality.IMAGE: "get_image_features",
+    Modality.VIDEO: "get_video_features",
+    Modality.AUDIO: "get_audio_features",
 }
 
 
@@ -84,7 +89,7 @@ class Tower:
         """Encode items in one forward.
 
         Args:
-            items: Preprocessed items; at least one.
+            items: Preprocessed items that join; at least one.
 
         Returns:
             One tensor per item. [num_rows, hidden_size], the tower's dtype, contiguous, on the CPU.
@@ -99,7 +104,7 @@ class Tower:
         for name, value in arguments.items():
             if value.is_floating_point():
                 arguments[name] = value.to(self._model.dtype)
-        output = self._model.get_image_features(**arguments)
+        output = getattr(self._model, _FEATURES_CALLS[items[0].modality])(**arguments)
         embeddings = [rows.reshape(-1, rows.shape[-1]) for rows in output.pooler_output]
         for item, rows in zip(items, embeddings, strict=True):
             if rows.shape != (item.num_rows, self.hidden_size):

@@ -72,17 +72,24 @@ class Family:
     Attributes:
         name: Word used in logs.
         model_types: Values of ``model_type`` in ``config.json`` that belong to the family.
-        modalities: Kinds of media that can be encoded.
         positions: How the language model numbers positions.
         make_image_planner: Builds the planner from ``config.json`` and the image processor's
-            attributes (``to_dict()``, so that defaults are filled in).
+            attributes (``to_dict()``, so that defaults are filled in); ``None`` for families that
+            take no pictures.
     """
 
     name: str
     model_types: tuple[str, ...]
-    modalities: tuple[Modality, ...]
     positions: PositionScheme
-    make_image_planner: Callable[[Mapping[str, object], Mapping[str, object]], ImagePlanner]
+    make_image_planner: (
+        Callable[[Mapping[str, object], Mapping[str, object]], ImagePlanner] | None
+    ) = None
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Kinds of media that can be encoded."""
+        makers = {Modality.IMAGE: self.make_image_planner}
+        return tuple(modality for modality, maker in makers.items() if maker is not None)
 
     def placeholder_token_id(self, config: Mapping[str, object], modality: Modality) -> int:
         """Return the id of the token that stands for one item before its expansion.

@@ -81,7 +81,6 @@ def make_crop_planner(
 LLAVA = Family(
     name="llava",
     model_types=("llava",),
-    modalities=(Modality.IMAGE,),
     positions=PositionScheme.LINEAR,
     make_image_planner=make_crop_planner,
 )

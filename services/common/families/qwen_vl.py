@@ -121,7 +121,6 @@ def make_grid_planner(
 QWEN_VL = Family(
     name="qwen_vl",
     model_types=("qwen2_vl", "qwen2_5_vl"),
-    modalities=(Modality.IMAGE,),
     positions=PositionScheme.MROPE,
     make_image_planner=make_grid_planner,
 )

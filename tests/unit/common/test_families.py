@@ -47,11 +47,17 @@ def load_config(path: Path) -> Mapping[str, object]:
     return config
 
 
+def make_planner(config: Mapping[str, object], settings: Mapping[str, object]) -> ImagePlanner:
+    make = family_of(config).make_image_planner
+    assert make is not None
+    return make(config, settings)
+
+
 @functools.cache
 def load_planner(path: Path) -> tuple[Any, ImagePlanner]:
     _, processor = load_whole(path)
     config = load_config(path)
-    planner = family_of(config).make_image_planner(config, processor.image_processor.to_dict())
+    planner = make_planner(config, processor.image_processor.to_dict())
     return processor, planner
 
 
@@ -141,7 +147,7 @@ def test_llava_counts_the_class_token_unless_it_is_dropped(llava_path: Path) -> 
     config = {**load_config(llava_path), "vision_feature_select_strategy": "full"}
     processor, _ = load_planner(llava_path)
 
-    planner = family_of(config).make_image_planner(config, processor.image_processor.to_dict())
+    planner = make_planner(config, processor.image_processor.to_dict())
 
     assert planner.plan(9, 9, ProcessingOptions()).layout.num_tokens == 17
 
@@ -174,7 +180,7 @@ def test_a_processor_that_merges_otherwise_than_the_tower_is_refused(qwen_path: 
     settings = {**processor.image_processor.to_dict(), "merge_size": 4}
 
     with pytest.raises(UnsupportedModelError, match="merges 4 patches but the tower 2"):
-        family_of(config).make_image_planner(config, settings)
+        make_planner(config, settings)
 
 
 def test_missing_values_are_named(qwen_path: Path) -> None:
@@ -184,4 +190,4 @@ def test_missing_values_are_named(qwen_path: Path) -> None:
     del settings["patch_size"]
 
     with pytest.raises(UnsupportedModelError, match="patch_size"):
-        family_of(config).make_image_planner(config, settings)
+        make_planner(config, settings)

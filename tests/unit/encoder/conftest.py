@@ -11,15 +11,11 @@ from chiasm.encoder.decode_pool import DecodeLimits, DecodePool
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-MAX_PIXELS = 1_000_000
-
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def decoder() -> AsyncIterator[DecodePool]:
     """Yield decode workers shared by the tests that leave them alive."""
-    limits = DecodeLimits(
-        max_pixels=MAX_PIXELS, memory_bytes=1 << 30, cpu_limit_s=10, timeout_s=30.0, niceness=0
-    )
+    limits = DecodeLimits(memory_bytes=1 << 30, cpu_limit_s=10, timeout_s=30.0, niceness=0)
     pool = DecodePool(2, limits)
     pool.start()
     yield pool

@@ -11,6 +11,7 @@ import pytest_asyncio
 import torch
 
 from chiasm.common.errors import UnavailableError
+from chiasm.common.media import Modality
 from chiasm.encoder.batcher import BatchLimits, EncodeBatcher
 from chiasm.encoder.preprocess import TowerInputs
 
@@ -28,7 +29,7 @@ class FakeTower:
 
     def encode(self, items: Sequence[TowerInputs]) -> list[torch.Tensor]:
         """Return the items' numbers once let go."""
-        numbers = [int(item.tensors["number"]) for item in items]
+        numbers = [int(item.tensors["number"][0, 0]) for item in items]
         self.batches.append(numbers)
         self.started.release()
         self.gate.acquire(timeout=10)
@@ -61,8 +62,10 @@ class FakeCores:
         return 1
 
 
-def item(number: int, num_pixels: int = 10) -> TowerInputs:
-    return TowerInputs({"number": torch.tensor(number)}, num_pixels, 1)
+def item(
+    number: int, num_pixels: int = 10, *, modality: Modality = Modality.IMAGE, width: int = 1
+) -> TowerInputs:
+    return TowerInputs(modality, {"number": torch.full((1, width), number)}, num_pixels, 1)
 
 
 @pytest.fixture
@@ -127,6 +130,22 @@ async def test_a_batch_stays_below_the_pixel_budget_unless_it_is_one_item(
     await asyncio.gather(*first, *rest)
 
     assert tower.batches == [[1], [2, 3], [4], [5], [6]]
+
+
+async def test_items_of_other_kinds_or_shapes_are_not_joined(
+    batcher: EncodeBatcher, tower: FakeTower
+) -> None:
+    first = await submit(batcher, item(1))
+    await tower.wait_started()
+    rest = await submit(
+        batcher, item(2), item(3, modality=Modality.VIDEO), item(4), item(5, width=2), item(6)
+    )
+    tower.let_go(10)
+
+    results = await asyncio.gather(*first, *rest)
+
+    assert tower.batches == [[1], [2], [3], [4], [5], [6]]
+    assert [float(rows[0, 0]) for rows in results] == [1, 2, 3, 4, 5, 6]
 
 
 async def test_a_bad_item_fails_alone(batcher: EncodeBatcher, tower: FakeTower) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -15,8 +16,10 @@ from chiasm.common.families import UnsupportedModelError
 from chiasm.common.half_load import load_half
 from chiasm.common.media import DataType, Modality, ProcessingOptions
 from chiasm.encoder.checkpoint import EncoderCheckpoint
-from chiasm.encoder.pixels import ImageHeader, MemoryFile, Pixels
+from chiasm.encoder.image_preprocessor import ImagePreprocessor
+from chiasm.encoder.memory_file import MemoryFile
 from chiasm.encoder.tower import RowCountError, bytes_of
+from chiasm.encoder.wire_image import ImageHeader
 from tests.fakes.checkpoints import (
     load_whole,
     make_llava,
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL import Image
+
+    from chiasm.encoder.preprocess import TowerInputs
 
 MAKERS = {"qwen2_vl": make_qwen2_vl, "qwen2_5_vl": make_qwen2_5_vl, "llava": make_llava}
 SIZES = [(1, 1), (1, 3), (3, 1), (3, 4), (13, 14), (28, 29), (1, 200), (97, 131), (300, 20)]
@@ -50,16 +55,21 @@ def whole_of(path: Path) -> tuple[Any, Any]:
     return load_whole(path)
 
 
-def pixels_of(image: Image.Image) -> Pixels:
-    header = ImageHeader(image.width, image.height)
-    memory = MemoryFile(header.num_bytes).map()
-    memory[:] = image.tobytes()
-    return Pixels(header, memory)
+def prepare(checkpoint: EncoderCheckpoint, image: Image.Image, **options: int) -> TowerInputs:
+    preprocessor = checkpoint.preprocessors[Modality.IMAGE]
+    assert isinstance(preprocessor, ImagePreprocessor)
+    data = image.tobytes()
+    item = preprocessor.plan_header(
+        MemoryFile(1), ImageHeader(image.width, image.height), ProcessingOptions(**options)
+    )
+    assert item.decoding.num_bytes == len(data)
+    media = MemoryFile(len(data)).map()
+    media[:] = data
+    return preprocessor.run(item, media)
 
 
 def encode(checkpoint: EncoderCheckpoint, image: Image.Image, **options: int) -> torch.Tensor:
-    inputs = checkpoint.preprocessor.run(pixels_of(image), ProcessingOptions(**options))
-    return checkpoint.tower.encode([inputs])[0]
+    return checkpoint.tower.encode([prepare(checkpoint, image, **options)])[0]
 
 
 @torch.inference_mode()
@@ -85,7 +95,7 @@ def test_embeddings_equal_the_whole_model(path: Path, width: int, height: int) -
 def test_a_batch_equals_its_items_alone(path: Path) -> None:
     checkpoint = load(path)
     images = [noise(40, 60), noise(131, 97, seed=1), noise(5, 5, seed=2)]
-    inputs = [checkpoint.preprocessor.run(pixels_of(i), ProcessingOptions()) for i in images]
+    inputs = [prepare(checkpoint, i) for i in images]
 
     batch = checkpoint.tower.encode(inputs)
 
@@ -143,8 +153,8 @@ def test_another_dtype_can_be_chosen(path: Path) -> None:
 
 def test_a_wrong_number_of_rows_is_found(path: Path) -> None:
     checkpoint = load(path)
-    inputs = checkpoint.preprocessor.run(pixels_of(noise(30, 30)), ProcessingOptions())
-    wrong = type(inputs)(inputs.tensors, inputs.num_pixels, inputs.num_rows + 1)
+    inputs = prepare(checkpoint, noise(30, 30))
+    wrong = dataclasses.replace(inputs, num_rows=inputs.num_rows + 1)
 
     with pytest.raises(RowCountError, match="planned"):
         checkpoint.tower.encode([wrong])

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from chiasm.common.errors import InvalidRequestError, OverloadedError, TooLargeError
+from chiasm.common.media import Modality
 from chiasm.encoder.decode_pool import DecodeLimits, DecodePool, make_safe
-from chiasm.encoder.decode_wire import MAX_SIDE
-from chiasm.encoder.pixels import ImageHeader, MemoryFile
+from chiasm.encoder.memory_file import MemoryFile
+from chiasm.encoder.wire_image import MAX_SIDE, ImageHeader, ImageTask
 from tests.fakes.pictures import (
     ORIENTATION_TAG,
     encode,
@@ -24,20 +25,32 @@ from tests.fakes.pictures import (
     png_header,
     png_with_late_exif,
 )
-from tests.unit.encoder.conftest import MAX_PIXELS
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 WHITE = 0xFFFFFF
+MAX_PIXELS = 1_000_000
 
 
-async def decode(decoder: DecodePool, data: bytes, background_rgb: int = WHITE) -> np.ndarray:
+async def probe(
+    decoder: DecodePool, source: MemoryFile, max_pixels: int = MAX_PIXELS
+) -> ImageHeader:
+    """Return the header of a file."""
+    task = ImageTask(max_pixels)
+    return ImageHeader.unpack(await decoder.probe(Modality.IMAGE, source, task.pack()))
+
+
+async def decode(
+    decoder: DecodePool, data: bytes, background_rgb: int = WHITE, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Return the pixels of a file. [height, width, 3]."""
     source = MemoryFile.of_bytes(data)
-    header = await decoder.probe(source)
-    pixels = await decoder.decode(source, header, background_rgb)
-    return np.frombuffer(pixels.data, np.uint8).reshape(header.height, header.width, 3)
+    header = await probe(decoder, source, max_pixels)
+    task = ImageTask(max_pixels, header.width, header.height, background_rgb)
+    num_bytes = header.num_pixels * 3
+    pixels = await decoder.decode(Modality.IMAGE, source, task.pack(), num_bytes)
+    return np.frombuffer(pixels, np.uint8).reshape(header.height, header.width, 3)
 
 
 def on_white(image: Image.Image) -> np.ndarray:
@@ -214,9 +227,8 @@ async def test_sizes_up_to_the_limits_are_decoded(
 async def test_sizes_over_the_limits_are_refused_by_their_header(
     decoder: DecodePool, width: int, height: int, message: str
 ) -> None:
-    assert MAX_PIXELS == 1_000_000
     with pytest.raises(TooLargeError, match=message):
-        await decoder.probe(MemoryFile.of_bytes(png_header(width, height)))
+        await probe(decoder, MemoryFile.of_bytes(png_header(width, height)))
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
@@ -253,14 +265,14 @@ async def test_a_header_that_does_not_fit_the_file_is_refused(decoder: DecodePoo
     source = MemoryFile.of_bytes(encode(noise(4, 4), "PNG"))
 
     with pytest.raises(InvalidRequestError, match="size of the picture has changed"):
-        await decoder.decode(source, ImageHeader(5, 5), WHITE)
+        await decoder.decode(Modality.IMAGE, source, ImageTask(MAX_PIXELS, 5, 5).pack(), 75)
 
 
 def make_pool(
     *, cpu_limit_s: int = 10, timeout_s: float = 30.0, memory_bytes: int = 1 << 30
 ) -> DecodePool:
     """Return a pool of one worker, started, for a test that ends the worker."""
-    limits = DecodeLimits(40_000_000, memory_bytes, cpu_limit_s, timeout_s, niceness=0)
+    limits = DecodeLimits(memory_bytes, cpu_limit_s, timeout_s, niceness=0)
     pool = DecodePool(1, limits)
     pool.start()
     return pool
@@ -286,11 +298,11 @@ async def test_a_task_over_its_cpu_seconds_is_the_files_fault() -> None:
     pool = make_pool(cpu_limit_s=7)
     source = MemoryFile.of_bytes(encode(noise(8, 8), "PNG"))
     try:
-        await pool.probe(source)
+        await probe(pool, source)
         (process,) = pool._processes
         limits = await asyncio.to_thread(Path(f"/proc/{process.pid}/limits").read_text)
         os.kill(process.pid, signal.SIGSTOP)
-        task = asyncio.create_task(pool.probe(source))
+        task = asyncio.create_task(probe(pool, source))
         await asyncio.sleep(0)
         os.kill(process.pid, signal.SIGXCPU)  # as the kernel does at the limit
         os.kill(process.pid, signal.SIGCONT)
@@ -298,7 +310,7 @@ async def test_a_task_over_its_cpu_seconds_is_the_files_fault() -> None:
         with pytest.raises(InvalidRequestError, match="takes too long to decode"):
             await task
         assert re.search(r"Max cpu time +8 +unlimited", limits)
-        assert (await pool.probe(source)).num_pixels == 64
+        assert (await probe(pool, source)).num_pixels == 64
     finally:
         pool.stop()
 
@@ -310,7 +322,7 @@ async def test_a_worker_that_does_not_answer_in_time_is_killed() -> None:
         (process,) = pool._processes
         os.kill(process.pid, signal.SIGSTOP)
         with pytest.raises(OverloadedError) as caught:
-            await pool.probe(source)
+            await probe(pool, source)
         assert caught.value.retry_after_s is not None
         assert not pool._processes
     finally:
@@ -323,13 +335,13 @@ async def test_a_cancelled_task_ends_its_worker_and_leaves_the_pool_usable() -> 
     try:
         (process,) = pool._processes
         os.kill(process.pid, signal.SIGSTOP)
-        task = asyncio.create_task(pool.probe(source))
+        task = asyncio.create_task(probe(pool, source))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
-        assert (await pool.probe(source)).num_pixels == 64
+        assert (await probe(pool, source)).num_pixels == 64
     finally:
         pool.stop()
 
@@ -338,7 +350,7 @@ async def test_a_picture_that_needs_too_much_memory_is_refused() -> None:
     pool = make_pool(memory_bytes=256 << 20)
     try:
         with pytest.raises(InvalidRequestError, match="Failed to load image"):
-            await decode(pool, encode(Image.new("1", (6000, 6000)), "PNG"))
+            await decode(pool, encode(Image.new("1", (6000, 6000)), "PNG"), max_pixels=40_000_000)
         assert (await decode(pool, encode(noise(8, 8), "PNG"))).shape == (8, 8, 3)
     finally:
         pool.stop()

@@ -5,45 +5,77 @@ from __future__ import annotations
 import pytest
 
 from chiasm.encoder.decode_wire import (
-    REPLY_BYTES,
-    REQUEST_BYTES,
+    MAX_BODY_BYTES,
+    MAX_TEXT_CHARS,
     DecodeReply,
     DecodeRequest,
     Operation,
     Status,
     WireError,
 )
+from chiasm.encoder.wire_image import ImageHeader, ImageTask
 
 
-def test_requests_survive_the_way() -> None:
-    request = DecodeRequest(Operation.DECODE, 0xABCDEF, 3, 4, 10, 2**40)
+@pytest.mark.parametrize("body", [b"", b"task", b"x" * MAX_BODY_BYTES])
+def test_requests_survive_the_way(body: bytes) -> None:
+    request = DecodeRequest(Operation.DECODE_IMAGE, 10, body)
 
-    assert len(request.pack()) == REQUEST_BYTES
     assert DecodeRequest.unpack(request.pack()) == request
 
 
-def test_replies_survive_the_way_with_their_text_cut() -> None:
-    reply = DecodeReply(Status.INVALID, 3, 4, "é" + "x" * 300)
+def test_replies_survive_the_way() -> None:
+    reply = DecodeReply(Status.OK, b"header")
+
+    assert DecodeReply.unpack(reply.pack()) == reply
+
+
+def test_the_text_of_a_failure_is_cut_to_ascii() -> None:
+    reply = DecodeReply.failure(Status.INVALID, "é" + "x" * 300)
 
     answer = DecodeReply.unpack(reply.pack())
 
-    assert len(reply.pack()) == REPLY_BYTES
-    assert answer == DecodeReply(Status.INVALID, 3, 4, "?" + "x" * 255)
+    assert answer.status is Status.INVALID
+    assert answer.message == "?" + "x" * (MAX_TEXT_CHARS - 1)
 
 
-@pytest.mark.parametrize("size", [0, 1, REQUEST_BYTES - 1, REQUEST_BYTES, REPLY_BYTES])
+@pytest.mark.parametrize("size", [0, 1, 12, 16, 100])
 def test_other_bytes_are_no_messages(size: int) -> None:
     for kind in (DecodeRequest, DecodeReply):
         with pytest.raises(WireError):
             kind.unpack(b"\xff" * size)
 
 
-def test_unknown_operations_and_statuses_are_refused() -> None:
-    request = bytearray(DecodeRequest(Operation.PROBE, 0, 0, 0, 1, 1).pack())
-    reply = bytearray(DecodeReply(Status.OK).pack())
-    request[4] = reply[4] = 77
+@pytest.mark.parametrize("kind", [DecodeRequest, DecodeReply])
+def test_unknown_operations_and_statuses_are_refused(
+    kind: type[DecodeRequest | DecodeReply],
+) -> None:
+    message = bytearray(make(kind))
+    message[4] = 77
 
     with pytest.raises(WireError):
-        DecodeRequest.unpack(bytes(request))
-    with pytest.raises(WireError):
-        DecodeReply.unpack(bytes(reply))
+        kind.unpack(bytes(message))
+
+
+@pytest.mark.parametrize("kind", [DecodeRequest, DecodeReply])
+def test_bodies_of_another_length_than_announced_are_refused(
+    kind: type[DecodeRequest | DecodeReply],
+) -> None:
+    for message in (make(kind) + b"x", make(kind)[:-1]):
+        with pytest.raises(WireError):
+            kind.unpack(message)
+
+
+def test_tasks_and_headers_of_pictures_survive_the_way() -> None:
+    task = ImageTask(2**40, 3, 4, 0xABCDEF)
+
+    assert ImageTask.unpack(task.pack()) == task
+    assert ImageHeader.unpack(ImageHeader(3, 4).pack()) == ImageHeader(3, 4)
+    for kind in (ImageTask, ImageHeader):
+        with pytest.raises(WireError):
+            kind.unpack(b"short")
+
+
+def make(kind: type[DecodeRequest | DecodeReply]) -> bytes:
+    if kind is DecodeRequest:
+        return DecodeRequest(Operation.PROBE_IMAGE, 1, b"body").pack()
+    return DecodeReply(Status.OK, b"body").pack()

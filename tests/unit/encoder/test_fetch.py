@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from chiasm.common.errors import InvalidRequestError, MediaFetchError, OverloadedError
+from chiasm.common.media import Modality
 from chiasm.encoder.fetch import FetchLimits, MediaFetcher
 from chiasm.encoder.url_policy import UrlPolicy
 from tests.fakes.media_server import (
@@ -65,7 +66,7 @@ async def fetcher(
 ) -> AsyncIterator[MediaFetcher]:
     """Yield a fetcher for which 127.0.0.1 is public."""
     policy = UrlPolicy(allowed_networks=(ipaddress.ip_network(f"{PUBLIC}/32"),))
-    limits = FetchLimits(MAX_BYTES, 3, timeout_s, max_fetches)
+    limits = FetchLimits(MAX_BYTES, 3, {Modality.IMAGE: timeout_s}, max_fetches)
     client = MediaFetcher(policy, limits, FakeResolver(table))
     await client.start()
     try:
@@ -76,7 +77,7 @@ async def fetcher(
 
 async def fetch(client: MediaFetcher, url: str) -> bytes:
     """Fetch within a budget that nothing exceeds."""
-    return bytes(await client.fetch(url, lambda num_bytes: None))
+    return bytes(await client.fetch(url, Modality.IMAGE, lambda num_bytes: None))
 
 
 async def test_the_body_of_a_public_url_is_returned(public: MediaServer) -> None:
@@ -214,6 +215,7 @@ async def test_waiting_for_a_slot_is_not_in_the_deadline(public: MediaServer) ->
 
 async def test_each_piece_is_charged_before_it_is_kept(public: MediaServer) -> None:
     public.add("/endless", endless)
+    base = f"http://public.test:{public.port}"
     charged: list[int] = []
 
     def charge(num_bytes: int) -> None:
@@ -223,9 +225,9 @@ async def test_each_piece_is_charged_before_it_is_kept(public: MediaServer) -> N
 
     async with fetcher() as client:
         with pytest.raises(OverloadedError):
-            await client.fetch(f"http://public.test:{public.port}/endless", charge)
+            await client.fetch(f"{base}/endless", Modality.IMAGE, charge)
         charged.clear()
-        body = await client.fetch(f"http://public.test:{public.port}/image.png", charge)
+        body = await client.fetch(f"{base}/image.png", Modality.IMAGE, charge)
 
     assert sum(charged) == len(body) == len(b"picture")
 

@@ -32,7 +32,7 @@ async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
 
 async def read(source: Source, max_queue_bytes: int = 1000) -> SourceData:
     """Read a source; no URL can be fetched."""
-    fetcher = MediaFetcher(UrlPolicy(), FetchLimits(MAX_BYTES, 0, 1.0), FakeResolver({}))
+    fetcher = MediaFetcher(UrlPolicy(), FetchLimits(MAX_BYTES, 0, {}), FakeResolver({}))
     admission = Admission(AdmissionLimits(1, max_queue_bytes, 1000))
     with admission.admit() as ticket:
         return await SourceReader(fetcher, MAX_BYTES).read(source, Modality.IMAGE, ticket)

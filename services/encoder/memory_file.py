@@ -1,4 +1,4 @@
-"""Hold the source and the pixels of an item in anonymous memory files.
+"""Hold the source and the decoded media of an item in anonymous memory files.
 
 A memory file can be handed to another process without copying it. It is sealed at its size before
 it is: a process gone wrong can neither grow it nor shrink it under our feet.
@@ -10,9 +10,6 @@ import fcntl
 import mmap
 import os
 import weakref
-from dataclasses import dataclass
-
-from chiasm.encoder.decode_wire import NUM_CHANNELS
 
 
 class MemoryFile:
@@ -43,29 +40,3 @@ class MemoryFile:
     def map(self) -> mmap.mmap:
         """Return the contents, writable; the mapping outlives the file."""
         return mmap.mmap(self._fd, self._num_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageHeader:
-    """What the header of a picture tells: its size once it stands upright."""
-
-    width: int
-    height: int
-
-    @property
-    def num_pixels(self) -> int:
-        """Pixels of the picture."""
-        return self.width * self.height
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the decoded picture."""
-        return self.num_pixels * NUM_CHANNELS
-
-
-@dataclass(frozen=True, slots=True)
-class Pixels:
-    """A decoded picture: ``data`` holds ``[height, width, 3]`` bytes, red first."""
-
-    header: ImageHeader
-    data: mmap.mmap

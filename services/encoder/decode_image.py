@@ -1,0 +1,156 @@
+"""Decode pictures with Pillow, upright and flattened; runs in a decode worker."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from chiasm.encoder.decode_errors import MediaTooLargeError
+from chiasm.encoder.wire_image import MAX_SIDE, ImageHeader, ImageTask
+
+if TYPE_CHECKING:
+    import mmap
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+_NUM_WIDE_GREYS = 1 << 16
+_PNG_SIGNATURE_BYTES = 8
+_PNG_CHUNK_OVERHEAD_BYTES = 12
+
+
+def probe(body: bytes, source: mmap.mmap) -> bytes:
+    """Return the header of a picture.
+
+    Args:
+        body: An ``ImageTask`` with the limit.
+        source: The file.
+
+    Returns:
+        An ``ImageHeader``.
+
+    Raises:
+        MediaTooLargeError: It has too many pixels or too long a side.
+        Exception: Pillow cannot read it; of any class.
+    """
+    width, height, _, _ = _open(source, ImageTask.unpack(body).max_pixels)
+    return ImageHeader(width, height).pack()
+
+
+def decode(body: bytes, source: mmap.mmap, media: mmap.mmap) -> None:
+    """Decode a picture that was probed.
+
+    Args:
+        body: An ``ImageTask`` with the size that the probe told.
+        source: The file.
+        media: Takes the pixels. [height, width, 3], uint8.
+
+    Raises:
+        ValueError: The file does not have that size.
+        Exception: Pillow cannot decode it; of any class.
+    """
+    task = ImageTask.unpack(body)
+    width, height, orientation, image = _open(source, task.max_pixels)
+    if (width, height) != (task.width, task.height):
+        raise ValueError("the size of the picture has changed")
+    upright = _flatten(image, task.background_rgb)
+    if orientation in _TRANSPOSE:
+        upright = upright.transpose(_TRANSPOSE[orientation])
+    if upright.size != (width, height):
+        raise ValueError("the picture does not have the size of its header")
+    media[:] = upright.tobytes()
+
+
+def _open(source: mmap.mmap, max_pixels: int) -> tuple[int, int, int, Image.Image]:
+    """Return upright width, upright height, orientation and the image, not yet decoded."""
+    # A wrong size in a header is our own check's business; this is the net behind it.
+    Image.MAX_IMAGE_PIXELS = MAX_SIDE * MAX_SIDE
+    warnings.simplefilter("ignore")
+    try:
+        image = Image.open(io.BytesIO(source), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise MediaTooLargeError(
+            f"Image dimensions exceed the maximum of {max_pixels} pixels."
+        ) from None
+    width, height = image.size
+    if max(width, height) > MAX_SIDE:
+        raise MediaTooLargeError(
+            f"Image dimensions {width}x{height} exceed the maximum of {MAX_SIDE} pixels a side."
+        )
+    if width * height > max_pixels:
+        raise MediaTooLargeError(
+            f"Image dimensions {width}x{height} ({width * height} pixels) exceed the maximum of"
+            f" {max_pixels} pixels."
+        )
+    orientation = _read_orientation(image, source)
+    if orientation >= 5:
+        width, height = height, width
+    return width, height, orientation, image
+
+
+def _read_orientation(image: Image.Image, source: mmap.mmap) -> int:
+    if image.format == "TIFF":
+        return 1  # Pillow turns TIFF pictures itself, and their size is the upright one already
+    try:
+        if image.format == "PNG" and not _has_chunks_behind_pixels(source):
+            # The PNG plugin's own method decodes all pixels to look for Exif behind them.
+            exif = Image.Image.getexif(image)
+        else:
+            exif = image.getexif()
+        orientation = exif.get(_ORIENTATION_TAG, 1)
+    except Exception:
+        # Broken Exif raises anything and must not be fatal.
+        return 1
+    return orientation if orientation in _TRANSPOSE else 1
+
+
+def _has_chunks_behind_pixels(source: mmap.mmap) -> bool:
+    offset, has_seen_pixels = _PNG_SIGNATURE_BYTES, False
+    while offset + _PNG_CHUNK_OVERHEAD_BYTES <= len(source):
+        num_bytes = int.from_bytes(source[offset : offset + 4], "big")
+        kind = source[offset + 4 : offset + 8]
+        if has_seen_pixels and kind not in (b"IDAT", b"IEND"):
+            return True
+        has_seen_pixels = has_seen_pixels or kind == b"IDAT"
+        offset += num_bytes + _PNG_CHUNK_OVERHEAD_BYTES
+    return False
+
+
+def _flatten(image: Image.Image, background_rgb: int) -> Image.Image:
+    """Return the picture as 8-bit RGB, transparent pixels composited on the background."""
+    if image.mode.startswith("I;16"):
+        image = _narrow(image)
+    if image.mode in _MODES_WITH_ALPHA or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        red, green, blue = background_rgb.to_bytes(3, "big")
+        flat = Image.new("RGB", picture.size, (red, green, blue))
+        flat.paste(picture, mask=picture.getchannel("A"))
+        return flat
+    return image.convert("RGB")
+
+
+def _narrow(image: Image.Image) -> Image.Image:
+    """Return 16-bit greys as 8-bit ones, with an alpha channel if one grey is transparent."""
+    wide = image.convert("I")
+    grey = wide.point(lambda value: value * (1 / 256)).convert("L")
+    # NOTE: the key is one of 65536 greys; its neighbours become the same 8-bit grey and are opaque.
+    key = image.info.get("transparency")
+    grey.info.pop("transparency", None)
+    if key is not None:
+        opacity = [255] * _NUM_WIDE_GREYS
+        opacity[key] = 0
+        grey.putalpha(wide.point(opacity, "L"))
+    return grey

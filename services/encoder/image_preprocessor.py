@@ -1,0 +1,153 @@
+"""Turn pictures into the tower's inputs with the checkpoint's own image processor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from chiasm.common import torchvision_shim
+
+_HAS_TORCHVISION = torchvision_shim.install()
+
+import transformers  # noqa: E402 - the shim must run before anything imports torchvision
+
+from chiasm.common.media import Modality  # noqa: E402
+from chiasm.encoder.decode_pool import invalid_media  # noqa: E402
+from chiasm.encoder.preprocess import Decoding, PlannedItem, TowerInputs, plain  # noqa: E402
+from chiasm.encoder.wire_image import NUM_CHANNELS, ImageHeader, ImageTask  # noqa: E402
+
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from chiasm.common.families import Family, ImagePlanner
+    from chiasm.common.media import ProcessingOptions
+    from chiasm.encoder.decode_pool import DecodePool
+    from chiasm.encoder.memory_file import MemoryFile
+    from chiasm.encoder.preprocess import MediaLimits
+
+_WHITE = 0xFFFFFF
+_ONE_PIXEL_PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
+    "0000000c4944415408d763f8ffff3f0005fe02fedccc59e70000000049454e44ae426082"
+)
+
+
+class ImageProcessor(Protocol):
+    """What is used of a transformers image processor."""
+
+    def __call__(self, images: list[np.ndarray], **kwargs: object) -> Mapping[str, object]:
+        """Preprocess pictures; keyword arguments override the processor's settings."""
+        ...
+
+    def to_dict(self) -> dict[str, object]:
+        """Return every setting."""
+        ...
+
+
+class ImagePreprocessor:
+    """The checkpoint's image processor and the planner that foretells its results.
+
+    The backend, ``torchvision`` or ``pil``, is one of the settings: they give different values.
+    """
+
+    def __init__(self, processor: ImageProcessor, planner: ImagePlanner, max_pixels: int) -> None:
+        self._processor = processor
+        self._planner = planner
+        self._max_pixels = max_pixels
+
+    @classmethod
+    def load(
+        cls, model_path: Path, family: Family, config: Mapping[str, object], limits: MediaLimits
+    ) -> ImagePreprocessor:
+        """Load the processor of a checkpoint.
+
+        Args:
+            model_path: Directory of the checkpoint.
+            family: Its family, which takes pictures.
+            config: Its ``config.json``.
+            limits: Bounds of a picture.
+
+        Raises:
+            OSError: There is no processor configuration.
+            UnsupportedModelError: The family cannot plan with this processor.
+        """
+        processor: ImageProcessor = transformers.AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            model_path, backend=_backend()
+        )
+        assert family.make_image_planner is not None, "the family takes pictures"
+        planner = family.make_image_planner(config, plain(processor.to_dict()))
+        return cls(processor, planner, limits.max_image_pixels)
+
+    @property
+    def sample(self) -> bytes:
+        """A picture of one pixel."""
+        return _ONE_PIXEL_PNG
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """Every setting of the processor, in plain types, and its backend."""
+        return {**plain(self._processor.to_dict()), "backend": _backend()}
+
+    async def plan(
+        self, decoder: DecodePool, source: MemoryFile, options: ProcessingOptions
+    ) -> PlannedItem:
+        """Read the header of a picture and plan it; see ``Preprocessor.plan``."""
+        task = ImageTask(self._max_pixels)
+        answer = await decoder.probe(Modality.IMAGE, source, task.pack())
+        header = ImageHeader.unpack(answer)
+        if not 0 < header.num_pixels <= self._max_pixels:
+            raise invalid_media(Modality.IMAGE, "the size of the picture is out of range")
+        return self.plan_header(source, header, options)
+
+    def plan_header(
+        self, source: MemoryFile, header: ImageHeader, options: ProcessingOptions
+    ) -> PlannedItem:
+        """Plan a picture of a known size.
+
+        Raises:
+            InvalidRequestError: The family cannot process a picture of this shape.
+        """
+        plan = self._planner.plan(header.height, header.width, options)
+        background = _WHITE if options.background_rgb is None else options.background_rgb
+        task = ImageTask(self._max_pixels, header.width, header.height, background)
+        return PlannedItem(
+            modality=Modality.IMAGE,
+            source=source,
+            options=options,
+            layout=plan.layout,
+            num_pixels=max(header.num_pixels, plan.num_pixels),
+            num_tower_pixels=plan.num_pixels,
+            decoding=Decoding(task.pack(), (header.height, header.width, NUM_CHANNELS)),
+        )
+
+    def run(self, item: PlannedItem, media: mmap.mmap) -> TowerInputs:
+        """Preprocess a decoded picture; see ``Preprocessor.run``."""
+        image = np.frombuffer(media, dtype=np.uint8).reshape(item.decoding.shape)
+        size = self._planner.processor_size(item.options)
+        try:
+            features = self._processor(
+                [image],
+                # Said, not guessed: a picture of three rows looks like one of three channels.
+                input_data_format="channels_last",
+                return_tensors="pt",
+                **({} if size is None else {"size": dict(size)}),
+            )
+        except ValueError as error:
+            height, width, _ = item.decoding.shape
+            raise invalid_media(
+                Modality.IMAGE, f"{width}x{height} pixels cannot be processed."
+            ) from error
+        tensors = {
+            name: value for name, value in features.items() if isinstance(value, torch.Tensor)
+        }
+        return TowerInputs(
+            item.modality, tensors, item.num_tower_pixels, item.layout.num_embedding_tokens
+        )
+
+
+def _backend() -> str:
+    return "torchvision" if _HAS_TORCHVISION else "pil"
