@@ -112,6 +112,20 @@ class DecodePool:
         await self._call(modality, self._request(operation, task), (source.fd, media.fd))
         return media.map()
 
+    async def probe_tensor(self, modality: Modality, source: MemoryFile, task: bytes) -> bytes:
+        """Read the header of a file with a ready-made embedding; see ``probe``."""
+        request = self._request(Operation.PROBE_TENSOR, task)
+        return await self._call(modality, request, (source.fd,))
+
+    async def decode_tensor(
+        self, modality: Modality, source: MemoryFile, task: bytes, num_bytes: int
+    ) -> mmap.mmap:
+        """Copy the elements of an embedding out of a file that was probed; see ``decode``."""
+        media = MemoryFile(num_bytes)
+        request = self._request(Operation.DECODE_TENSOR, task)
+        await self._call(modality, request, (source.fd, media.fd))
+        return media.map()
+
     def _request(self, operation: Operation, task: bytes) -> DecodeRequest:
         return DecodeRequest(operation, self._limits.cpu_limit_s, task)
 

@@ -39,6 +39,10 @@ class Operation(enum.IntEnum):
     """Read the header of a picture."""
     DECODE_IMAGE = 2
     """Decode a picture to rows of 8-bit red, green, blue."""
+    PROBE_TENSOR = 7
+    """Read the header of a file with a ready-made tensor."""
+    DECODE_TENSOR = 8
+    """Copy the elements of a ready-made tensor, densely."""
 
     @property
     def is_probe(self) -> bool:
