@@ -15,9 +15,11 @@ from chiasm.common.convert import (
     modality_to_proto,
     options_from_proto,
     ref_to_proto,
+    tensor_spec_from_proto,
 )
 from chiasm.common.errors import InvalidRequestError
 from chiasm.common.limits import Limits, check_size
+from chiasm.common.media import PatchGrid, TensorRole
 from chiasm.encoder.commands import (
     BytesSource,
     Delivery,
@@ -25,6 +27,8 @@ from chiasm.encoder.commands import (
     ItemChunk,
     ItemKey,
     ItemPlanned,
+    TensorFileSource,
+    TensorSource,
     UrlSource,
 )
 from chiasm.v1 import encoder_pb2, media_pb2
@@ -158,11 +162,28 @@ def _source_from_proto(
         return UrlSource(header.url)
     if kind == "bytes":
         return BytesSource(header.bytes.num_bytes, _chunks(messages))
+    if kind == "tensor":
+        spec = tensor_spec_from_proto(header.tensor.spec)
+        if spec.role is not TensorRole.SPLICE:
+            raise InvalidRequestError("A ready-made embedding must be spliced.", param="role")
+        return TensorSource(spec.dtype, spec.shape, _grid(header.tensor), _chunks(messages))
+    if kind == "tensor_file":
+        file = header.tensor_file
+        return TensorFileSource(file.num_bytes, file.num_grid_bytes, _grid(file), _chunks(messages))
     raise InvalidRequestError(
-        "This model does not take ready-made embeddings.",
-        reason="UNSUPPORTED_SOURCE",
-        param="tensor",
+        "This model does not take lists of frames.", reason="UNSUPPORTED_SOURCE", param="frames"
     )
+
+
+def _grid(
+    message: encoder_pb2.TensorSource | encoder_pb2.TensorFileSource,
+) -> PatchGrid | None:
+    if not message.HasField("grid"):
+        return None
+    grid = message.grid
+    if min(grid.t, grid.h, grid.w) < 1:
+        raise InvalidRequestError("The sides of a grid must be at least 1.", param="grid")
+    return PatchGrid(grid.t, grid.h, grid.w)
 
 
 async def _chunks(messages: AsyncIterator[SourceMessage]) -> AsyncIterator[bytes]:

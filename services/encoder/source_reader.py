@@ -19,7 +19,7 @@ from chiasm.encoder.memory_file import MemoryFile
 if TYPE_CHECKING:
     from chiasm.common.media import Modality
     from chiasm.encoder.admission import AdmissionTicket
-    from chiasm.encoder.commands import Source
+    from chiasm.encoder.commands import FileSource
     from chiasm.encoder.fetch import MediaFetcher
 
 _SCHEMES = ("http://", "https://")
@@ -41,7 +41,9 @@ class SourceReader:
         self._fetcher = fetcher
         self._max_bytes = max_bytes
 
-    async def read(self, source: Source, modality: Modality, ticket: AdmissionTicket) -> SourceData:
+    async def read(
+        self, source: FileSource, modality: Modality, ticket: AdmissionTicket
+    ) -> SourceData:
         """Return the bytes of a source, charged to ``ticket``.
 
         Raises:
@@ -53,7 +55,8 @@ class SourceReader:
         data: bytes | bytearray
         fetch_s = 0.0
         if isinstance(source, BytesSource):
-            data = await self._collect(source, ticket)
+            check_size(source.num_bytes, self._max_bytes, "bytes of media", "bytes.num_bytes")
+            data = await self.collect(source, ticket)
         elif is_data_url(source.url):
             data = await self._decode(source.url, ticket)
         else:
@@ -62,8 +65,13 @@ class SourceReader:
             raise invalid_media(modality, "it is empty")
         return await asyncio.to_thread(_keep, data, fetch_s)
 
-    async def _collect(self, source: BytesSource, ticket: AdmissionTicket) -> bytearray:
-        check_size(source.num_bytes, self._max_bytes, "bytes of media", "bytes.num_bytes")
+    async def collect(self, source: BytesSource, ticket: AdmissionTicket) -> bytearray:
+        """Return the bytes of a stream whose announced number was checked, charged to ``ticket``.
+
+        Raises:
+            InvalidRequestError: Another number of bytes came.
+            OverloadedError: The sources in work take too many bytes together.
+        """
         ticket.charge_source(source.num_bytes)
         data = bytearray()
         async for chunk in source.chunks:

@@ -13,7 +13,7 @@ from chiasm.common.identity import source_digest
 from chiasm.common.media import Modality
 from chiasm.encoder import source_reader
 from chiasm.encoder.admission import Admission, AdmissionLimits
-from chiasm.encoder.commands import BytesSource, Source, UrlSource
+from chiasm.encoder.commands import BytesSource, FileSource, UrlSource
 from chiasm.encoder.fetch import FetchLimits, MediaFetcher
 from chiasm.encoder.source_reader import SourceData, SourceReader
 from chiasm.encoder.url_policy import UrlPolicy
@@ -30,7 +30,7 @@ async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def read(source: Source, max_queue_bytes: int = 1000) -> SourceData:
+async def read(source: FileSource, max_queue_bytes: int = 1000) -> SourceData:
     """Read a source; no URL can be fetched."""
     fetcher = MediaFetcher(UrlPolicy(), FetchLimits(MAX_BYTES, 0, {}), FakeResolver({}))
     admission = Admission(AdmissionLimits(1, max_queue_bytes, 1000))
