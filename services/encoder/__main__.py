@@ -36,6 +36,7 @@ from chiasm.encoder.config import EncoderSettings
 from chiasm.encoder.decode_pool import DecodeLimits, DecodePool
 from chiasm.encoder.fetch import FetchLimits, MediaFetcher, SystemResolver
 from chiasm.encoder.item_encoder import Encoded, ItemEncoder, Stages
+from chiasm.encoder.local_files import LocalFiles
 from chiasm.encoder.pipeline import EncodePipeline, PipelineParts
 from chiasm.encoder.preprocess import MediaLimits
 from chiasm.encoder.ready_embeddings import ReadyEmbeddings
@@ -143,7 +144,8 @@ async def _build(
     fetcher = _build_fetcher(settings, description.max_source_bytes)
     await fetcher.start()
     stack.push_async_callback(fetcher.stop)
-    reader = SourceReader(fetcher, description.max_source_bytes)
+    local_files = LocalFiles(settings.fetch.allowed_local_media_path)
+    reader = SourceReader(fetcher, local_files, description.max_source_bytes)
     flights: SingleFlight[Encoded] = SingleFlight(store)
     stack.push_async_callback(flights.close)
     ready = ReadyEmbeddings(reader, decoder, checkpoint.row_planner, description, Limits())

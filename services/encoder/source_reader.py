@@ -1,4 +1,4 @@
-"""Bring the bytes of an item in: from a URL, a data URL or the request stream."""
+"""Bring the bytes of an item in: from a URL of any kind or from the request stream."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from chiasm.common.limits import check_size
 from chiasm.common.metrics import MEDIA_DOWNLOAD_BYTES, MEDIA_DOWNLOAD_LATENCY_SECONDS
 from chiasm.encoder.commands import BytesSource
 from chiasm.encoder.decode_pool import invalid_media
+from chiasm.encoder.local_files import is_file_url
 from chiasm.encoder.memory_file import MemoryFile
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from chiasm.encoder.admission import AdmissionTicket
     from chiasm.encoder.commands import FileSource
     from chiasm.encoder.fetch import MediaFetcher
+    from chiasm.encoder.local_files import LocalFiles
 
 _SCHEMES = ("http://", "https://")
 
@@ -37,8 +39,9 @@ class SourceData:
 class SourceReader:
     """Reads sources within ``max_bytes``."""
 
-    def __init__(self, fetcher: MediaFetcher, max_bytes: int) -> None:
+    def __init__(self, fetcher: MediaFetcher, local_files: LocalFiles, max_bytes: int) -> None:
         self._fetcher = fetcher
+        self._local_files = local_files
         self._max_bytes = max_bytes
 
     async def read(
@@ -59,6 +62,8 @@ class SourceReader:
             data = await self.collect(source, ticket)
         elif is_data_url(source.url):
             data = await self._decode(source.url, ticket)
+        elif is_file_url(source.url):
+            data = await self._local_files.read(source.url, self._max_bytes, ticket.charge_source)
         else:
             data, fetch_s = await self._fetch(source.url, modality, ticket)
         if not data:
@@ -106,13 +111,7 @@ class SourceReader:
 
 
 def _check_scheme(url: str) -> None:
-    lower = url[:8].lower()
-    if lower.startswith("file:"):
-        raise InvalidRequestError(
-            "Cannot load local files without `--allowed-local-media-path`.",
-            reason="INVALID_MEDIA_URL",
-        )
-    if not lower.startswith(_SCHEMES):
+    if not url[:8].lower().startswith(_SCHEMES):
         raise InvalidRequestError(
             "The URL must be either a HTTP, data or file URL.", reason="INVALID_MEDIA_URL"
         )
