@@ -115,7 +115,13 @@ async def _build(
         settings.tower.model,
         settings.tower.dtype,
         settings.tower.device,
-        MediaLimits(max_image_pixels=settings.decode.max_image_pixels),
+        MediaLimits(
+            max_image_pixels=settings.decode.max_image_pixels,
+            max_video_frames=settings.decode.max_video_frames,
+            max_video_pixels=settings.decode.max_video_pixels,
+            max_source_frames=settings.decode.max_video_source_frames,
+            max_video_duration_s=settings.decode.max_video_duration_s,
+        ),
     )
     log.info(
         "checkpoint_loaded",
@@ -174,6 +180,7 @@ def _build_decoder(settings: EncoderSettings) -> DecodePool:
         DecodeLimits(
             memory_bytes=settings.decode.decode_memory_bytes,
             cpu_limit_s=settings.decode.decode_cpu_s,
+            video_cpu_limit_s=settings.decode.video_decode_cpu_s,
             timeout_s=settings.decode.decode_timeout_s,
         ),
     )

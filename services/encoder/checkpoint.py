@@ -16,6 +16,7 @@ from chiasm.encoder.fingerprint import compute_fingerprint
 from chiasm.encoder.image_preprocessor import ImagePreprocessor
 from chiasm.encoder.preprocess import MediaLimits
 from chiasm.encoder.tower import Tower
+from chiasm.encoder.video_preprocessor import VideoPreprocessor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,10 @@ _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-_PREPROCESSORS = {Modality.IMAGE: ImagePreprocessor}
+_PREPROCESSORS: Mapping[Modality, type[ImagePreprocessor | VideoPreprocessor]] = {
+    Modality.IMAGE: ImagePreprocessor,
+    Modality.VIDEO: VideoPreprocessor,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from chiasm.common.config import RedisUrl, ServiceSettings, SettingsGroup
+from chiasm.encoder.wire_video import MAX_SAMPLED_FRAMES
 
 _MIB = 1 << 20
 
@@ -81,9 +82,24 @@ class DecodeSettings(SettingsGroup):
         1536 * _MIB, ge=256 * _MIB, description="Address space of one decode process."
     )
     decode_cpu_s: int = Field(10, ge=1, description="CPU seconds of one decode.")
+    video_decode_cpu_s: int = Field(25, ge=1, description="CPU seconds of one decode of a video.")
     decode_timeout_s: float = Field(60.0, gt=0, description="Seconds of one decode on the clock.")
     max_image_pixels: int = Field(
-        33_000_000, ge=1, description="Most pixels of an image, by its header."
+        33_000_000, ge=1, description="Most pixels of an image, by its header, or of a frame."
+    )
+    max_video_frames: int = Field(
+        768, ge=1, le=MAX_SAMPLED_FRAMES, description="Most frames of a video that are looked at."
+    )
+    max_video_pixels: int = Field(
+        256_000_000,
+        ge=1,
+        description="Most pixels of these together; fewer frames are taken of larger ones.",
+    )
+    max_video_source_frames: int = Field(
+        250_000, ge=1, description="Most frames that a video may hold."
+    )
+    max_video_duration_s: float = Field(
+        3600.0, gt=0, description="Longest that a video may run, in seconds."
     )
 
 
@@ -146,9 +162,10 @@ class EncoderSettings(ServiceSettings):
     admission: AdmissionSettings = AdmissionSettings()
 
     @model_validator(mode="after")
-    def _check_one_image_fits(self) -> Self:
-        if self.admission.max_queue_pixels < self.decode.max_image_pixels:
-            raise ValueError("max_queue_pixels must not be below max_image_pixels")
+    def _check_one_item_fits(self) -> Self:
+        for name in ("max_image_pixels", "max_video_pixels"):
+            if self.admission.max_queue_pixels < getattr(self.decode, name):
+                raise ValueError(f"max_queue_pixels must not be below {name}")
         return self
 
     @property

@@ -33,36 +33,34 @@ _PNG_CHUNK_OVERHEAD_BYTES = 12
 
 
 def probe(body: bytes, source: mmap.mmap) -> bytes:
-    """Return the header of a picture.
-
-    Args:
-        body: An ``ImageTask`` with the limit.
-        source: The file.
-
-    Returns:
-        An ``ImageHeader``.
-
-    Raises:
-        MediaTooLargeError: It has too many pixels or too long a side.
-        Exception: Pillow cannot read it; of any class.
-    """
-    width, height, _, _ = _open(source, ImageTask.unpack(body).max_pixels)
-    return ImageHeader(width, height).pack()
+    """Return the ``ImageHeader`` of a picture, for an ``ImageTask``; see ``read_header``."""
+    return read_header(source, ImageTask.unpack(body).max_pixels).pack()
 
 
 def decode(body: bytes, source: mmap.mmap, media: mmap.mmap) -> None:
-    """Decode a picture that was probed.
+    """Fill ``media`` with the pixels of a picture, for an ``ImageTask``; see ``read_pixels``."""
+    media[:] = read_pixels(source, ImageTask.unpack(body))
 
-    Args:
-        body: An ``ImageTask`` with the size that the probe told.
-        source: The file.
-        media: Takes the pixels. [height, width, 3], uint8.
+
+def read_header(source: mmap.mmap | bytes, max_pixels: int) -> ImageHeader:
+    """Return the header of a picture.
 
     Raises:
-        ValueError: The file does not have that size.
+        MediaTooLargeError: It has more than ``max_pixels`` pixels, or too long a side.
+        Exception: Pillow cannot read it; of any class.
+    """
+    width, height, _, _ = _open(source, max_pixels)
+    return ImageHeader(width, height)
+
+
+def read_pixels(source: mmap.mmap | bytes, task: ImageTask) -> bytes:
+    """Return the pixels of a picture of the size that ``task`` tells. [height, width, 3], uint8.
+
+    Raises:
+        MediaTooLargeError: It has too many pixels or too long a side.
+        ValueError: It does not have that size.
         Exception: Pillow cannot decode it; of any class.
     """
-    task = ImageTask.unpack(body)
     width, height, orientation, image = _open(source, task.max_pixels)
     if (width, height) != (task.width, task.height):
         raise ValueError("the size of the picture has changed")
@@ -71,10 +69,10 @@ def decode(body: bytes, source: mmap.mmap, media: mmap.mmap) -> None:
         upright = upright.transpose(_TRANSPOSE[orientation])
     if upright.size != (width, height):
         raise ValueError("the picture does not have the size of its header")
-    media[:] = upright.tobytes()
+    return upright.tobytes()
 
 
-def _open(source: mmap.mmap, max_pixels: int) -> tuple[int, int, int, Image.Image]:
+def _open(source: mmap.mmap | bytes, max_pixels: int) -> tuple[int, int, int, Image.Image]:
     """Return upright width, upright height, orientation and the image, not yet decoded."""
     # A wrong size in a header is our own check's business; this is the net behind it.
     Image.MAX_IMAGE_PIXELS = MAX_SIDE * MAX_SIDE
@@ -101,7 +99,7 @@ def _open(source: mmap.mmap, max_pixels: int) -> tuple[int, int, int, Image.Imag
     return width, height, orientation, image
 
 
-def _read_orientation(image: Image.Image, source: mmap.mmap) -> int:
+def _read_orientation(image: Image.Image, source: mmap.mmap | bytes) -> int:
     if image.format == "TIFF":
         return 1  # Pillow turns TIFF pictures itself, and their size is the upright one already
     try:
@@ -117,7 +115,7 @@ def _read_orientation(image: Image.Image, source: mmap.mmap) -> int:
     return orientation if orientation in _TRANSPOSE else 1
 
 
-def _has_chunks_behind_pixels(source: mmap.mmap) -> bool:
+def _has_chunks_behind_pixels(source: mmap.mmap | bytes) -> bool:
     offset, has_seen_pixels = _PNG_SIGNATURE_BYTES, False
     while offset + _PNG_CHUNK_OVERHEAD_BYTES <= len(source):
         num_bytes = int.from_bytes(source[offset : offset + 4], "big")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
 from chiasm.common.errors import InvalidRequestError, OverloadedError, TooLargeError
+from chiasm.common.media import Modality
 from chiasm.common.metrics import ENCODER_WORKER_DEATHS
 from chiasm.encoder.decode_process import DecodeProcess, WorkerDiedError, WorkerTimeoutError
 from chiasm.encoder.decode_wire import DecodeReply, DecodeRequest, Operation, Status
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import AsyncIterator, Sequence
 
-    from chiasm.common.media import Modality
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +36,7 @@ class DecodeLimits:
     Attributes:
         memory_bytes: Address space of a worker.
         cpu_limit_s: CPU seconds of one task.
+        video_cpu_limit_s: CPU seconds of one task about a video.
         timeout_s: Seconds of one task on the clock.
         niceness: Added to a worker's scheduling niceness.
     """
@@ -44,6 +45,7 @@ class DecodeLimits:
     cpu_limit_s: int
     timeout_s: float
     niceness: int = 10
+    video_cpu_limit_s: int = 25
 
 
 class DecodePool:
@@ -56,6 +58,8 @@ class DecodePool:
     def __init__(self, num_workers: int, limits: DecodeLimits) -> None:
         self._num_workers = num_workers
         self._limits = limits
+        # Videos take long; where there are several places they leave one to the rest.
+        self._video_places = asyncio.Semaphore(max(1, num_workers - 1))
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
         self._idle: asyncio.Queue[DecodeProcess | None] = asyncio.Queue()
         self._processes: set[DecodeProcess] = set()
@@ -89,7 +93,7 @@ class DecodePool:
             OverloadedError: No worker could be had in time.
         """
         operation = Operation[f"PROBE_{modality.name}"]
-        return await self._call(modality, self._request(operation, task), (source.fd,))
+        return await self._call(modality, operation, task, (source.fd,))
 
     async def decode(
         self, modality: Modality, source: MemoryFile, task: bytes, num_bytes: int
@@ -109,35 +113,43 @@ class DecodePool:
         """
         operation = Operation[f"DECODE_{modality.name}"]
         media = MemoryFile(num_bytes)
-        await self._call(modality, self._request(operation, task), (source.fd, media.fd))
+        await self._call(modality, operation, task, (source.fd, media.fd))
         return media.map()
 
     async def probe_tensor(self, modality: Modality, source: MemoryFile, task: bytes) -> bytes:
         """Read the header of a file with a ready-made embedding; see ``probe``."""
-        request = self._request(Operation.PROBE_TENSOR, task)
-        return await self._call(modality, request, (source.fd,))
+        return await self._call(modality, Operation.PROBE_TENSOR, task, (source.fd,))
 
     async def decode_tensor(
         self, modality: Modality, source: MemoryFile, task: bytes, num_bytes: int
     ) -> mmap.mmap:
         """Copy the elements of an embedding out of a file that was probed; see ``decode``."""
         media = MemoryFile(num_bytes)
-        request = self._request(Operation.DECODE_TENSOR, task)
-        await self._call(modality, request, (source.fd, media.fd))
+        await self._call(modality, Operation.DECODE_TENSOR, task, (source.fd, media.fd))
         return media.map()
 
-    def _request(self, operation: Operation, task: bytes) -> DecodeRequest:
-        return DecodeRequest(operation, self._limits.cpu_limit_s, task)
+    async def _call(
+        self, modality: Modality, operation: Operation, task: bytes, fds: Sequence[int]
+    ) -> bytes:
+        is_video = modality is Modality.VIDEO
+        cpu_limit_s = self._limits.video_cpu_limit_s if is_video else self._limits.cpu_limit_s
+        request = DecodeRequest(operation, cpu_limit_s, task)
+        async with self._video_places if is_video else nullcontext():
+            reply = await self._run_twice(modality, request, fds)
+        _check(modality, reply)
+        return reply.body
 
-    async def _call(self, modality: Modality, request: DecodeRequest, fds: Sequence[int]) -> bytes:
+    async def _run_twice(
+        self, modality: Modality, request: DecodeRequest, fds: Sequence[int]
+    ) -> DecodeReply:
         try:
             try:
-                reply = await self._run(request, fds)
+                return await self._run(request, fds)
             except WorkerDiedError as error:
                 if error.is_cpu_limit:
                     raise
                 # It may have died of something else than this file; a second death is the file's.
-                reply = await self._run(request, fds)
+                return await self._run(request, fds)
         except WorkerDiedError as error:
             detail = "takes too long to decode" if error.is_cpu_limit else "cannot be decoded"
             raise invalid_media(modality, f"the file {detail}") from None
@@ -145,8 +157,6 @@ class DecodePool:
             raise OverloadedError(
                 "No decoder was free in time; please try again.", retry_after_s=_RETRY_AFTER_S
             ) from None
-        _check(modality, reply)
-        return reply.body
 
     async def _run(self, request: DecodeRequest, fds: Sequence[int]) -> DecodeReply:
         """Call a worker from a thread; a cancelled call ends the worker, then the thread."""

@@ -39,6 +39,10 @@ class Operation(enum.IntEnum):
     """Read the header of a picture."""
     DECODE_IMAGE = 2
     """Decode a picture to rows of 8-bit red, green, blue."""
+    PROBE_VIDEO = 3
+    """Read the container of a video."""
+    DECODE_VIDEO = 4
+    """Decode the sampled frames of a video."""
     PROBE_TENSOR = 7
     """Read the header of a file with a ready-made tensor."""
     DECODE_TENSOR = 8

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _DECODERS = {
     Operation.PROBE_IMAGE: "chiasm.encoder.decode_image",
     Operation.DECODE_IMAGE: "chiasm.encoder.decode_image",
+    Operation.PROBE_VIDEO: "chiasm.encoder.decode_video",
+    Operation.DECODE_VIDEO: "chiasm.encoder.decode_video",
     Operation.PROBE_TENSOR: "chiasm.encoder.decode_tensor",
     Operation.DECODE_TENSOR: "chiasm.encoder.decode_tensor",
 }

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from chiasm.encoder.memory_file import MemoryFile
     from chiasm.encoder.preprocess import MediaLimits
 
-_WHITE = 0xFFFFFF
-_ONE_PIXEL_PNG = bytes.fromhex(
+ONE_PIXEL_PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
     "0000000c4944415408d763f8ffff3f0005fe02fedccc59e70000000049454e44ae426082"
 )
+_WHITE = 0xFFFFFF
 
 
 class ImageProcessor(Protocol):
@@ -85,7 +85,7 @@ class ImagePreprocessor:
     @property
     def sample(self) -> bytes:
         """A picture of one pixel."""
-        return _ONE_PIXEL_PNG
+        return ONE_PIXEL_PNG
 
     @property
     def settings(self) -> Mapping[str, object]:

@@ -22,10 +22,18 @@ class MediaLimits:
     """Bounds of single items, checked by their headers and again while they are decoded.
 
     Attributes:
-        max_image_pixels: Most pixels of a picture.
+        max_image_pixels: Most pixels of a picture, or of one frame of a video.
+        max_video_frames: Most frames of a video that are looked at.
+        max_video_pixels: Most pixels of these together.
+        max_source_frames: Most frames that a video may hold.
+        max_video_duration_s: Longest that a video may run, in seconds.
     """
 
     max_image_pixels: int = 33_000_000
+    max_video_frames: int = 768
+    max_video_pixels: int = 256_000_000
+    max_source_frames: int = 250_000
+    max_video_duration_s: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,9 @@ class Admission:
         token_ids = self._check_tokens(request.token_ids)
         self._check_spans(request.spans, token_ids)
         sampling = self._resolve_sampling(request.wishes, len(token_ids))
-        positions = compute_positions(self._spec.positions, len(token_ids), request.spans)
+        positions = compute_positions(
+            self._spec.positions, len(token_ids), request.spans, self._spec.positions_per_s
+        )
         return Prompt(request.token_ids, request.spans, positions), sampling
 
     def _check_model(self, context: RequestContext) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 VOCAB_SIZE = 320
 QWEN_PIXEL_BOUNDS = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 64}
+QWEN_FRAME_BOUNDS = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
 _QWEN_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -208,7 +209,7 @@ def _write_qwen(
         image_processor=transformers.Qwen2VLImageProcessor(
             size={**QWEN_PIXEL_BOUNDS, "longest_edge": max_pixels}
         ),
-        video_processor=transformers.Qwen2VLVideoProcessor(),
+        video_processor=transformers.Qwen2VLVideoProcessor(size=QWEN_FRAME_BOUNDS),
         tokenizer=tokenizer,
         chat_template=_QWEN_TEMPLATE,
     )

@@ -34,12 +34,13 @@ class PositionScheme(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class ImagePlan:
-    """What an image becomes, known before its pixels are.
+class VisualPlan:
+    """What an image or a video becomes, known before its pixels are.
 
     Attributes:
         layout: Expansion of the item's placeholder, and its grid if the family has one.
-        num_pixels: Pixels of the resized image, before any crop; what preprocessing costs.
+        num_pixels: Pixels of the resized image, before any crop, or of all resized frames; what
+            preprocessing costs.
     """
 
     layout: MediaLayout
@@ -49,7 +50,7 @@ class ImagePlan:
 class ImagePlanner(Protocol):
     """Plans images of one checkpoint from their size."""
 
-    def plan(self, height: int, width: int, options: ProcessingOptions) -> ImagePlan:
+    def plan(self, height: int, width: int, options: ProcessingOptions) -> VisualPlan:
         """Return the plan of an image of ``height`` times ``width`` pixels.
 
         Raises:
@@ -66,6 +67,39 @@ class ImagePlanner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class SampledVideo:
+    """The frames of a video that are looked at.
+
+    Attributes:
+        num_frames: How many there are, at least 1.
+        height: Rows of pixels of each.
+        width: Columns of pixels of each.
+        fps: How many of them make a second of the video.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+
+
+class VideoPlanner(Protocol):
+    """Plans videos of one checkpoint from the size and the number of their sampled frames."""
+
+    def plan(self, video: SampledVideo, options: ProcessingOptions) -> VisualPlan:
+        """Return the plan of a video.
+
+        Raises:
+            InvalidRequestError: The family cannot process frames of this shape.
+        """
+        ...
+
+    def processor_size(self, options: ProcessingOptions) -> Mapping[str, int] | None:
+        """Return the ``size`` argument of the processor; see ``ImagePlanner.processor_size``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """Facts about one kind of checkpoint.
 
@@ -76,6 +110,9 @@ class Family:
         make_image_planner: Builds the planner from ``config.json`` and the image processor's
             attributes (``to_dict()``, so that defaults are filled in); ``None`` for families that
             take no pictures.
+        make_video_planner: The same for videos, from the video processor's attributes.
+        read_positions_per_s: Returns how many time positions a second of video takes, from
+            ``config.json``; ``None`` where every temporal patch takes one.
     """
 
     name: str
@@ -84,11 +121,18 @@ class Family:
     make_image_planner: (
         Callable[[Mapping[str, object], Mapping[str, object]], ImagePlanner] | None
     ) = None
+    make_video_planner: (
+        Callable[[Mapping[str, object], Mapping[str, object]], VideoPlanner] | None
+    ) = None
+    read_positions_per_s: Callable[[Mapping[str, object]], float | None] = lambda config: None
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """Kinds of media that can be encoded."""
-        makers = {Modality.IMAGE: self.make_image_planner}
+        makers = {
+            Modality.IMAGE: self.make_image_planner,
+            Modality.VIDEO: self.make_video_planner,
+        }
         return tuple(modality for modality, maker in makers.items() if maker is not None)
 
     def placeholder_token_id(self, config: Mapping[str, object], modality: Modality) -> int:
@@ -100,11 +144,11 @@ class Family:
         return read_int(config, *_PLACEHOLDER_KEYS[modality])
 
 
-def check_aspect_ratio(height: int, width: int) -> None:
+def check_aspect_ratio(height: int, width: int, modality: Modality) -> None:
     """Raise ``InvalidRequestError`` for a shape that resizing would stretch without bound."""
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise InvalidRequestError(
-            f"Failed to load image: the aspect ratio of {width}x{height} pixels is over the"
-            f" maximum of {MAX_ASPECT_RATIO}.",
+            f"Failed to load {modality.value}: the aspect ratio of {width}x{height} pixels is over"
+            f" the maximum of {MAX_ASPECT_RATIO}.",
             reason="INVALID_MEDIA",
         )

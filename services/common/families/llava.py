@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chiasm.common.families.family import Family, ImagePlan, PositionScheme, check_aspect_ratio
+from chiasm.common.families.family import Family, PositionScheme, VisualPlan, check_aspect_ratio
 from chiasm.common.families.reading import UnsupportedModelError, read_int, read_section
 from chiasm.common.media import MediaLayout, Modality, ProcessingOptions, TokenRun
 
@@ -34,16 +34,16 @@ class CropPlanner:
     height: int
     width: int
 
-    def plan(self, height: int, width: int, options: ProcessingOptions) -> ImagePlan:
+    def plan(self, height: int, width: int, options: ProcessingOptions) -> VisualPlan:
         """Return the fixed layout; see ``ImagePlanner.plan``."""
-        check_aspect_ratio(height, width)
+        check_aspect_ratio(height, width, Modality.IMAGE)
         layout = MediaLayout(
             runs=(TokenRun(self.token_id, self.num_tokens, is_embedding=True),),
         )
         if not self.shortest_edge:
-            return ImagePlan(layout, self.height * self.width)
+            return VisualPlan(layout, self.height * self.width)
         longest_edge = self.shortest_edge * max(height, width) // min(height, width)
-        return ImagePlan(layout, self.shortest_edge * longest_edge)
+        return VisualPlan(layout, self.shortest_edge * longest_edge)
 
     def processor_size(self, options: ProcessingOptions) -> Mapping[str, int] | None:
         """Return ``None``: the tower takes one size only."""

@@ -1,21 +1,34 @@
-"""Qwen2-VL and Qwen2.5-VL: images keep their aspect ratio and become a grid of merged patches.
+"""Qwen2-VL and Qwen2.5-VL: pictures keep their aspect ratio and become a grid of merged patches.
 
-An image is resized so that both sides are multiples of ``patch_size * merge_size`` and its area
-lies between two bounds; every ``merge_size ** 2`` patches make one token.
+A picture is resized so that both sides are multiples of ``patch_size * merge_size`` and its area
+lies between two bounds; every ``merge_size ** 2`` patches make one token. The frames of a video are
+resized alike, and patches reach over two frames. Qwen2.5-VL numbers time by the clock.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from chiasm.common.families.family import Family, ImagePlan, PositionScheme, check_aspect_ratio
+from chiasm.common.families.family import (
+    Family,
+    PositionScheme,
+    VisualPlan,
+    check_aspect_ratio,
+)
 from chiasm.common.families.reading import UnsupportedModelError, read_int, read_section
 from chiasm.common.media import MediaLayout, Modality, PatchGrid, ProcessingOptions, TokenRun
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from chiasm.common.families.family import SampledVideo
+
+# Of the reference implementation: a video may fill this much of the context, and no frame is made
+# smaller than this much of the smallest area.
+_SHARE_OF_CONTEXT = 0.9
+_LEAST_SHARE = 1.05
 
 
 def smart_resize(
@@ -45,63 +58,161 @@ def smart_resize(
 
 
 @dataclass(frozen=True, slots=True)
-class GridPlanner:
-    """Plans images as one temporal patch of a grid.
+class AreaBounds:
+    """How pictures are resized and cut.
 
     Attributes:
-        token_id: Token of every position of the expansion.
         patch_size: Side of a patch, in pixels.
         merge_size: Patches per token along each side.
         min_pixels: The checkpoint's smallest area.
         max_pixels: The checkpoint's largest area; clients may only lower it.
     """
 
-    token_id: int
     patch_size: int
     merge_size: int
     min_pixels: int
     max_pixels: int
 
-    def plan(self, height: int, width: int, options: ProcessingOptions) -> ImagePlan:
-        """Return the grid of an image; see ``ImagePlanner.plan``."""
-        check_aspect_ratio(height, width)
-        low, high = self._bounds(options)
-        factor = self.patch_size * self.merge_size
-        rows, columns = smart_resize(height, width, factor, low, high)
-        grid = PatchGrid(1, rows // self.patch_size, columns // self.patch_size)
-        num_tokens = grid.t * grid.h * grid.w // self.merge_size**2
-        layout = MediaLayout(
-            runs=(TokenRun(self.token_id, num_tokens, is_embedding=True),),
-            grid=grid,
-            spatial_merge_size=self.merge_size,
-        )
-        return ImagePlan(layout, rows * columns)
-
-    def processor_size(self, options: ProcessingOptions) -> Mapping[str, int] | None:
-        """Return the area bounds under the processor's names; ``None`` without wishes."""
+    def clamp(self, options: ProcessingOptions) -> AreaBounds:
+        """Return the bounds that hold for a client with these wishes."""
         if options.min_pixels is None and options.max_pixels is None:
-            return None
-        low, high = self._bounds(options)
-        return {"shortest_edge": low, "longest_edge": high}
-
-    def _bounds(self, options: ProcessingOptions) -> tuple[int, int]:
-        if options.min_pixels is None and options.max_pixels is None:
-            return self.min_pixels, self.max_pixels
+            return self
         least = (self.patch_size * self.merge_size) ** 2
         wished_high = self.max_pixels if options.max_pixels is None else options.max_pixels
         wished_low = self.min_pixels if options.min_pixels is None else options.min_pixels
         high = max(least, min(wished_high, self.max_pixels))
-        return max(least, min(wished_low, high)), high
+        return replace(self, min_pixels=max(least, min(wished_low, high)), max_pixels=high)
+
+    def processor_size(self, options: ProcessingOptions) -> Mapping[str, int] | None:
+        """Return the bounds under the processor's names; ``None`` without wishes."""
+        if options.min_pixels is None and options.max_pixels is None:
+            return None
+        bounds = self.clamp(options)
+        return {"shortest_edge": bounds.min_pixels, "longest_edge": bounds.max_pixels}
+
+    def resize(self, height: int, width: int) -> tuple[int, int]:
+        """Return the ``(height, width)`` to which a picture is resized."""
+        factor = self.patch_size * self.merge_size
+        return smart_resize(height, width, factor, self.min_pixels, self.max_pixels)
+
+    def lay_out(self, token_id: int, num_patches: int, rows: int, columns: int) -> MediaLayout:
+        """Return the layout of ``num_patches`` temporal patches of a resized size."""
+        grid = PatchGrid(num_patches, rows // self.patch_size, columns // self.patch_size)
+        num_tokens = grid.t * grid.h * grid.w // self.merge_size**2
+        return MediaLayout(
+            runs=(TokenRun(token_id, num_tokens, is_embedding=True),),
+            grid=grid,
+            spatial_merge_size=self.merge_size,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GridPlanner:
+    """Plans images as one temporal patch of a grid.
+
+    Attributes:
+        token_id: Token of every position of the expansion.
+        bounds: How images are resized.
+    """
+
+    token_id: int
+    bounds: AreaBounds
+
+    def plan(self, height: int, width: int, options: ProcessingOptions) -> VisualPlan:
+        """Return the grid of an image; see ``ImagePlanner.plan``."""
+        check_aspect_ratio(height, width, Modality.IMAGE)
+        rows, columns = self.bounds.clamp(options).resize(height, width)
+        return VisualPlan(self.bounds.lay_out(self.token_id, 1, rows, columns), rows * columns)
+
+    def processor_size(self, options: ProcessingOptions) -> Mapping[str, int] | None:
+        """Return the area bounds under the processor's names; ``None`` without wishes."""
+        return self.bounds.processor_size(options)
+
+
+@dataclass(frozen=True, slots=True)
+class GridVideoPlanner:
+    """Plans videos as a grid whose temporal patches reach over several frames.
+
+    Attributes:
+        token_id: Token of every position of the expansion.
+        bounds: How frames are resized.
+        frames_per_patch: Frames of one temporal patch; the last frame is repeated to fill one.
+        max_total_pixels: Area of all resized frames over which frames are made smaller; 0: none.
+    """
+
+    token_id: int
+    bounds: AreaBounds
+    frames_per_patch: int
+    max_total_pixels: int
+
+    def plan(self, video: SampledVideo, options: ProcessingOptions) -> VisualPlan:
+        """Return the grid of a video; see ``VideoPlanner.plan``."""
+        check_aspect_ratio(video.height, video.width, Modality.VIDEO)
+        bounds = self._share(self.bounds.clamp(options), video.num_frames)
+        rows, columns = bounds.resize(video.height, video.width)
+        num_patches = -(-video.num_frames // self.frames_per_patch)
+        layout = self.bounds.lay_out(self.token_id, num_patches, rows, columns)
+        interval_s = self.frames_per_patch / video.fps
+        times = tuple(patch * interval_s for patch in range(num_patches))
+        num_pixels = num_patches * self.frames_per_patch * rows * columns
+        return VisualPlan(replace(layout, timestamps_s=times), num_pixels)
+
+    def processor_size(self, options: ProcessingOptions) -> Mapping[str, int] | None:
+        """Return the area bounds under the processor's names; ``None`` without wishes."""
+        return self.bounds.processor_size(options)
+
+    def _share(self, bounds: AreaBounds, num_frames: int) -> AreaBounds:
+        """Return the bounds of one frame where all frames together are bounded."""
+        if not self.max_total_pixels:
+            return bounds
+        share = self.max_total_pixels * self.frames_per_patch // num_frames
+        high = max(min(bounds.max_pixels, share), int(bounds.min_pixels * _LEAST_SHARE))
+        return replace(bounds, max_pixels=high)
 
 
 def make_grid_planner(
     config: Mapping[str, object], preprocessor: Mapping[str, object]
 ) -> GridPlanner:
-    """Return the planner of a checkpoint.
+    """Return the planner of a checkpoint's images.
 
     Raises:
         UnsupportedModelError: A value is missing, or tower and processor disagree.
     """
+    token_id = QWEN_VL.placeholder_token_id(config, Modality.IMAGE)
+    return GridPlanner(token_id, _read_bounds(config, preprocessor))
+
+
+def make_grid_video_planner(
+    config: Mapping[str, object], preprocessor: Mapping[str, object]
+) -> GridVideoPlanner:
+    """Return the planner of a checkpoint's videos.
+
+    Raises:
+        UnsupportedModelError: A value is missing, or tower and processor disagree.
+    """
+    bounds = _read_bounds(config, preprocessor)
+    max_total_pixels = 0
+    if preprocessor.get("cap_pixels_per_frame"):
+        token_side = bounds.patch_size * bounds.merge_size
+        max_tokens = read_int(preprocessor, "max_video_tokens")
+        max_total_pixels = int(max_tokens * token_side**2 * _SHARE_OF_CONTEXT)
+    return GridVideoPlanner(
+        token_id=QWEN_VL.placeholder_token_id(config, Modality.VIDEO),
+        bounds=bounds,
+        frames_per_patch=read_int(preprocessor, "temporal_patch_size"),
+        max_total_pixels=max_total_pixels,
+    )
+
+
+def read_positions_per_s(config: Mapping[str, object]) -> float | None:
+    """Return how many time positions a second takes; ``None`` for Qwen2-VL."""
+    vision_config = read_section(config, "vision_config")
+    if "tokens_per_second" not in vision_config:
+        return None
+    return float(read_int(vision_config, "tokens_per_second"))
+
+
+def _read_bounds(config: Mapping[str, object], preprocessor: Mapping[str, object]) -> AreaBounds:
     size = read_section(preprocessor, "size")
     merge_size = read_int(preprocessor, "merge_size")
     tower_merge_size = read_section(config, "vision_config").get("spatial_merge_size", merge_size)
@@ -109,8 +220,7 @@ def make_grid_planner(
         raise UnsupportedModelError(
             f"The processor merges {merge_size} patches but the tower {tower_merge_size}."
         )
-    return GridPlanner(
-        token_id=QWEN_VL.placeholder_token_id(config, Modality.IMAGE),
+    return AreaBounds(
         patch_size=read_int(preprocessor, "patch_size"),
         merge_size=merge_size,
         min_pixels=read_int(size, "shortest_edge", "min_pixels"),
@@ -123,4 +233,6 @@ QWEN_VL = Family(
     model_types=("qwen2_vl", "qwen2_5_vl"),
     positions=PositionScheme.MROPE,
     make_image_planner=make_grid_planner,
+    make_video_planner=make_grid_video_planner,
+    read_positions_per_s=read_positions_per_s,
 )

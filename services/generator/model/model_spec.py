@@ -39,6 +39,8 @@ class ModelSpec:
         max_positions: Longest context that it was trained for.
         eos_token_ids: Tokens that end a sequence.
         positions: How positions are numbered.
+        positions_per_s: Time positions that a second of video takes; ``None`` if every temporal
+            patch takes one.
         logits: What is done to the logits.
     """
 
@@ -50,6 +52,7 @@ class ModelSpec:
     max_positions: int
     eos_token_ids: frozenset[int]
     positions: PositionScheme
+    positions_per_s: float | None = None
     logits: LogitsRule = LogitsRule()
 
 
@@ -60,6 +63,8 @@ def read_model_spec(model: transformers.PreTrainedModel) -> ModelSpec:
         UnsupportedModelError: No family of ours has this model type.
     """
     text_config = model.config.get_text_config()
+    config = model.config.to_dict()
+    family = family_of(config)
     num_q_heads: int = text_config.num_attention_heads
     return ModelSpec(
         num_layers=text_config.num_hidden_layers,
@@ -69,7 +74,8 @@ def read_model_spec(model: transformers.PreTrainedModel) -> ModelSpec:
         vocab_size=text_config.vocab_size,
         max_positions=text_config.max_position_embeddings,
         eos_token_ids=_read_eos_token_ids(model),
-        positions=family_of(model.config.to_dict()).positions,
+        positions=family.positions,
+        positions_per_s=family.read_positions_per_s(config),
         logits=_read_logits_rule(text_config),
     )
 

@@ -2,7 +2,7 @@
 
 Text counts up. A media item under M-RoPE is a box of merged patches: its tokens are numbered by
 time, row and column from the position that the item starts at, and the text behind it goes on
-after the longer side of the box.
+after the longer side of the box. The time of a video's patches counts up, or follows the clock.
 
 Source: M-RoPE, Wang et al. 2024, "Qwen2-VL", section 2.1.
 """
@@ -59,7 +59,10 @@ class PromptPositions:
 
 
 def compute_positions(
-    scheme: PositionScheme, num_tokens: int, spans: Sequence[MediaSpan]
+    scheme: PositionScheme,
+    num_tokens: int,
+    spans: Sequence[MediaSpan],
+    positions_per_s: float | None = None,
 ) -> PromptPositions:
     """Number the positions of a prompt.
 
@@ -67,6 +70,8 @@ def compute_positions(
         scheme: How the family numbers positions.
         num_tokens: Tokens of the prompt, placeholders expanded.
         spans: Media items by ascending offset, within the prompt, not overlapping.
+        positions_per_s: Time positions that a second of video takes; ``None`` if every temporal
+            patch takes one.
 
     Returns:
         The positions of the prompt and of what will follow it.
@@ -82,7 +87,9 @@ def compute_positions(
     for number, span in enumerate(spans):
         pieces.append(_count_up(position, span.offset - index))
         position += span.offset - index
-        box, position = _number_layout(span.layout, position, f"spans[{number}].layout")
+        per_patch = _positions_per_patch(span.layout, positions_per_s)
+        param = f"spans[{number}].layout"
+        box, position = _number_layout(span.layout, position, per_patch, param)
         pieces.append(box)
         index = span.end
     pieces.append(_count_up(position, num_tokens - index))
@@ -90,7 +97,17 @@ def compute_positions(
     return PromptPositions(prompt, delta=int(prompt.max()) + 1 - num_tokens)
 
 
-def _number_layout(layout: MediaLayout, position: int, param: str) -> tuple[np.ndarray, int]:
+def _positions_per_patch(layout: MediaLayout, positions_per_s: float | None) -> np.float32:
+    """Return the time positions between two temporal patches, in the precision of transformers."""
+    if positions_per_s is None or len(layout.timestamps_s) < 2:
+        return np.float32(1)
+    interval_s = layout.timestamps_s[1] - layout.timestamps_s[0]
+    return np.float32(positions_per_s) * np.float32(interval_s)
+
+
+def _number_layout(
+    layout: MediaLayout, position: int, per_patch: np.float32, param: str
+) -> tuple[np.ndarray, int]:
     """Return the positions of one item's expansion and the position behind it."""
     grid, merge = layout.grid, layout.spatial_merge_size
     embedding_runs = [run for run in layout.runs if run.is_embedding]
@@ -111,7 +128,9 @@ def _number_layout(layout: MediaLayout, position: int, param: str) -> tuple[np.n
     pieces: list[np.ndarray] = []
     for run in layout.runs:
         if run.is_embedding:
-            pieces.append(np.indices(shape).reshape(NUM_MROPE_ROWS, -1) + position)
+            box = np.indices(shape).reshape(NUM_MROPE_ROWS, -1)
+            box[0] = box[0].astype(np.float32) * per_patch
+            pieces.append(box + position)
             position += max(shape[1], shape[2])
         else:
             pieces.append(_count_up(position, run.count))

@@ -81,6 +81,47 @@ def _reference(num_tokens: int, spans: Sequence[MediaSpan]) -> tuple[torch.Tenso
     return positions[:, 0], int(delta)
 
 
+def _video_span(offset: int, grid: tuple[int, int, int], interval_s: float) -> MediaSpan:
+    """Return a video of ``grid`` temporal and merged patches, ``interval_s`` seconds apart."""
+    times = tuple(patch * interval_s for patch in range(grid[0]))
+    count = grid[0] * grid[1] * grid[2]
+    layout = MediaLayout(
+        (TokenRun(IMAGE_TOKEN, count, is_embedding=True),),
+        PatchGrid(grid[0], grid[1] * MERGE, grid[2] * MERGE),
+        MERGE,
+        timestamps_s=times,
+    )
+    spec = TensorSpec(TensorRole.SPLICE, DataType.FLOAT32, (count, 4))
+    ref = EmbeddingRef(b"e" * 32, b"f" * 32, Modality.VIDEO, (spec,))
+    return MediaSpan(offset, ref, layout, True)
+
+
+def _video_reference(
+    num_tokens: int, spans: Sequence[MediaSpan], intervals: Sequence[float], tokens_per_s: int
+) -> tuple[torch.Tensor, int]:
+    """Return positions and delta as transformers computes them for videos of Qwen2.5-VL."""
+    torchvision_shim.install()
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+
+    kinds = torch.zeros(1, num_tokens, dtype=torch.int)
+    for span in spans:
+        kinds[0, span.offset : span.end] = 2
+    grids = [[s.layout.grid.t, s.layout.grid.h, s.layout.grid.w] for s in spans if s.layout.grid]
+    vision = types.SimpleNamespace(spatial_merge_size=MERGE, tokens_per_second=tokens_per_s)
+    stub = types.SimpleNamespace(config=types.SimpleNamespace(vision_config=vision))
+    stub.get_vision_position_ids = types.MethodType(Qwen2_5_VLModel.get_vision_position_ids, stub)
+    # Called without a model, which its types do not foresee.
+    number: Callable[..., tuple[torch.Tensor, torch.Tensor]] = Qwen2_5_VLModel.get_rope_index
+    positions, delta = number(
+        stub,
+        torch.zeros(1, num_tokens, dtype=torch.long),
+        mm_token_type_ids=kinds,
+        video_grid_thw=torch.tensor(grids),
+        second_per_grid_ts=torch.tensor(intervals),
+    )
+    return positions[:, 0], int(delta)
+
+
 _SIDES = st.integers(1, 6)
 
 
@@ -98,6 +139,41 @@ def test_positions_equal_those_of_transformers(first: int, items: list[tuple[Gri
 
     assert np.array_equal(positions.prompt, expected.numpy())
     assert positions.delta == delta
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens_per_s=st.sampled_from([2, 4, 25]),
+    videos=st.lists(
+        st.tuples(
+            st.tuples(st.integers(1, 40), st.integers(1, 3), st.integers(1, 3)),
+            st.floats(0.0625, 20.0, width=32),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_the_time_of_videos_follows_the_clock_as_in_transformers(
+    tokens_per_s: int, videos: list[tuple[tuple[int, int, int], float]]
+) -> None:
+    spans: list[MediaSpan] = []
+    offset = 3
+    for grid, interval_s in videos:
+        spans.append(_video_span(offset, grid, interval_s))
+        offset = spans[-1].end + 2
+    intervals = [interval_s for _, interval_s in videos]
+    expected, delta = _video_reference(offset, spans, intervals, tokens_per_s)
+
+    positions = compute_positions(PositionScheme.MROPE, offset, spans, float(tokens_per_s))
+
+    assert np.array_equal(positions.prompt, expected.numpy())
+    assert positions.delta == delta
+
+
+def test_without_a_clock_every_temporal_patch_takes_one_position() -> None:
+    positions = compute_positions(PositionScheme.MROPE, 4, [_video_span(0, (3, 1, 1), 7.0)])
+
+    assert positions.prompt.tolist() == [[0, 1, 2, 1], [0, 0, 0, 1], [0, 0, 0, 1]]
 
 
 def test_prompt_may_begin_and_end_with_an_image() -> None:

@@ -1,0 +1,125 @@
+"""Make small video files for tests, in every container, codec and state of damage."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class VideoKind:
+    """How a video is written.
+
+    Attributes:
+        codec: Encoder of FFmpeg.
+        container: Format of FFmpeg.
+        pixel_format: What the codec stores.
+        options: Options of the encoder.
+    """
+
+    codec: str = "mpeg4"
+    container: str = "mp4"
+    pixel_format: str = "yuv420p"
+    options: dict[str, str] = field(default_factory=dict)
+
+
+# NOTE: with its defaults x265 writes behind its buffers when frames are this small.
+_X265_PARAMS = (
+    "log-level=none:pools=none:frame-threads=1:wpp=0:aq-mode=0:cutree=0:weightp=0:bframes=2"
+)
+
+H264 = VideoKind("libx264", options={"g": "8", "bf": "2", "x264-params": "log-level=none"})
+MPEG4 = VideoKind()
+KINDS = {
+    "h264 in mp4": H264,
+    "h264 with open groups": VideoKind(
+        "libx264",
+        options={"g": "6", "bf": "3", "x264-params": "open-gop=1:scenecut=0:log-level=none"},
+    ),
+    "hevc in mp4": VideoKind("libx265", options={"g": "7", "x265-params": _X265_PARAMS}),
+    "vp8 in webm": VideoKind("libvpx", "webm", options={"g": "9", "auto-alt-ref": "1"}),
+    "vp9 in webm": VideoKind("libvpx-vp9", "webm", options={"g": "9"}),
+    "h264 in matroska": VideoKind("libx264", "matroska", options=H264.options),
+    "mpeg4 in mp4": MPEG4,
+    "mpeg4 in avi": VideoKind("mpeg4", "avi", options={"g": "5", "bf": "2"}),
+    "mjpeg in avi": VideoKind("mjpeg", "avi", "yuvj420p"),
+    "mjpeg in mov": VideoKind("mjpeg", "mov", "yuvj420p"),
+}
+
+
+def moving_square(num_frames: int, width: int, height: int, seed: int = 0) -> np.ndarray:
+    """Return frames that all differ. [num_frames, height, width, 3], uint8."""
+    rng = np.random.default_rng(seed)
+    background = rng.integers(0, 200, (height, width, 3), dtype=np.uint8)
+    frames = np.repeat(background[None], num_frames, axis=0)
+    side = max(2, min(width, height) // 3)
+    for number, frame in enumerate(frames):
+        top = number * 3 % max(1, height - side)
+        left = number * 5 % max(1, width - side)
+        frame[top : top + side, left : left + side] = (255, number * 7 % 256, 0)
+    return frames
+
+
+def write_video(
+    frames: np.ndarray,
+    kind: VideoKind = MPEG4,
+    rate: int = 10,
+    times: Sequence[int] | None = None,
+    rotation: int = 0,
+    sound_only: bool = False,
+) -> bytes:
+    """Return the file of a video.
+
+    Args:
+        frames: [num_frames, height, width, 3], uint8.
+        kind: How it is written.
+        rate: Frames per second.
+        times: Time of every frame in units of ``1 / rate``; ``None``: one after another.
+        rotation: Degrees by which a player turns the frames.
+        sound_only: Write silence instead of the frames.
+    """
+    buffer = io.BytesIO()
+    if sound_only:
+        return _write_silence(buffer, kind.container)
+    with av.open(buffer, "w", format=kind.container) as container:
+        stream = container.add_stream(kind.codec, rate=rate, options=kind.options)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = kind.pixel_format
+        if rotation:
+            stream.set_display_rotation(rotation)
+        container.start_encoding()
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = number if times is None else times[number]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def read_video(data: bytes) -> np.ndarray:
+    """Return all frames of a video, decoded from its start. [num_frames, height, width, 3]."""
+    with av.open(io.BytesIO(data), "r") as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def with_bytes_at(data: bytes, offset: int, new: bytes) -> bytes:
+    """Return ``data`` with the bytes from ``offset`` on replaced by ``new``."""
+    return data[:offset] + new + data[offset + len(new) :]
+
+
+def _write_silence(buffer: io.BytesIO, container_format: str) -> bytes:
+    with av.open(buffer, "w", format=container_format) as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return buffer.getvalue()
