@@ -35,6 +35,7 @@ from chiasm.encoder.checkpoint import EncoderCheckpoint
 from chiasm.encoder.config import EncoderSettings
 from chiasm.encoder.decode_pool import DecodeLimits, DecodePool
 from chiasm.encoder.fetch import FetchLimits, MediaFetcher, SystemResolver
+from chiasm.encoder.frames_reader import FramesReader
 from chiasm.encoder.item_encoder import Encoded, ItemEncoder, Stages
 from chiasm.encoder.local_files import LocalFiles
 from chiasm.encoder.pipeline import EncodePipeline, PipelineParts
@@ -155,7 +156,8 @@ async def _build(
     flights: SingleFlight[Encoded] = SingleFlight(store)
     stack.push_async_callback(flights.close)
     ready = ReadyEmbeddings(reader, decoder, checkpoint.row_planner, description, Limits())
-    parts = PipelineParts(admission, resolver, store, flights, reader, ready, encoder)
+    frames = FramesReader(reader, description.max_source_bytes)
+    parts = PipelineParts(admission, resolver, store, flights, reader, frames, ready, encoder)
     servicer = EncoderServicer(
         EncodePipeline(parts, description), Catalog(store, resolver), encoder, description
     )

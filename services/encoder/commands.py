@@ -72,8 +72,21 @@ class TensorFileSource:
     chunks: AsyncIterator[bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class FramesSource:
+    """A video that comes as pictures, oldest first.
+
+    Attributes:
+        frames: Where each picture is; a number is how many bytes of ``chunks`` it takes.
+        chunks: The bytes of the pictures that are sent, one after another.
+    """
+
+    frames: tuple[UrlSource | int, ...]
+    chunks: AsyncIterator[bytes]
+
+
 FileSource: TypeAlias = UrlSource | BytesSource
-Source: TypeAlias = FileSource | TensorSource | TensorFileSource
+Source: TypeAlias = FileSource | FramesSource | TensorSource | TensorFileSource
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from chiasm.encoder.commands import (
     BytesSource,
     Delivery,
     EncodeCommand,
+    FramesSource,
     ItemChunk,
     ItemKey,
     ItemPlanned,
@@ -170,8 +171,20 @@ def _source_from_proto(
     if kind == "tensor_file":
         file = header.tensor_file
         return TensorFileSource(file.num_bytes, file.num_grid_bytes, _grid(file), _chunks(messages))
-    raise InvalidRequestError(
-        "This model does not take lists of frames.", reason="UNSUPPORTED_SOURCE", param="frames"
+    if header.modality != media_pb2.MODALITY_VIDEO:
+        raise InvalidRequestError("Only a video is a list of frames.", param="frames")
+    return FramesSource(_frames(header.frames), _chunks(messages))
+
+
+def _frames(message: encoder_pb2.FramesSource) -> tuple[UrlSource | int, ...]:
+    check_size(len(message.frames), _LIMITS.max_listed_frames, "frames of a video", "frames")
+    if not message.frames:
+        raise InvalidRequestError("The video has no frames.", param="frames")
+    if any(frame.WhichOneof("source") is None for frame in message.frames):
+        raise InvalidRequestError("A frame is empty.", param="frames")
+    return tuple(
+        UrlSource(frame.url) if frame.WhichOneof("source") == "url" else frame.num_bytes
+        for frame in message.frames
     )
 
 

@@ -22,6 +22,7 @@ from chiasm.common.media_resolver import MediaQuery
 from chiasm.common.metrics import ENCODER_REJECTED_ITEMS
 from chiasm.encoder.commands import (
     Delivery,
+    FramesSource,
     ItemChunk,
     ItemPlanned,
     ItemReady,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from chiasm.common.single_flight import SingleFlight
     from chiasm.encoder.admission import Admission, AdmissionTicket
     from chiasm.encoder.commands import EncodeCommand, EncodeEvent, EncoderDescription
+    from chiasm.encoder.frames_reader import FramesReader
     from chiasm.encoder.item_encoder import Encoded, ItemEncoder
     from chiasm.encoder.preprocess import PlannedItem
     from chiasm.encoder.ready_embeddings import ReadyEmbeddings
@@ -63,6 +65,7 @@ class PipelineParts:
     store: EmbeddingStore
     flights: SingleFlight[Encoded]
     reader: SourceReader
+    frames: FramesReader
     ready: ReadyEmbeddings
     encoder: ItemEncoder
 
@@ -182,13 +185,15 @@ class EncodePipeline:
             )
         if isinstance(command.source, TensorSource | TensorFileSource):
             return await self._parts.ready.read(command.source, command.modality, ticket)
+        if isinstance(command.source, FramesSource):
+            return await self._parts.frames.read(command.source, ticket)
         return await self._parts.reader.read(command.source, command.modality, ticket)
 
     async def _plan(
         self, command: EncodeCommand, source: SourceData | ReadyTensor, ticket: AdmissionTicket
     ) -> PlannedItem | ReadyItem:
         if isinstance(source, ReadyTensor):
-            return await self._parts.ready.plan(source, command.modality, ticket)
+            return await self._parts.ready.plan(source, command, ticket)
         item = await self._parts.encoder.plan(command.modality, source.memory, command.options)
         ticket.charge_pixels(item.num_pixels)
         return item

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from chiasm.common.limits import Limits
     from chiasm.common.media import MediaLayout, Modality
     from chiasm.encoder.admission import AdmissionTicket
-    from chiasm.encoder.commands import EncoderDescription, TensorFileSource
+    from chiasm.encoder.commands import EncodeCommand, EncoderDescription, TensorFileSource
     from chiasm.encoder.decode_pool import DecodePool
     from chiasm.encoder.source_reader import SourceReader
 
@@ -106,16 +106,22 @@ class ReadyEmbeddings:
         return await self._read_file(source, modality, ticket)
 
     async def plan(
-        self, tensor: ReadyTensor, modality: Modality, ticket: AdmissionTicket
+        self, tensor: ReadyTensor, command: EncodeCommand, ticket: AdmissionTicket
     ) -> ReadyItem:
         """Return the rows of ``tensor`` in the tower's dtype and their layout.
+
+        Args:
+            tensor: What ``read`` returned.
+            command: What it is for: kind of the item, and frames per second of a video.
+            ticket: Charged with the rows.
 
         Raises:
             InvalidRequestError: The grid does not fit the rows, or a value is not finite.
             OverloadedError: The sources in work take too many bytes together.
         """
+        modality, fps = command.modality, command.options.fps
         num_rows, width = self._rows_and_width(tensor.shape, modality)
-        layout = self._planner.plan(modality, num_rows, tensor.grid)
+        layout = self._planner.plan(modality, num_rows, tensor.grid, fps)
         dtype = self._description.data_type
         ticket.charge_source(num_rows * width * dtype.num_bytes)
         rows = await asyncio.to_thread(_convert, tensor, (num_rows, width), _TORCH_DTYPES[dtype])

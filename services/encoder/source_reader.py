@@ -36,6 +36,14 @@ class SourceData:
     fetch_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedFile:
+    """The bytes of an item, and the seconds that fetching took (0 if it was sent)."""
+
+    data: bytes | bytearray
+    fetch_s: float
+
+
 class SourceReader:
     """Reads sources within ``max_bytes``."""
 
@@ -47,6 +55,13 @@ class SourceReader:
     async def read(
         self, source: FileSource, modality: Modality, ticket: AdmissionTicket
     ) -> SourceData:
+        """Return the bytes of a source in a memory file, and their digest; see ``load``."""
+        loaded = await self.load(source, modality, ticket)
+        return await asyncio.to_thread(_keep, loaded)
+
+    async def load(
+        self, source: FileSource, modality: Modality, ticket: AdmissionTicket
+    ) -> LoadedFile:
         """Return the bytes of a source, charged to ``ticket``.
 
         Raises:
@@ -68,7 +83,7 @@ class SourceReader:
             data, fetch_s = await self._fetch(source.url, modality, ticket)
         if not data:
             raise invalid_media(modality, "it is empty")
-        return await asyncio.to_thread(_keep, data, fetch_s)
+        return LoadedFile(data, fetch_s)
 
     async def collect(self, source: BytesSource, ticket: AdmissionTicket) -> bytearray:
         """Return the bytes of a stream whose announced number was checked, charged to ``ticket``.
@@ -117,5 +132,6 @@ def _check_scheme(url: str) -> None:
         )
 
 
-def _keep(data: bytes | bytearray, fetch_s: float) -> SourceData:
-    return SourceData(MemoryFile.of_bytes(data), source_digest(data), fetch_s)
+def _keep(loaded: LoadedFile) -> SourceData:
+    memory = MemoryFile.of_bytes(loaded.data)
+    return SourceData(memory, source_digest(loaded.data), loaded.fetch_s)

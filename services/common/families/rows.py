@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from chiasm.common.families.family import Family
     from chiasm.common.media import PatchGrid
 
+MAX_TEMPORAL_PATCHES = 2048
 _GRID_MODALITIES = (Modality.IMAGE, Modality.VIDEO)
 
 
@@ -26,10 +27,12 @@ class RowPlanner:
     Attributes:
         token_ids: Token of every position of an item, by modality.
         merge_size: Patches per token along each side; 0 if the family has no patch grid.
+        frames_per_patch: Frames of one temporal patch of a video.
     """
 
     token_ids: Mapping[Modality, int]
     merge_size: int
+    frames_per_patch: int = 1
 
     @classmethod
     def of(cls, family: Family, config: Mapping[str, object]) -> RowPlanner:
@@ -38,26 +41,35 @@ class RowPlanner:
         Raises:
             UnsupportedModelError: ``config`` lacks a value.
         """
-        has_grid = family.positions is PositionScheme.MROPE
+        merge_size, frames_per_patch = 0, 1
+        if family.positions is PositionScheme.MROPE:
+            vision_config = read_section(config, "vision_config")
+            merge_size = read_int(vision_config, "spatial_merge_size")
+            frames_per_patch = read_int(vision_config, "temporal_patch_size")
         return cls(
             token_ids={
                 modality: family.placeholder_token_id(config, modality)
                 for modality in family.modalities
             },
-            merge_size=(
-                read_int(read_section(config, "vision_config"), "spatial_merge_size")
-                if has_grid
-                else 0
-            ),
+            merge_size=merge_size,
+            frames_per_patch=frames_per_patch,
         )
 
-    def plan(self, modality: Modality, num_rows: int, grid: PatchGrid | None) -> MediaLayout:
+    def plan(
+        self,
+        modality: Modality,
+        num_rows: int,
+        grid: PatchGrid | None,
+        fps: float | None = None,
+    ) -> MediaLayout:
         """Return the layout of ``num_rows`` rows.
 
         Args:
             modality: Kind of the item; one that the checkpoint takes.
             num_rows: Rows of the embedding, at least 1.
             grid: Patches that the rows were made from.
+            fps: Frames that made a second of a video; ``None``: a temporal patch is a second, as
+                transformers assumes.
 
         Raises:
             InvalidRequestError: The family needs a grid and there is none, or the other way round,
@@ -79,13 +91,26 @@ class RowPlanner:
             raise _refusal(f"Rows and columns of {name} must be multiples of {self.merge_size}.")
         if modality is Modality.IMAGE and grid.t != 1:
             raise _refusal(f"An image has one temporal patch, but {name} says {grid.t}.")
+        if grid.t > MAX_TEMPORAL_PATCHES:
+            raise _refusal(f"A video may have at most {MAX_TEMPORAL_PATCHES} temporal patches.")
         wanted = grid.t * grid.h * grid.w // self.merge_size**2
         if wanted != num_rows:
             raise _refusal(
                 f"The grid {grid.t}x{grid.h}x{grid.w} makes {wanted} embeddings, but there are"
                 f" {num_rows} rows."
             )
-        return MediaLayout(runs, grid=grid, spatial_merge_size=self.merge_size)
+        return MediaLayout(
+            runs,
+            grid=grid,
+            spatial_merge_size=self.merge_size,
+            timestamps_s=self._times(modality, grid, fps),
+        )
+
+    def _times(self, modality: Modality, grid: PatchGrid, fps: float | None) -> tuple[float, ...]:
+        if modality is not Modality.VIDEO:
+            return ()
+        interval_s = self.frames_per_patch / fps if fps else 1.0
+        return tuple(patch * interval_s for patch in range(grid.t))
 
 
 def _refusal(message: str) -> InvalidRequestError:

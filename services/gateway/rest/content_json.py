@@ -135,6 +135,7 @@ class ContentReader:
         )
         if kind in EMBEDDING_KINDS:
             self._embeddings.read(fields, kind, media)
+            take_options(fields, media.options, modality)
             return media
         key = "image_url" if kind == "input_image" else kind
         value = fields.take(key)

@@ -6,10 +6,12 @@ import pytest
 
 from chiasm.common.errors import InvalidRequestError
 from chiasm.common.families import family_of
-from chiasm.common.families.rows import RowPlanner
+from chiasm.common.families.rows import MAX_TEMPORAL_PATCHES, RowPlanner
 from chiasm.common.media import MediaLayout, Modality, PatchGrid, TokenRun
 
-GRIDS = RowPlanner({Modality.IMAGE: 7, Modality.VIDEO: 8, Modality.AUDIO: 9}, merge_size=2)
+GRIDS = RowPlanner(
+    {Modality.IMAGE: 7, Modality.VIDEO: 8, Modality.AUDIO: 9}, merge_size=2, frames_per_patch=2
+)
 PLAIN = RowPlanner({Modality.IMAGE: 7}, merge_size=0)
 
 
@@ -25,8 +27,24 @@ def test_a_grid_makes_one_row_of_four_patches() -> None:
     layout = GRIDS.plan(Modality.VIDEO, 18, grid)
 
     assert layout == MediaLayout(
-        (TokenRun(8, 18, is_embedding=True),), grid=grid, spatial_merge_size=2
+        (TokenRun(8, 18, is_embedding=True),),
+        grid=grid,
+        spatial_merge_size=2,
+        timestamps_s=(0.0, 1.0, 2.0),
     )
+
+
+def test_the_rate_of_a_video_tells_the_times_of_its_patches() -> None:
+    grid = PatchGrid(3, 4, 6)
+    assert GRIDS.plan(Modality.VIDEO, 18, grid, fps=4).timestamps_s == (0.0, 0.5, 1.0)
+    assert GRIDS.plan(Modality.IMAGE, 6, PatchGrid(1, 4, 6), fps=4).timestamps_s == ()
+
+
+def test_the_temporal_patches_of_a_video_are_bounded() -> None:
+    most = MAX_TEMPORAL_PATCHES
+    assert len(GRIDS.plan(Modality.VIDEO, most, PatchGrid(most, 2, 2)).timestamps_s) == most
+    with pytest.raises(InvalidRequestError, match="at most 2048 temporal patches"):
+        GRIDS.plan(Modality.VIDEO, most + 1, PatchGrid(most + 1, 2, 2))
 
 
 def test_sound_has_no_grid_in_any_family() -> None:
@@ -57,10 +75,11 @@ def test_the_planner_is_read_from_the_configuration() -> None:
         "model_type": "qwen2_5_vl",
         "image_token_id": 3,
         "video_token_id": 4,
-        "vision_config": {"spatial_merge_size": 2},
+        "vision_config": {"spatial_merge_size": 2, "temporal_patch_size": 3},
     }
     llava = {"model_type": "llava", "image_token_index": 5}
 
-    assert RowPlanner.of(family_of(qwen), qwen).merge_size == 2
-    assert RowPlanner.of(family_of(qwen), qwen).token_ids[Modality.IMAGE] == 3
+    planner = RowPlanner.of(family_of(qwen), qwen)
+    assert (planner.merge_size, planner.frames_per_patch) == (2, 3)
+    assert planner.token_ids[Modality.IMAGE] == 3
     assert RowPlanner.of(family_of(llava), llava) == RowPlanner({Modality.IMAGE: 5}, 0)

@@ -99,6 +99,30 @@ async def test_an_absent_source_is_null_media_and_delivery_goes_to_the_store() -
             "grid",
         ),
         (
+            [
+                encoder_pb2.EncodeRequest(
+                    header=make_header(
+                        modality=media_pb2.MODALITY_VIDEO,
+                        frames=encoder_pb2.FramesSource(
+                            frames=[encoder_pb2.FrameSource(num_bytes=1)] * 257
+                        ),
+                    )
+                )
+            ],
+            "frames",
+        ),
+        (
+            [
+                encoder_pb2.EncodeRequest(
+                    header=make_header(
+                        modality=media_pb2.MODALITY_VIDEO,
+                        frames=encoder_pb2.FramesSource(frames=[encoder_pb2.FrameSource()]),
+                    )
+                )
+            ],
+            "frames",
+        ),
+        (
             [encoder_pb2.EncodeRequest(header=make_header(context=media_pb2.RequestContext()))],
             "context.request_id",
         ),
