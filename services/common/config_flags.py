@@ -21,7 +21,7 @@ class FlagParser:
     """Command line of one service: ``--name value`` for every setting, and ``--help``.
 
     Switches are ``--name`` and ``--no-name``. Sequences may repeat the flag; mappings may also be
-    given as ``--name.key value``.
+    given as ``--name.key value``, and nested ones as ``--name.key.key value``.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class FlagParser:
             if texts is not None:
                 values[name] = self._parse_texts(name, texts)
         for name, pairs in dotted.items():
-            values[name] = {**values.get(name, {}), **pairs}
+            values[name] = _merge(values.get(name, {}), pairs)
         return values
 
     def format_help(self) -> str:
@@ -107,10 +107,10 @@ class FlagParser:
             metavar = setting.name.rsplit("_", 1)[-1].upper()
             group.add_argument(*flags, metavar=metavar, **kwargs, **shared)
 
-    def _take_dotted(self, argv: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
-        """Split ``--name.key value`` of mappings off the other arguments."""
+    def _take_dotted(self, argv: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+        """Split ``--name.key value`` of mappings off the other arguments; keys may be nested."""
         plain: list[str] = []
-        dotted: dict[str, dict[str, str]] = {}
+        dotted: dict[str, dict[str, Any]] = {}
         rest = iter(argv)
         for argument in rest:
             match = _DOTTED.fullmatch(argument)
@@ -121,7 +121,14 @@ class FlagParser:
             value = match["value"] if match["value"] is not None else next(rest, None)
             if value is None:
                 raise ConfigError(f"{argument} needs a value", key=argument)
-            dotted.setdefault(name, {})[match["key"]] = value
+            parsed = self._by_name[name].parse_member(value)
+            *outer, last = match["key"].split(".")
+            target = dotted.setdefault(name, {})
+            for key in outer:
+                target = target.setdefault(key, {})
+                if not isinstance(target, dict):
+                    raise ConfigError(f"{argument} is given twice", key=argument)
+            target[last] = parsed
         return plain, dotted
 
     def _unknown(self, argument: str) -> ConfigError:
@@ -139,6 +146,15 @@ class FlagParser:
             value=value or None,
             nearest=nearest(flag, known),
         )
+
+
+def _merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Return both mappings in one, member by member; where both have a value, the second's."""
+    merged = {**first, **second}
+    for key in first.keys() & second.keys():
+        if isinstance(first[key], dict) and isinstance(second[key], dict):
+            merged[key] = _merge(first[key], second[key])
+    return merged
 
 
 class _Parser(argparse.ArgumentParser):

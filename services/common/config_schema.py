@@ -116,6 +116,10 @@ class Setting:
             return [part.strip() for part in text.split(",") if part.strip() or self.is_secret]
         return None if not text and type(None) in self._types() else text
 
+    def parse_member(self, text: str) -> object:
+        """Return the value of one key of a mapping: JSON if it is an array or an object."""
+        return self._parse_json(text) if text.startswith(("[", "{")) else text
+
     def _parse_mapping(self, text: str) -> object:
         if text.startswith("{"):
             return self._parse_json(text)

@@ -73,6 +73,13 @@ def data_type_to_proto(dtype: DataType) -> media_pb2.DataType.ValueType:
     return _DATA_TYPE_TO_PROTO[dtype]
 
 
+def data_type_from_proto(value: media_pb2.DataType.ValueType) -> DataType:
+    """Return the element type of an enum value; raise ``InvalidRequestError`` if unknown."""
+    if value not in _DATA_TYPE_FROM_PROTO:
+        raise InvalidRequestError(f"Unknown tensor dtype {value}.", param="dtype")
+    return _DATA_TYPE_FROM_PROTO[value]
+
+
 def cache_status_to_proto(status: CacheStatus) -> media_pb2.CacheStatus.ValueType:
     """Return the enum value of ``status``."""
     return _CACHE_STATUS_TO_PROTO[status]
@@ -168,8 +175,7 @@ def tensor_spec_from_proto(message: media_pb2.TensorSpec) -> TensorSpec:
     """Return the validated spec of a message; its byte size is bounded."""
     if message.role not in _ROLE_FROM_PROTO:
         raise InvalidRequestError(f"Unknown tensor role {message.role}.", param="role")
-    if message.dtype not in _DATA_TYPE_FROM_PROTO:
-        raise InvalidRequestError(f"Unknown tensor dtype {message.dtype}.", param="dtype")
+    dtype = data_type_from_proto(message.dtype)
     shape = tuple(message.shape)
     if not 1 <= len(shape) <= MAX_DIMENSIONS or any(
         not 1 <= size <= MAX_TENSOR_BYTES for size in shape
@@ -179,7 +185,7 @@ def tensor_spec_from_proto(message: media_pb2.TensorSpec) -> TensorSpec:
         )
     spec = TensorSpec(
         role=_ROLE_FROM_PROTO[message.role],
-        dtype=_DATA_TYPE_FROM_PROTO[message.dtype],
+        dtype=dtype,
         shape=shape,
         level=message.level,
     )

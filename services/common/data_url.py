@@ -1,4 +1,4 @@
-"""Read the bytes out of base64 data URLs."""
+"""Read the bytes out of base64, alone or in data URLs."""
 
 from __future__ import annotations
 
@@ -36,13 +36,29 @@ def decode_data_url(url: str, *, max_bytes: int, param: str) -> bytes:
         raise _invalid(f"Invalid data URL '{_shorten(url)}': missing ',' separator.", param)
     if not head.lower().endswith(";base64"):
         raise _invalid("Only base64 data URLs are supported for now.", param)
-    check_size(len(content) // 4 * 3, max_bytes + 2, "bytes of media", param)
     if not content:
         raise _invalid("The data URL has no content.", param)
+    return decode_base64(content, max_bytes=max_bytes, what="The data URL", param=param)
+
+
+def decode_base64(content: str, *, max_bytes: int, what: str, param: str) -> bytes:
+    """Return the bytes of base64; their number is checked before anything is decoded.
+
+    Args:
+        content: The base64, with its padding.
+        max_bytes: Most bytes after decoding.
+        what: What holds the base64, as the start of a sentence.
+        param: Path of the part at fault, for errors.
+
+    Raises:
+        InvalidRequestError: It is not valid base64.
+        TooLargeError: The content is over ``max_bytes``.
+    """
+    check_size(len(content) // 4 * 3, max_bytes + 2, "bytes of media", param)
     try:
         data = pybase64.b64decode(content, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise _invalid(f"The data URL is not valid base64: {_reason(error)}", param) from error
+        raise _invalid(f"{what} is not valid base64: {_reason(error)}", param) from error
     check_size(len(data), max_bytes, "bytes of media", param)
     return data
 

@@ -22,7 +22,9 @@ from chiasm.common.errors import InvalidRequestError
 from chiasm.common.limits import Limits
 
 if TYPE_CHECKING:
-    from chiasm.common.media import DataType, Modality, ProcessingOptions
+    from collections.abc import Sequence
+
+    from chiasm.common.media import DataType, Modality, PatchGrid, ProcessingOptions
     from chiasm.common.secrets import TenantKeys
 
 _LIMITS = Limits()
@@ -67,13 +69,24 @@ def source_digest(data: bytes | bytearray | memoryview) -> bytes:
 
 
 def tensor_digest(
-    dtype: DataType, shape: tuple[int, ...], data: bytes | bytearray | memoryview
+    dtype: DataType,
+    shape: tuple[int, ...],
+    data: bytes | bytearray | memoryview,
+    grid: PatchGrid | None = None,
 ) -> bytes:
-    """Return the digest of a ready tensor; the same bytes in another shape or type differ."""
+    """Return the digest of a ready tensor; the same bytes in another shape, type or grid differ."""
     hasher = blake3(derive_key_context="chiasm v1 source tensor")
-    hasher.update(encode_value((dtype.value, shape)))
+    named = (dtype.value, shape)
+    hasher.update(encode_value((*named, (grid.t, grid.h, grid.w)) if grid else named))
     hasher.update(data)
     return hasher.digest()
+
+
+def frames_digest(digests: Sequence[bytes]) -> bytes:
+    """Return the digest of a list of frames, given ``source_digest`` of each."""
+    return blake3(
+        encode_value(tuple(digests)), derive_key_context="chiasm v1 source frames"
+    ).digest()
 
 
 def url_digest(url: str) -> bytes:

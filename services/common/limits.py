@@ -55,6 +55,10 @@ class Limits:
         max_json_bytes: Bytes of one JSON field, such as a schema or tool arguments.
         max_json_depth: Nesting of one JSON field.
         max_tensor_bytes: Bytes of one tensor sent by a client.
+        max_grid_file_bytes: Bytes of a file that holds the patch grid of a tensor.
+        max_listed_frames: Frames of a video that is sent as a list of pictures.
+        max_fps: Frames per second that may be wished for.
+        max_form_parts: Parts of one multipart/form-data body.
         max_chunk_bytes: Bytes of one chunk of a streamed source or embedding.
         max_message_bytes: Bytes of one gRPC message, on both ends.
     """
@@ -93,6 +97,10 @@ class Limits:
     max_json_bytes: int = 256 * 1024
     max_json_depth: int = 32
     max_tensor_bytes: int = 64 * _MIB
+    max_grid_file_bytes: int = 64 * 1024
+    max_listed_frames: int = 256
+    max_fps: float = 240.0
+    max_form_parts: int = 128
     max_chunk_bytes: int = _MIB
     max_message_bytes: int = 16 * _MIB
 

@@ -35,9 +35,12 @@ from chiasm.encoder.checkpoint import EncoderCheckpoint
 from chiasm.encoder.config import EncoderSettings
 from chiasm.encoder.decode_pool import DecodeLimits, DecodePool
 from chiasm.encoder.fetch import FetchLimits, MediaFetcher, SystemResolver
+from chiasm.encoder.frames_reader import FramesReader
 from chiasm.encoder.item_encoder import Encoded, ItemEncoder, Stages
+from chiasm.encoder.local_files import LocalFiles
 from chiasm.encoder.pipeline import EncodePipeline, PipelineParts
 from chiasm.encoder.preprocess import MediaLimits
+from chiasm.encoder.ready_embeddings import ReadyEmbeddings
 from chiasm.encoder.servicer import EncoderServicer
 from chiasm.encoder.source_reader import SourceReader
 from chiasm.encoder.url_policy import UrlPolicy
@@ -143,14 +146,20 @@ async def _build(
     stack.push_async_callback(store.close)
     resolver = MediaResolver(store, secrets, description.fingerprint)
     admission = _build_admission(settings)
-    encoder = _build_item_encoder(settings, checkpoint, store, admission, stack)
+    decoder = _build_decoder(settings)
+    decoder.start()
+    stack.callback(decoder.stop)
+    encoder = _build_item_encoder(settings, checkpoint, decoder, store, admission, stack)
     fetcher = _build_fetcher(settings, description.max_source_bytes)
     await fetcher.start()
     stack.push_async_callback(fetcher.stop)
-    reader = SourceReader(fetcher, description.max_source_bytes)
+    local_files = LocalFiles(settings.fetch.allowed_local_media_path)
+    reader = SourceReader(fetcher, local_files, description.max_source_bytes)
     flights: SingleFlight[Encoded] = SingleFlight(store)
     stack.push_async_callback(flights.close)
-    parts = PipelineParts(admission, resolver, store, flights, reader, encoder)
+    ready = ReadyEmbeddings(reader, decoder, checkpoint.row_planner, description, Limits())
+    frames = FramesReader(reader, description.max_source_bytes)
+    parts = PipelineParts(admission, resolver, store, flights, reader, frames, ready, encoder)
     servicer = EncoderServicer(
         EncodePipeline(parts, description), Catalog(store, resolver), encoder, description
     )
@@ -169,14 +178,8 @@ def _build_admission(settings: EncoderSettings) -> Admission:
     )
 
 
-def _build_item_encoder(
-    settings: EncoderSettings,
-    checkpoint: EncoderCheckpoint,
-    store: EmbeddingStore,
-    admission: Admission,
-    stack: AsyncExitStack,
-) -> ItemEncoder:
-    decoder = DecodePool(
+def _build_decoder(settings: EncoderSettings) -> DecodePool:
+    return DecodePool(
         settings.decode.decode_workers,
         DecodeLimits(
             memory_bytes=settings.decode.decode_memory_bytes,
@@ -185,8 +188,16 @@ def _build_item_encoder(
             timeout_s=settings.decode.decode_timeout_s,
         ),
     )
-    decoder.start()
-    stack.callback(decoder.stop)
+
+
+def _build_item_encoder(
+    settings: EncoderSettings,
+    checkpoint: EncoderCheckpoint,
+    decoder: DecodePool,
+    store: EmbeddingStore,
+    admission: Admission,
+    stack: AsyncExitStack,
+) -> ItemEncoder:
     is_cpu = checkpoint.tower.device.type == "cpu"
     batch_items = settings.tower.max_batch_items or (1 if is_cpu else _GPU_BATCH_ITEMS)
     cores = open_cores(settings.core_page, "encoder", settings.cores)

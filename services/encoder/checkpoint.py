@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from chiasm.common.families import UnsupportedModelError, family_of, served_part
+from chiasm.common.families.rows import RowPlanner
 from chiasm.common.media import Modality
 from chiasm.encoder.audio_preprocessor import AudioPreprocessor
 from chiasm.encoder.commands import EncoderDescription
@@ -48,12 +49,14 @@ class EncoderCheckpoint:
         preprocessors: The checkpoint's processors, by modality that can be encoded.
         fingerprint: Digest of all that makes an embedding besides source and options; 32 bytes.
         placeholder_ids: Token that stands for one item, by modality that can be encoded.
+        row_planner: Lays out ready-made embeddings.
     """
 
     tower: Tower
     preprocessors: Mapping[Modality, Preprocessor]
     fingerprint: bytes
     placeholder_ids: Mapping[Modality, int]
+    row_planner: RowPlanner
 
     @classmethod
     def load(
@@ -90,7 +93,8 @@ class EncoderCheckpoint:
             for modality in family.modalities
         }
         fingerprint = compute_fingerprint(tower, preprocessors)
-        return cls(tower, preprocessors, fingerprint, placeholder_ids)
+        row_planner = RowPlanner.of(family, config)
+        return cls(tower, preprocessors, fingerprint, placeholder_ids, row_planner)
 
     def describe(self, model: str, *, max_source_bytes: int, max_pixels: int) -> EncoderDescription:
         """Return what callers are told of an encoder that serves this checkpoint as ``model``."""

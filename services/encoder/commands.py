@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         EmbeddingRef,
         MediaLayout,
         Modality,
+        PatchGrid,
         ProcessingOptions,
         RequestContext,
     )
@@ -31,7 +32,7 @@ class Delivery(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class UrlSource:
-    """An item behind an http, https or data URL."""
+    """An item behind an http, https, data or file URL."""
 
     url: str
 
@@ -44,7 +45,48 @@ class BytesSource:
     chunks: AsyncIterator[bytes]
 
 
-Source: TypeAlias = UrlSource | BytesSource
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """A ready-made embedding whose elements come as ``chunks``, little-endian, row-major."""
+
+    dtype: DataType
+    shape: tuple[int, ...]
+    grid: PatchGrid | None
+    chunks: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFileSource:
+    """A ready-made embedding in a file that comes as ``chunks``.
+
+    Attributes:
+        num_bytes: Bytes of the file.
+        num_grid_bytes: Bytes of a second file behind it, which holds the patch grid; 0: none.
+        grid: The patch grid, if the caller knows it.
+        chunks: The bytes.
+    """
+
+    num_bytes: int
+    num_grid_bytes: int
+    grid: PatchGrid | None
+    chunks: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class FramesSource:
+    """A video that comes as pictures, oldest first.
+
+    Attributes:
+        frames: Where each picture is; a number is how many bytes of ``chunks`` it takes.
+        chunks: The bytes of the pictures that are sent, one after another.
+    """
+
+    frames: tuple[UrlSource | int, ...]
+    chunks: AsyncIterator[bytes]
+
+
+FileSource: TypeAlias = UrlSource | BytesSource
+Source: TypeAlias = FileSource | FramesSource | TensorSource | TensorFileSource
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,9 @@ class FetchSettings(SettingsGroup):
     allow_private_media: tuple[str, ...] = Field(
         (), description="Networks (CIDR) that may be dialled although they are not public."
     )
+    allowed_local_media_path: Path | None = Field(
+        None, description="Folder below which file URLs are read; default: no file is."
+    )
     media_redirects: int = Field(3, ge=0, le=10, description="Redirects followed per URL.")
     image_fetch_timeout_s: float = Field(
         5.0, gt=0, description="Seconds from the start of a fetch to the last byte of an image."
@@ -57,6 +60,13 @@ class FetchSettings(SettingsGroup):
         for network in networks:
             ipaddress.ip_network(network)
         return networks
+
+    @field_validator("allowed_local_media_path")
+    @classmethod
+    def _check_folder(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_dir():
+            raise ValueError("there is no such folder")
+        return path
 
     @field_validator("allowed_media_domains")
     @classmethod

@@ -15,16 +15,21 @@ from chiasm.common.convert import (
     modality_to_proto,
     options_from_proto,
     ref_to_proto,
+    tensor_spec_from_proto,
 )
 from chiasm.common.errors import InvalidRequestError
 from chiasm.common.limits import Limits, check_size
+from chiasm.common.media import PatchGrid, TensorRole
 from chiasm.encoder.commands import (
     BytesSource,
     Delivery,
     EncodeCommand,
+    FramesSource,
     ItemChunk,
     ItemKey,
     ItemPlanned,
+    TensorFileSource,
+    TensorSource,
     UrlSource,
 )
 from chiasm.v1 import encoder_pb2, media_pb2
@@ -158,11 +163,40 @@ def _source_from_proto(
         return UrlSource(header.url)
     if kind == "bytes":
         return BytesSource(header.bytes.num_bytes, _chunks(messages))
-    raise InvalidRequestError(
-        "This model does not take ready-made embeddings.",
-        reason="UNSUPPORTED_SOURCE",
-        param="tensor",
+    if kind == "tensor":
+        spec = tensor_spec_from_proto(header.tensor.spec)
+        if spec.role is not TensorRole.SPLICE:
+            raise InvalidRequestError("A ready-made embedding must be spliced.", param="role")
+        return TensorSource(spec.dtype, spec.shape, _grid(header.tensor), _chunks(messages))
+    if kind == "tensor_file":
+        file = header.tensor_file
+        return TensorFileSource(file.num_bytes, file.num_grid_bytes, _grid(file), _chunks(messages))
+    if header.modality != media_pb2.MODALITY_VIDEO:
+        raise InvalidRequestError("Only a video is a list of frames.", param="frames")
+    return FramesSource(_frames(header.frames), _chunks(messages))
+
+
+def _frames(message: encoder_pb2.FramesSource) -> tuple[UrlSource | int, ...]:
+    check_size(len(message.frames), _LIMITS.max_listed_frames, "frames of a video", "frames")
+    if not message.frames:
+        raise InvalidRequestError("The video has no frames.", param="frames")
+    if any(frame.WhichOneof("source") is None for frame in message.frames):
+        raise InvalidRequestError("A frame is empty.", param="frames")
+    return tuple(
+        UrlSource(frame.url) if frame.WhichOneof("source") == "url" else frame.num_bytes
+        for frame in message.frames
     )
+
+
+def _grid(
+    message: encoder_pb2.TensorSource | encoder_pb2.TensorFileSource,
+) -> PatchGrid | None:
+    if not message.HasField("grid"):
+        return None
+    grid = message.grid
+    if min(grid.t, grid.h, grid.w) < 1:
+        raise InvalidRequestError("The sides of a grid must be at least 1.", param="grid")
+    return PatchGrid(grid.t, grid.h, grid.w)
 
 
 async def _chunks(messages: AsyncIterator[SourceMessage]) -> AsyncIterator[bytes]:

@@ -116,6 +116,18 @@ class DecodePool:
         await self._call(modality, operation, task, (source.fd, media.fd))
         return media.map()
 
+    async def probe_tensor(self, modality: Modality, source: MemoryFile, task: bytes) -> bytes:
+        """Read the header of a file with a ready-made embedding; see ``probe``."""
+        return await self._call(modality, Operation.PROBE_TENSOR, task, (source.fd,))
+
+    async def decode_tensor(
+        self, modality: Modality, source: MemoryFile, task: bytes, num_bytes: int
+    ) -> mmap.mmap:
+        """Copy the elements of an embedding out of a file that was probed; see ``decode``."""
+        media = MemoryFile(num_bytes)
+        await self._call(modality, Operation.DECODE_TENSOR, task, (source.fd, media.fd))
+        return media.map()
+
     async def _call(
         self, modality: Modality, operation: Operation, task: bytes, fds: Sequence[int]
     ) -> bytes:

@@ -47,6 +47,10 @@ class Operation(enum.IntEnum):
     """Read the header of a sound file."""
     DECODE_AUDIO = 6
     """Decode a sound file to one channel of float32 samples."""
+    PROBE_TENSOR = 7
+    """Read the header of a file with a ready-made tensor."""
+    DECODE_TENSOR = 8
+    """Copy the elements of a ready-made tensor, densely."""
 
     @property
     def is_probe(self) -> bool:

@@ -37,6 +37,8 @@ _DECODERS = {
     Operation.DECODE_VIDEO: "chiasm.encoder.decode_video",
     Operation.PROBE_AUDIO: "chiasm.encoder.decode_audio",
     Operation.DECODE_AUDIO: "chiasm.encoder.decode_audio",
+    Operation.PROBE_TENSOR: "chiasm.encoder.decode_tensor",
+    Operation.DECODE_TENSOR: "chiasm.encoder.decode_tensor",
 }
 
 

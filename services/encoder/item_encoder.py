@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from chiasm.common.embedding_store import EmbeddingStore
-    from chiasm.common.media import EmbeddingRef, Modality
+    from chiasm.common.media import EmbeddingRef, MediaLayout, Modality
     from chiasm.encoder.admission import Admission
     from chiasm.encoder.batcher import EncodeBatcher, TowerRows
     from chiasm.encoder.decode_pool import DecodePool
@@ -110,10 +110,23 @@ class ItemEncoder:
         self._num_encoded_items += 1
         ENCODER_ENCODED_ITEMS.labels(ref.modality.value).inc()
         embedding = Embedding(ref, [bytes_of(output.rows)])
+        return await self.keep(tenant, embedding, item.layout, timings)
+
+    async def keep(
+        self, tenant: str, embedding: Embedding, layout: MediaLayout, timings: StageTimings
+    ) -> Encoded:
+        """Put an embedding into the store, if the store can take it.
+
+        Args:
+            tenant: Tenant that it belongs to.
+            embedding: The embedding.
+            layout: How it stands in the prompt.
+            timings: Seconds of the stages before this one.
+        """
         started = time.monotonic()
         is_stored = True
         try:
-            await self._stages.store.put(tenant, embedding, item.layout)
+            await self._stages.store.put(tenant, embedding, layout)
         except StoreUnavailableError as error:
             is_stored = False
             log.warning("embedding_not_stored", reason=error.reason)

@@ -17,30 +17,38 @@ from chiasm.common.errors import (
     StoreUnavailableError,
 )
 from chiasm.common.logging import bind_request_id
-from chiasm.common.media import CacheStatus, EmbeddingRef, TensorRole, TensorSpec
+from chiasm.common.media import CacheStatus, Embedding, EmbeddingRef, TensorRole, TensorSpec
 from chiasm.common.media_resolver import MediaQuery
 from chiasm.common.metrics import ENCODER_REJECTED_ITEMS
 from chiasm.encoder.commands import (
     Delivery,
+    FramesSource,
     ItemChunk,
     ItemPlanned,
     ItemReady,
     StageTimings,
+    TensorFileSource,
+    TensorSource,
     UrlSource,
 )
+from chiasm.encoder.ready_embeddings import ReadyItem, ReadyTensor
+from chiasm.encoder.source_reader import SourceData
+from chiasm.encoder.tower import bytes_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
     from chiasm.common.embedding_store import EmbeddingStore
-    from chiasm.common.media import Embedding, MediaLayout
+    from chiasm.common.media import MediaLayout
     from chiasm.common.media_resolver import MediaResolver, Resolution
     from chiasm.common.single_flight import SingleFlight
     from chiasm.encoder.admission import Admission, AdmissionTicket
     from chiasm.encoder.commands import EncodeCommand, EncodeEvent, EncoderDescription
+    from chiasm.encoder.frames_reader import FramesReader
     from chiasm.encoder.item_encoder import Encoded, ItemEncoder
     from chiasm.encoder.preprocess import PlannedItem
-    from chiasm.encoder.source_reader import SourceData, SourceReader
+    from chiasm.encoder.ready_embeddings import ReadyEmbeddings
+    from chiasm.encoder.source_reader import SourceReader
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +65,8 @@ class PipelineParts:
     store: EmbeddingStore
     flights: SingleFlight[Encoded]
     reader: SourceReader
+    frames: FramesReader
+    ready: ReadyEmbeddings
     encoder: ItemEncoder
 
 
@@ -151,7 +161,7 @@ class EncodePipeline:
             ticket.queue_work(resolution.embedding_id, item.num_pixels)
             ref = self._ref(command, resolution.embedding_id, item)
             yield ItemPlanned(ref, item.layout, CacheStatus.MISS)
-            events = await self._encode(command, item, ref, source.fetch_s)
+            events = await self._encode(command, item, ref, source)
             await self._parts.resolver.bind(command.context, query, source.digest)
         for event in events:
             yield event
@@ -165,17 +175,25 @@ class EncodePipeline:
         resolution = await self._parts.resolver.resolve(command.context, query)
         return resolution if resolution.is_hit else None
 
-    async def _read(self, command: EncodeCommand, ticket: AdmissionTicket) -> SourceData:
+    async def _read(
+        self, command: EncodeCommand, ticket: AdmissionTicket
+    ) -> SourceData | ReadyTensor:
         if command.source is None:
             # It was a hit a moment ago; the store has lost it since.
             raise MediaNotFoundError(
                 f"Cache miss for {command.modality.value} at index 0 but data is not provided."
             )
+        if isinstance(command.source, TensorSource | TensorFileSource):
+            return await self._parts.ready.read(command.source, command.modality, ticket)
+        if isinstance(command.source, FramesSource):
+            return await self._parts.frames.read(command.source, ticket)
         return await self._parts.reader.read(command.source, command.modality, ticket)
 
     async def _plan(
-        self, command: EncodeCommand, source: SourceData, ticket: AdmissionTicket
-    ) -> PlannedItem:
+        self, command: EncodeCommand, source: SourceData | ReadyTensor, ticket: AdmissionTicket
+    ) -> PlannedItem | ReadyItem:
+        if isinstance(source, ReadyTensor):
+            return await self._parts.ready.plan(source, command, ticket)
         item = await self._parts.encoder.plan(command.modality, source.memory, command.options)
         ticket.charge_pixels(item.num_pixels)
         return item
@@ -196,11 +214,16 @@ class EncodePipeline:
         return [planned, *_inline(embedding, StageTimings())]
 
     async def _encode(
-        self, command: EncodeCommand, item: PlannedItem, ref: EmbeddingRef, fetch_s: float
+        self,
+        command: EncodeCommand,
+        item: PlannedItem | ReadyItem,
+        ref: EmbeddingRef,
+        source: SourceData | ReadyTensor,
     ) -> list[EncodeEvent]:
-        tenant, encoder = command.context.tenant, self._parts.encoder
+        tenant = command.context.tenant
+        fetch_s = source.fetch_s if isinstance(source, SourceData) else 0.0
         outcome = await self._parts.flights.run(
-            tenant, ref.embedding_id, lambda: encoder.encode(tenant, item, ref)
+            tenant, ref.embedding_id, lambda: self._make(tenant, item, ref)
         )
         if isinstance(outcome, StoredEmbedding):
             if command.delivery is Delivery.STORE:
@@ -208,11 +231,18 @@ class EncodePipeline:
             embedding = await self._get(command, ref)
             if embedding is not None:
                 return list(_inline(embedding, StageTimings(fetch_s=fetch_s)))
-            outcome = await encoder.encode(tenant, item, ref)
+            outcome = await self._make(tenant, item, ref)
         timings = replace(outcome.timings, fetch_s=fetch_s)
         if outcome.is_stored and command.delivery is Delivery.STORE:
             return [ItemReady(CacheStatus.MISS, ref.num_bytes, timings)]
         return list(_inline(outcome.embedding, timings))
+
+    async def _make(self, tenant: str, item: PlannedItem | ReadyItem, ref: EmbeddingRef) -> Encoded:
+        encoder = self._parts.encoder
+        if isinstance(item, ReadyItem):
+            embedding = Embedding(ref, [bytes_of(item.rows)])
+            return await encoder.keep(tenant, embedding, item.layout, StageTimings())
+        return await encoder.encode(tenant, item, ref)
 
     async def _get(self, command: EncodeCommand, ref: EmbeddingRef) -> Embedding | None:
         try:
@@ -220,7 +250,9 @@ class EncodePipeline:
         except StoreUnavailableError:
             return None
 
-    def _ref(self, command: EncodeCommand, embedding_id: bytes, item: PlannedItem) -> EmbeddingRef:
+    def _ref(
+        self, command: EncodeCommand, embedding_id: bytes, item: PlannedItem | ReadyItem
+    ) -> EmbeddingRef:
         shape = (item.layout.num_embedding_tokens, self._description.hidden_size)
         return EmbeddingRef(
             embedding_id=embedding_id,

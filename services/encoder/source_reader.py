@@ -1,4 +1,4 @@
-"""Bring the bytes of an item in: from a URL, a data URL or the request stream."""
+"""Bring the bytes of an item in: from a URL of any kind or from the request stream."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from chiasm.common.limits import check_size
 from chiasm.common.metrics import MEDIA_DOWNLOAD_BYTES, MEDIA_DOWNLOAD_LATENCY_SECONDS
 from chiasm.encoder.commands import BytesSource
 from chiasm.encoder.decode_pool import invalid_media
+from chiasm.encoder.local_files import is_file_url
 from chiasm.encoder.memory_file import MemoryFile
 
 if TYPE_CHECKING:
     from chiasm.common.media import Modality
     from chiasm.encoder.admission import AdmissionTicket
-    from chiasm.encoder.commands import Source
+    from chiasm.encoder.commands import FileSource
     from chiasm.encoder.fetch import MediaFetcher
+    from chiasm.encoder.local_files import LocalFiles
 
 _SCHEMES = ("http://", "https://")
 
@@ -34,14 +36,32 @@ class SourceData:
     fetch_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedFile:
+    """The bytes of an item, and the seconds that fetching took (0 if it was sent)."""
+
+    data: bytes | bytearray
+    fetch_s: float
+
+
 class SourceReader:
     """Reads sources within ``max_bytes``."""
 
-    def __init__(self, fetcher: MediaFetcher, max_bytes: int) -> None:
+    def __init__(self, fetcher: MediaFetcher, local_files: LocalFiles, max_bytes: int) -> None:
         self._fetcher = fetcher
+        self._local_files = local_files
         self._max_bytes = max_bytes
 
-    async def read(self, source: Source, modality: Modality, ticket: AdmissionTicket) -> SourceData:
+    async def read(
+        self, source: FileSource, modality: Modality, ticket: AdmissionTicket
+    ) -> SourceData:
+        """Return the bytes of a source in a memory file, and their digest; see ``load``."""
+        loaded = await self.load(source, modality, ticket)
+        return await asyncio.to_thread(_keep, loaded)
+
+    async def load(
+        self, source: FileSource, modality: Modality, ticket: AdmissionTicket
+    ) -> LoadedFile:
         """Return the bytes of a source, charged to ``ticket``.
 
         Raises:
@@ -53,17 +73,25 @@ class SourceReader:
         data: bytes | bytearray
         fetch_s = 0.0
         if isinstance(source, BytesSource):
-            data = await self._collect(source, ticket)
+            check_size(source.num_bytes, self._max_bytes, "bytes of media", "bytes.num_bytes")
+            data = await self.collect(source, ticket)
         elif is_data_url(source.url):
             data = await self._decode(source.url, ticket)
+        elif is_file_url(source.url):
+            data = await self._local_files.read(source.url, self._max_bytes, ticket.charge_source)
         else:
             data, fetch_s = await self._fetch(source.url, modality, ticket)
         if not data:
             raise invalid_media(modality, "it is empty")
-        return await asyncio.to_thread(_keep, data, fetch_s)
+        return LoadedFile(data, fetch_s)
 
-    async def _collect(self, source: BytesSource, ticket: AdmissionTicket) -> bytearray:
-        check_size(source.num_bytes, self._max_bytes, "bytes of media", "bytes.num_bytes")
+    async def collect(self, source: BytesSource, ticket: AdmissionTicket) -> bytearray:
+        """Return the bytes of a stream whose announced number was checked, charged to ``ticket``.
+
+        Raises:
+            InvalidRequestError: Another number of bytes came.
+            OverloadedError: The sources in work take too many bytes together.
+        """
         ticket.charge_source(source.num_bytes)
         data = bytearray()
         async for chunk in source.chunks:
@@ -98,17 +126,12 @@ class SourceReader:
 
 
 def _check_scheme(url: str) -> None:
-    lower = url[:8].lower()
-    if lower.startswith("file:"):
-        raise InvalidRequestError(
-            "Cannot load local files without `--allowed-local-media-path`.",
-            reason="INVALID_MEDIA_URL",
-        )
-    if not lower.startswith(_SCHEMES):
+    if not url[:8].lower().startswith(_SCHEMES):
         raise InvalidRequestError(
             "The URL must be either a HTTP, data or file URL.", reason="INVALID_MEDIA_URL"
         )
 
 
-def _keep(data: bytes | bytearray, fetch_s: float) -> SourceData:
-    return SourceData(MemoryFile.of_bytes(data), source_digest(data), fetch_s)
+def _keep(loaded: LoadedFile) -> SourceData:
+    memory = MemoryFile.of_bytes(loaded.data)
+    return SourceData(memory, source_digest(loaded.data), loaded.fetch_s)

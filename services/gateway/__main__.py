@@ -169,6 +169,7 @@ def _load_model(settings: GatewaySettings, limits: Limits) -> ServedModel:
         prompts=prompts,
         defaults=read_sampling_defaults(model.model),
         max_items=model.max_items,
+        media_policy=model.media_policy,
         created_s=int(time.time()),
     )
 

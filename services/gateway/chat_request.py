@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from chiasm.common.media import Modality, ProcessingOptions
 
+    from .media_sources import MediaSource
+
 
 class ChatRole(enum.Enum):
     """Author of a message; the value is the word that templates know."""
@@ -25,7 +27,7 @@ class ChatRole(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class UrlSource:
-    """A media item to be fetched from an http or https URL."""
+    """A media item to be read from an http, https or file URL."""
 
     url: str
 
@@ -73,7 +75,7 @@ class MediaItem:
     param: str
     uuid: str
     options: ProcessingOptions
-    source: UrlSource | BytesSource | None
+    source: MediaSource | None
 
 
 @dataclass(frozen=True, slots=True)

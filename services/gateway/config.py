@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from chiasm.common.config import RedisUrl, ServiceSettings, SettingsGroup
+from chiasm.common.convert import modality_to_proto, options_from_proto
+from chiasm.common.errors import InvalidRequestError
 from chiasm.common.media import Modality
 
 from .content_format import ContentFormat
+from .media_policy import MediaPolicy
+from .rest.options_json import RequestOptions
 
 _MIB = 1 << 20
 
 ItemLimits = dict[str, int | dict[str, int]]
+MediaValue = int | float | list[int] | None
+ProcessorKwargs = dict[str, MediaValue | dict[str, MediaValue]]
+MediaIoKwargs = dict[str, dict[str, MediaValue]]
 
 
 class ModelSettings(SettingsGroup):
@@ -35,6 +42,19 @@ class ModelSettings(SettingsGroup):
         default_factory=dict,
         description='Most media items per prompt, such as image=5,video=1 or {"image": 5}.',
     )
+    mm_processor_kwargs: ProcessorKwargs = Field(
+        default_factory=dict,
+        description="Processing of media, such as max_pixels=400000; max_pixels, fps and num_frames"
+        " are limits that requests may lower.",
+    )
+    media_io_kwargs: MediaIoKwargs = Field(
+        default_factory=dict,
+        description='Decoding of media by modality, such as {"video": {"num_frames": 16},'
+        ' "image": {"rgba_background_color": [0, 0, 0]}}.',
+    )
+    enable_mm_embeds: bool = Field(
+        True, description="Take ready-made embeddings (image_embeds and the like) in requests."
+    )
     trust_special_tokens: bool = Field(
         False, description="Let spellings of special tokens in messages become special tokens."
     )
@@ -50,6 +70,28 @@ class ModelSettings(SettingsGroup):
             if name not in known or count < 0:
                 raise ValueError(f"must give {', '.join(sorted(known))} a count of at least 0")
         return value
+
+    @model_validator(mode="after")
+    def _check_kwargs(self) -> Self:
+        try:
+            options = RequestOptions(self.mm_processor_kwargs, self.media_io_kwargs)
+        except InvalidRequestError as error:
+            raise ValueError(f"{error.param}: {error.message}") from error
+        if options.ignored:
+            raise ValueError(f"{options.ignored[0]} is not known")
+        return self
+
+    @property
+    def media_policy(self) -> MediaPolicy:
+        """What requests may wish for the processing of their media."""
+        options = RequestOptions(self.mm_processor_kwargs, self.media_io_kwargs)
+        return MediaPolicy(
+            {
+                modality: options_from_proto(options.of(modality_to_proto(modality)))
+                for modality in Modality
+            },
+            takes_embeddings=self.enable_mm_embeds,
+        )
 
     @property
     def max_items(self) -> dict[Modality, int]:

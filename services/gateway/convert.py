@@ -8,37 +8,27 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import orjson
 
-from chiasm.common.convert import modality_from_proto, options_from_proto
-from chiasm.common.data_url import decode_data_url, is_data_url
 from chiasm.common.errors import InvalidRequestError
-from chiasm.common.identity import validate_cache_salt, validate_uuid
+from chiasm.common.identity import validate_cache_salt
 from chiasm.common.limits import check_size
 from chiasm.common.sampling import check_wishes, wishes_from_proto
 from chiasm.v1 import chat_pb2
 
-from .chat_request import (
-    BytesSource,
-    ChatMessage,
-    ChatRequest,
-    ChatRole,
-    MediaItem,
-    TextPart,
-    Truncation,
-    UrlSource,
-)
+from .chat_request import ChatMessage, ChatRequest, ChatRole, MediaItem, TextPart, Truncation
+from .convert_media import MediaReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from chiasm.common.limits import Limits
-    from chiasm.common.media import Modality
     from chiasm.common.sampling import SamplingWishes
     from chiasm.v1 import generator_pb2
+
+    from .media_policy import MediaPolicy
 
 MAX_TEMPLATE_VARIABLES_BYTES = 16 * 1024
 _MAX_TEMPERATURE = 100.0
@@ -58,10 +48,17 @@ _ROLES = {
 ROLE_TO_PROTO = {role.value: value for value, role in _ROLES.items()}
 
 
-def chat_request_from_proto(message: chat_pb2.ChatCompletionRequest, limits: Limits) -> ChatRequest:
+def chat_request_from_proto(
+    message: chat_pb2.ChatCompletionRequest, limits: Limits, policy: MediaPolicy
+) -> ChatRequest:
     """Return the checked request of a message; data URLs are decoded.
 
     Slow for large media: call it in a thread.
+
+    Args:
+        message: The request.
+        limits: Bounds on it.
+        policy: What the operator wishes for the processing of media.
 
     Raises:
         InvalidRequestError: A field is wrong; names it.
@@ -75,7 +72,7 @@ def chat_request_from_proto(message: chat_pb2.ChatCompletionRequest, limits: Lim
     )
     return ChatRequest(
         model=message.model,
-        messages=_MessageReader(limits).read(message),
+        messages=_MessageReader(limits, policy).read(message),
         sampling=_sampling_from_proto(message.sampling, limits),
         stop=_stop_from_proto(message, limits),
         bad_words=_bad_words_from_proto(message, limits),
@@ -91,12 +88,12 @@ def chat_request_from_proto(message: chat_pb2.ChatCompletionRequest, limits: Lim
 
 
 class _MessageReader:
-    """Reads the messages of one request, counting texts and media as it goes."""
+    """Reads the messages of one request, counting the characters as it goes."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, policy: MediaPolicy) -> None:
         self._limits = limits
+        self._media = MediaReader(limits, policy)
         self._num_text_chars = 0
-        self._num_items: Counter[Modality] = Counter()
 
     def read(self, message: chat_pb2.ChatCompletionRequest) -> tuple[ChatMessage, ...]:
         count = len(message.messages)
@@ -140,51 +137,8 @@ class _MessageReader:
             )
             return TextPart(part.text)
         if kind == "media":
-            return self._media(part.media, param)
+            return self._media.read(part.media, param)
         raise InvalidRequestError("The content part is empty.", param=param)
-
-    def _media(self, media: chat_pb2.MediaPart, param: str) -> MediaItem:
-        modality = modality_from_proto(media.modality)
-        index = self._num_items[modality]
-        self._num_items[modality] += 1
-        check_size(
-            self._num_items.total(), self._limits.max_media_items, "media items in a request", param
-        )
-        if media.uuid:
-            validate_uuid(media.uuid, f"{param}.uuid")
-        source = self._source(media, param)
-        if source is None and not media.uuid:
-            name = modality.value
-            raise InvalidRequestError(
-                f"multi_modal_data['{name}'][{index}] is empty but"
-                f" multi_modal_uuids['{name}'][{index}] is missing.",
-                param=param,
-            )
-        return MediaItem(
-            modality=modality,
-            index=index,
-            param=param,
-            uuid=media.uuid,
-            options=options_from_proto(media.options),
-            source=source,
-        )
-
-    def _source(self, media: chat_pb2.MediaPart, param: str) -> UrlSource | BytesSource | None:
-        kind = media.WhichOneof("source")
-        if kind is None:
-            return None
-        max_bytes = self._limits.max_source_bytes
-        if kind == "data":
-            data = media.data
-            check_size(len(data), max_bytes, "bytes of media", param)
-            if not data:
-                raise InvalidRequestError("The media item has no bytes.", param=param)
-            return BytesSource(data)
-        url = media.url
-        if is_data_url(url):
-            return BytesSource(decode_data_url(url, max_bytes=max_bytes, param=param))
-        check_size(len(url), self._limits.max_url_chars, "characters of a URL", param)
-        return UrlSource(url)
 
 
 def _sampling_from_proto(message: generator_pb2.SamplingParams, limits: Limits) -> SamplingWishes:

@@ -30,8 +30,9 @@ from chiasm.common.grpc_client import error_from_rpc
 from chiasm.common.grpc_stream import finish_sending, send
 from chiasm.v1 import encoder_pb2, encoder_pb2_grpc
 
-from .chat_request import BytesSource, UrlSource
+from .convert_source import announce
 from .deadline import wait_for_peer
+from .media_sources import contents_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -199,18 +200,15 @@ async def _feed(call: EncodeRpc, item: MediaItem, context: RequestContext, *, in
         options=options_to_proto(item.options),
         delivery=encoder_pb2.DELIVERY_INLINE if inline else encoder_pb2.DELIVERY_STORE,
     )
-    data = b""
-    if isinstance(item.source, UrlSource):
-        header.url = item.source.url
-    elif isinstance(item.source, BytesSource):
-        data = item.source.data or b""
-        header.bytes.num_bytes = len(data)
+    contents = [content.data or b"" for content in contents_of(item.source)]
+    announce(item.source, header)
     is_open = await send(call, encoder_pb2.EncodeRequest(header=header))
-    for start in range(0, len(data), CHUNK_BYTES):
-        if not is_open:
-            return
-        chunk = encoder_pb2.EncodeRequest(chunk=data[start : start + CHUNK_BYTES])
-        is_open = await send(call, chunk)
+    for data in contents:
+        for start in range(0, len(data), CHUNK_BYTES):
+            if not is_open:
+                return
+            chunk = encoder_pb2.EncodeRequest(chunk=data[start : start + CHUNK_BYTES])
+            is_open = await send(call, chunk)
     await finish_sending(call)
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from chiasm.common.errors import ChiasmError, MediaNotFoundError, UnavailableError
-from chiasm.common.identity import source_digest
 from chiasm.common.media import CacheStatus
 from chiasm.common.media_resolver import MediaQuery
 from chiasm.common.metrics import GATEWAY_MEDIA_ITEMS
 
-from .chat_request import BytesSource, UrlSource
+from .chat_request import UrlSource
 from .encoder_client import ItemChunk, ItemPlanned, ItemReady
+from .media_sources import contents_of, digest_of, is_whole, num_bytes_of
 
 if TYPE_CHECKING:
     from chiasm.common.media import EmbeddingRef, MediaLayout, RequestContext
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .chat_request import MediaItem
     from .deadline import Deadline
     from .encoder_client import EncoderClient
+    from .media_sources import MediaSource
 
 _MAX_BYTES_HASHED_ON_LOOP = 1 << 20
 
@@ -123,8 +124,7 @@ class MediaTask:
     @property
     def has_source(self) -> bool:
         """Whether the item could be encoded now: its bytes are still there, or it has a URL."""
-        source = self._item.source
-        return source.data is not None if isinstance(source, BytesSource) else source is not None
+        return is_whole(self._item.source)
 
     async def planned(self) -> PlannedItem:
         """Return the item's plan.
@@ -144,8 +144,7 @@ class MediaTask:
 
     def release_source(self) -> None:
         """Forget the source: the generator has the embedding."""
-        if isinstance(self._item.source, BytesSource):
-            self._item.source.release()
+        self._drop_source()
         self._services.kept_sources.release(self._num_kept_bytes)
         self._num_kept_bytes = 0
 
@@ -161,8 +160,7 @@ class MediaTask:
         self.release_source()
 
     def _keep_source(self) -> int:
-        source = self._item.source
-        size = len(source.data or b"") if isinstance(source, BytesSource) else 0
+        size = num_bytes_of(self._item.source)
         return size if self._services.kept_sources.reserve(size) else 0
 
     async def _run(self) -> None:
@@ -185,12 +183,14 @@ class MediaTask:
         if resolver is None:
             return None
         source = self._item.source
-        data = source.data if isinstance(source, BytesSource) else None
+        digest = await _digest(source)
+        if source is not None and digest is None and not isinstance(source, UrlSource):
+            return None  # only the encoder can tell what it is
         query = MediaQuery(
             modality=self._item.modality,
             options=self._item.options,
             uuid=self._item.uuid,
-            source_digest=await _digest(data) if data is not None else None,
+            source_digest=digest,
             url=source.url if isinstance(source, UrlSource) else "",
             index=self._item.index,
             param=self._item.param,
@@ -268,14 +268,18 @@ class MediaTask:
         await sink.send_failed(self._planned.result().ref.embedding_id, known)
 
     def _drop_source_unless_kept(self) -> None:
-        if not self._num_kept_bytes and isinstance(self._item.source, BytesSource):
-            self._item.source.release()
+        if not self._num_kept_bytes:
+            self._drop_source()
+
+    def _drop_source(self) -> None:
+        for content in contents_of(self._item.source):
+            content.release()
 
     def _count(self, status: CacheStatus) -> None:
         GATEWAY_MEDIA_ITEMS.labels(self._item.modality.value, status.value).inc()
 
 
-async def _digest(data: bytes) -> bytes:
-    if len(data) <= _MAX_BYTES_HASHED_ON_LOOP:
-        return source_digest(data)
-    return await asyncio.to_thread(source_digest, data)
+async def _digest(source: MediaSource | None) -> bytes | None:
+    if num_bytes_of(source) <= _MAX_BYTES_HASHED_ON_LOOP:
+        return digest_of(source)
+    return await asyncio.to_thread(digest_of, source)

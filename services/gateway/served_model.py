@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from chiasm.common.media import Modality
 
     from .checkpoint import SamplingDefaults
+    from .media_policy import MediaPolicy
     from .prompt_builder import PromptBuilder
     from .tokenizer import Tokenizer
 
@@ -25,6 +26,7 @@ class ServedModel:
         prompts: Builds prompts with the checkpoint's template.
         defaults: Sampling of requests that do not say.
         max_items: Most items of a modality in one prompt; absent: the limit on all items.
+        media_policy: What the operator wishes for the processing of media.
         created_s: Start of serving, seconds since the Unix epoch.
     """
 
@@ -33,6 +35,7 @@ class ServedModel:
     prompts: PromptBuilder
     defaults: SamplingDefaults
     max_items: Mapping[Modality, int]
+    media_policy: MediaPolicy
     created_s: int
 
 

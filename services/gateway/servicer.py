@@ -97,9 +97,10 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         return Caller(tenant, min(remaining_s, self._request_timeout_s))
 
     async def _read(self, message: chat_pb2.ChatCompletionRequest) -> ChatRequest:
+        policy = self._pipeline.model.media_policy
         if message.ByteSize() <= _MAX_BYTES_ON_LOOP:
-            return chat_request_from_proto(message, self._limits)
-        return await asyncio.to_thread(chat_request_from_proto, message, self._limits)
+            return chat_request_from_proto(message, self._limits, policy)
+        return await asyncio.to_thread(chat_request_from_proto, message, self._limits, policy)
 
     def _head(self, chat: ChatRequest) -> AnswerHead:
         return AnswerHead(chat.request_id, self._pipeline.model.name, int(time.time()))

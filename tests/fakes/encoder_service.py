@@ -1,4 +1,4 @@
-"""An encoder that encodes nothing: a real gRPC server with a fixed layout per image."""
+"""An encoder that encodes nothing: a real gRPC server with a fixed layout per item."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from chiasm.common.convert import layout_to_proto, ref_to_proto
+from chiasm.common.convert import (
+    layout_to_proto,
+    modality_from_proto,
+    modality_to_proto,
+    ref_to_proto,
+)
 from chiasm.common.errors import ChiasmError, InvalidRequestError
 from chiasm.common.grpc_server import GrpcServer
 from chiasm.common.media import (
@@ -31,9 +36,10 @@ HIDDEN_SIZE = 4
 
 
 class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
-    """Plans every image as ``NUM_IMAGE_TOKENS`` placeholder tokens.
+    """Plans every item as ``NUM_IMAGE_TOKENS`` placeholder tokens.
 
     Attributes:
+        video_placeholder_id: Token of a video; ``None``: videos are not taken.
         headers: Header of every call, in order.
         sources: Bytes of every call, in order.
         errors: Error to raise before the plan, by the item's bytes or URL.
@@ -49,6 +55,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
     def __init__(self, placeholder_id: int, fingerprint: bytes = b"f" * 32) -> None:
         self._placeholder_id = placeholder_id
         self.fingerprint = fingerprint
+        self.video_placeholder_id: int | None = None
         self.forget()
 
     def forget(self) -> None:
@@ -66,15 +73,22 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
         self.cancelled = asyncio.Event()
         self.refusals: list[ChiasmError] = []
 
-    def ref(self, source: bytes) -> EmbeddingRef:
+    def ref(self, source: bytes, modality: Modality = Modality.IMAGE) -> EmbeddingRef:
         """Return the ref of the item with these bytes or this URL."""
         spec = TensorSpec(TensorRole.SPLICE, DataType.FLOAT32, (NUM_IMAGE_TOKENS, HIDDEN_SIZE))
         embedding_id = self.id_of.get(source) or blake3(source).digest()
-        return EmbeddingRef(embedding_id, self.fingerprint, Modality.IMAGE, (spec,))
+        return EmbeddingRef(embedding_id, self.fingerprint, modality, (spec,))
 
-    def layout(self) -> MediaLayout:
-        """Return the layout of every image."""
-        return MediaLayout((TokenRun(self._placeholder_id, NUM_IMAGE_TOKENS, is_embedding=True),))
+    def layout(self, modality: Modality = Modality.IMAGE) -> MediaLayout:
+        """Return the layout of every item of a modality."""
+        token_id = self._placeholder_ids()[modality]
+        return MediaLayout((TokenRun(token_id, NUM_IMAGE_TOKENS, is_embedding=True),))
+
+    def _placeholder_ids(self) -> dict[Modality, int]:
+        ids = {Modality.IMAGE: self._placeholder_id}
+        if self.video_placeholder_id is not None:
+            ids[Modality.VIDEO] = self.video_placeholder_id
+        return ids
 
     async def Encode(  # noqa: N802 - named by the proto
         self,
@@ -94,10 +108,11 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
             if source in self.errors:
                 raise self.errors[source]
             await self.planned.wait()
-            ref = self.ref(source)
+            modality = modality_from_proto(header.modality)
+            ref = self.ref(source, modality)
             planned = encoder_pb2.Planned(
                 ref=ref_to_proto(ref),
-                layout=layout_to_proto(self.layout()),
+                layout=layout_to_proto(self.layout(modality)),
                 cache_status=media_pb2.CACHE_STATUS_MISS,
             )
             yield encoder_pb2.EncodeResponse(planned=planned)
@@ -127,15 +142,16 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
             encoder_pb2.GetEncoderInfoRequest, encoder_pb2.GetEncoderInfoResponse
         ],
     ) -> encoder_pb2.GetEncoderInfoResponse:
-        """Describe an encoder of images."""
-        placeholder = encoder_pb2.Placeholder(
-            modality=media_pb2.MODALITY_IMAGE, token_id=self._placeholder_id
-        )
+        """Describe the encoder."""
+        placeholders = [
+            encoder_pb2.Placeholder(modality=modality_to_proto(modality), token_id=token_id)
+            for modality, token_id in self._placeholder_ids().items()
+        ]
         return encoder_pb2.GetEncoderInfoResponse(
             model="fake",
             fingerprint=self.fingerprint,
-            modalities=[media_pb2.MODALITY_IMAGE],
-            placeholders=[placeholder],
+            modalities=[placeholder.modality for placeholder in placeholders],
+            placeholders=placeholders,
         )
 
     async def Plan(  # noqa: N802 - named by the proto

@@ -17,6 +17,7 @@ SPECIAL_TOKENS = (
     "<|vision_start|>",
     "<|vision_end|>",
     "<|image_pad|>",
+    "<|video_pad|>",
 )
 PLAIN_ADDED_TOKENS = ("<think>", "</think>")
 TEMPLATE = (
@@ -24,6 +25,7 @@ TEMPLATE = (
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for content in message['content'] %}"
     "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif content['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}"
     "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -118,6 +118,16 @@ class Gateway:
         async with self.http.post(url, data=io.BytesIO(sent), headers=headers) as response:
             return Reply(response.status, response.headers, await response.read())
 
+    async def post_form(self, parts: Mapping[str, bytes]) -> Reply:
+        """Send a chat request as a form; every part is a file but the one named ``request``."""
+        with aiohttp.MultipartWriter("form-data") as form:
+            for name, data in parts.items():
+                part = form.append(data)
+                part.set_content_disposition("form-data", name=name)
+        url = f"{self.url}/v1/chat/completions"
+        async with self.http.post(url, data=form) as response:
+            return Reply(response.status, response.headers, await response.read())
+
     async def ask(self, content: object, **fields: object) -> Reply:
         """Send one user message."""
         messages = [{"role": "user", "content": content}]
@@ -131,12 +141,15 @@ def image_part(data: bytes, **fields: object) -> dict[str, object]:
 
 
 @asynccontextmanager
-async def run_gateway(path: Path, flags: Sequence[str] = ()) -> AsyncIterator[Gateway]:
+async def run_gateway(
+    path: Path, flags: Sequence[str] = (), *, has_videos: bool = False
+) -> AsyncIterator[Gateway]:
     """Run a gateway with fakes until the context is left.
 
     Args:
         path: Empty folder for the checkpoint and the secrets.
         flags: Further flags of the gateway.
+        has_videos: Whether the encoder takes videos besides images.
     """
     model = write_text_side(path / MODEL)
     token = load_or_create_service_token(path / "service_token")
@@ -144,6 +157,8 @@ async def run_gateway(path: Path, flags: Sequence[str] = ()) -> AsyncIterator[Ga
     tokenizer = Tokenizer.load(model)
     (placeholder_id,) = tokenizer.encode("<|image_pad|>")
     encoder = FakeEncoder(placeholder_id)
+    if has_videos:
+        (encoder.video_placeholder_id,) = tokenizer.encode("<|video_pad|>")
     generator = FakeGenerator(eos_token_ids=tokenizer.encode("<|im_end|>"))
     encoder_server, encoder_port = await start_encoder(encoder, token)
     generator_server, generator_port = await start_generator(generator, token)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from ..chat_events import AnswerHead
 from ..chat_request import Caller
 from .answers import AnswerSource, PlainAnswer, StreamedAnswer
+from .body import is_form_type
 from .chat_json import parse_chat
+from .multipart import ChatBody, split_form
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -70,10 +72,16 @@ class ChatEndpoint:
 
     async def _parse(self, request: Request) -> ParsedChat:
         request_id: str = request.state.request_id
-        async with self._bodies.read(request) as body:
+        content_type = request.headers.get("content-type", "")
+        async with self._bodies.read(request, takes_forms=True) as body:
             if len(body) <= _MAX_BYTES_ON_LOOP:
-                return parse_chat(body, request_id, self._limits)
-            return await asyncio.to_thread(parse_chat, body, request_id, self._limits)
+                return self._parse_now(body, content_type, request_id)
+            return await asyncio.to_thread(self._parse_now, body, content_type, request_id)
+
+    def _parse_now(self, body: bytes, content_type: str, request_id: str) -> ParsedChat:
+        is_form = is_form_type(content_type)
+        chat = split_form(body, content_type, self._limits) if is_form else ChatBody(body)
+        return parse_chat(chat, request_id, self._limits, self._pipeline.model.media_policy)
 
 
 def _read_timeout_s(request: Request) -> float | None:

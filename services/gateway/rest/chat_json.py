@@ -10,19 +10,22 @@ import orjson
 
 from chiasm.common.errors import InvalidRequestError
 from chiasm.common.identity import validate_cache_salt
-from chiasm.v1 import chat_pb2, media_pb2
+from chiasm.v1 import chat_pb2
 
 from ..convert import ROLE_TO_PROTO, chat_request_from_proto
 from ..prompt_checks import check_stream
-from .content_json import content_to_proto, take_options
+from .content_json import ContentReader
 from .fields import Fields, type_name
 from .guide_json import take_guide
+from .options_json import RequestOptions
 from .sampling_json import take_sampling
 
 if TYPE_CHECKING:
     from chiasm.common.limits import Limits
 
     from ..chat_request import ChatRequest
+    from ..media_policy import MediaPolicy
+    from .multipart import ChatBody
 
 _INT32 = 1 << 31
 _MAX_IGNORED_FIELDS = 32
@@ -60,20 +63,21 @@ class ParsedChat:
     ignored: tuple[str, ...]
 
 
-def parse_chat(body: bytes, request_id: str, limits: Limits) -> ParsedChat:
-    """Return the checked request of a JSON body; slow for large bodies: call it in a thread.
+def parse_chat(body: ChatBody, request_id: str, limits: Limits, policy: MediaPolicy) -> ParsedChat:
+    """Return the checked request of a body; slow for large bodies: call it in a thread.
 
     Args:
-        body: JSON of the request.
+        body: JSON of the request, and the files that came with it.
         request_id: Id of the call, unless the body has one.
         limits: Bounds on the request.
+        policy: What the operator wishes for the processing of media.
 
     Raises:
         InvalidRequestError: The JSON is malformed or a field is wrong; names it.
         TooLargeError: A media item is over its limit.
     """
     try:
-        document = orjson.loads(body)
+        document = orjson.loads(body.document)
     except orjson.JSONDecodeError as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from error
     if not isinstance(document, dict):
@@ -88,15 +92,18 @@ def parse_chat(body: bytes, request_id: str, limits: Limits) -> ParsedChat:
     take_guide(fields, message.sampling)
     _take_template(fields, message)
     _take_truncation(fields, message)
-    ignored_kwargs = _take_messages(fields, message)
+    options = RequestOptions(
+        fields.take_object("mm_processor_kwargs"), fields.take_object("media_io_kwargs")
+    )
+    _take_messages(fields, message, ContentReader(body.files, options, limits))
     has_usage = stream_options.take_bool("include_usage") or False
     continuous = stream_options.take_bool("continuous_usage_stats") or False
     ignored = [
         *fields.untaken(),
         *map(stream_options.param, stream_options.untaken()),
-        *ignored_kwargs,
+        *options.ignored,
     ]
-    request = chat_request_from_proto(message, limits)
+    request = chat_request_from_proto(message, limits, policy)
     if is_stream:
         check_stream(request.sampling)
     return ParsedChat(
@@ -168,11 +175,9 @@ def _take_truncation(fields: Fields, message: chat_pb2.ChatCompletionRequest) ->
         message.truncation_side = _TRUNCATION_SIDES[side]
 
 
-def _take_messages(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> list[str]:
-    """Translate the messages; return the names of processor kwargs that had no effect."""
-    defaults = media_pb2.ProcessingOptions()
-    kwargs = Fields(fields.take_object("mm_processor_kwargs") or {}, "mm_processor_kwargs")
-    take_options(kwargs, defaults)
+def _take_messages(
+    fields: Fields, message: chat_pb2.ChatCompletionRequest, contents: ContentReader
+) -> None:
     messages = fields.take_list("messages")
     if messages is None:
         raise fields.wrong_type("messages", "an array")
@@ -182,13 +187,10 @@ def _take_messages(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> l
             raise InvalidRequestError(
                 f"{path} must be an object, got {type_name(value)}.", param=path
             )
-        _take_message(Fields(value, path), message.messages.add(), defaults)
-    return [kwargs.param(name) for name in kwargs.untaken()]
+        _take_message(Fields(value, path), message.messages.add(), contents)
 
 
-def _take_message(
-    fields: Fields, message: chat_pb2.ChatMessage, defaults: media_pb2.ProcessingOptions
-) -> None:
+def _take_message(fields: Fields, message: chat_pb2.ChatMessage, contents: ContentReader) -> None:
     role = fields.take_str("role") or ""
     if role == "developer":
         role = "system"
@@ -200,4 +202,5 @@ def _take_message(
     content = fields.take("content")
     if content is None and role == "assistant":
         content = ""
-    message.content.extend(content_to_proto(content, fields.param("content"), defaults))
+    path = fields.param("content")
+    message.content.extend(contents.read(content, path, has_inline_images=role == "user"))

@@ -68,7 +68,59 @@ async def test_an_absent_source_is_null_media_and_delivery_goes_to_the_store() -
         ([encoder_pb2.EncodeRequest(header=make_header(delivery=9))], "delivery"),
         (
             [encoder_pb2.EncodeRequest(header=make_header(tensor=encoder_pb2.TensorSource()))],
-            "tensor",
+            "role",
+        ),
+        (
+            [
+                encoder_pb2.EncodeRequest(
+                    header=make_header(
+                        tensor=encoder_pb2.TensorSource(
+                            spec=media_pb2.TensorSpec(
+                                role=media_pb2.TENSOR_ROLE_DEEPSTACK,
+                                dtype=media_pb2.DATA_TYPE_FLOAT32,
+                                shape=[1, 1],
+                            )
+                        )
+                    )
+                )
+            ],
+            "role",
+        ),
+        (
+            [
+                encoder_pb2.EncodeRequest(
+                    header=make_header(
+                        tensor_file=encoder_pb2.TensorFileSource(
+                            num_bytes=1, grid=media_pb2.PatchGrid(t=1)
+                        )
+                    )
+                )
+            ],
+            "grid",
+        ),
+        (
+            [
+                encoder_pb2.EncodeRequest(
+                    header=make_header(
+                        modality=media_pb2.MODALITY_VIDEO,
+                        frames=encoder_pb2.FramesSource(
+                            frames=[encoder_pb2.FrameSource(num_bytes=1)] * 257
+                        ),
+                    )
+                )
+            ],
+            "frames",
+        ),
+        (
+            [
+                encoder_pb2.EncodeRequest(
+                    header=make_header(
+                        modality=media_pb2.MODALITY_VIDEO,
+                        frames=encoder_pb2.FramesSource(frames=[encoder_pb2.FrameSource()]),
+                    )
+                )
+            ],
+            "frames",
         ),
         (
             [encoder_pb2.EncodeRequest(header=make_header(context=media_pb2.RequestContext()))],

@@ -13,14 +13,16 @@ from chiasm.common.identity import source_digest
 from chiasm.common.media import Modality
 from chiasm.encoder import source_reader
 from chiasm.encoder.admission import Admission, AdmissionLimits
-from chiasm.encoder.commands import BytesSource, Source, UrlSource
+from chiasm.encoder.commands import BytesSource, FileSource, UrlSource
 from chiasm.encoder.fetch import FetchLimits, MediaFetcher
+from chiasm.encoder.local_files import LocalFiles
 from chiasm.encoder.source_reader import SourceData, SourceReader
 from chiasm.encoder.url_policy import UrlPolicy
 from tests.fakes.media_server import FakeResolver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 MAX_BYTES = 100
 
@@ -30,12 +32,15 @@ async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def read(source: Source, max_queue_bytes: int = 1000) -> SourceData:
-    """Read a source; no URL can be fetched."""
+async def read(
+    source: FileSource, max_queue_bytes: int = 1000, root: Path | None = None
+) -> SourceData:
+    """Read a source; no http URL can be fetched."""
     fetcher = MediaFetcher(UrlPolicy(), FetchLimits(MAX_BYTES, 0, {}), FakeResolver({}))
     admission = Admission(AdmissionLimits(1, max_queue_bytes, 1000))
     with admission.admit() as ticket:
-        return await SourceReader(fetcher, MAX_BYTES).read(source, Modality.IMAGE, ticket)
+        reader = SourceReader(fetcher, LocalFiles(root), MAX_BYTES)
+        return await reader.read(source, Modality.IMAGE, ticket)
 
 
 def data_url(data: bytes) -> UrlSource:
@@ -89,3 +94,23 @@ async def test_a_data_url_is_charged_before_it_is_decoded(monkeypatch: pytest.Mo
 
     with pytest.raises(OverloadedError):
         await read(data_url(b"x" * 50), max_queue_bytes=49)
+
+
+async def test_a_file_is_the_same_source_as_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a b.png").write_bytes(b"abcde")
+
+    data = await read(UrlSource(f"file://{tmp_path}/a%20b.png"), root=tmp_path)
+
+    assert data.digest == source_digest(b"abcde")
+
+
+async def test_files_are_bounded_like_other_sources(tmp_path: Path) -> None:
+    (tmp_path / "fits").write_bytes(b"x" * MAX_BYTES)
+    (tmp_path / "large").write_bytes(b"x" * (MAX_BYTES + 1))
+    fits, large = (UrlSource(f"file://{tmp_path}/{name}") for name in ("fits", "large"))
+
+    await read(fits, max_queue_bytes=MAX_BYTES, root=tmp_path)
+    with pytest.raises(TooLargeError):
+        await read(large, root=tmp_path)
+    with pytest.raises(OverloadedError):
+        await read(fits, max_queue_bytes=MAX_BYTES - 1, root=tmp_path)

@@ -26,41 +26,49 @@ from chiasm.v1 import generator_pb2 as chiasm_dot_v1_dot_generator__pb2
 from chiasm.v1 import media_pb2 as chiasm_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63hiasm/v1/chat.proto\x12\tchiasm.v1\x1a\x19\x63hiasm/v1/generator.proto\x1a\x15\x63hiasm/v1/media.proto\"\x98\x01\n\tMediaPart\x12%\n\x08modality\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.chiasm.v1.ProcessingOptions\x12\r\n\x03url\x18\x04 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x05 \x01(\x0cH\x00\x42\x08\n\x06source\"L\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x05media\x18\x02 \x01(\x0b\x32\x14.chiasm.v1.MediaPartH\x00\x42\x06\n\x04part\"g\n\x0b\x43hatMessage\x12!\n\x04role\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.ChatRole\x12\'\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x16.chiasm.v1.ContentPart\x12\x0c\n\x04name\x18\x03 \x01(\t\"\xa8\x03\n\x15\x43hatCompletionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.chiasm.v1.ChatMessage\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.chiasm.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x1c\n\x14template_kwargs_json\x18\x08 \x01(\x0c\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\t \x01(\x08H\x00\x88\x01\x01\x12\x11\n\tbad_words\x18\n \x03(\t\x12#\n\x16truncate_prompt_tokens\x18\x0b \x01(\x11H\x01\x88\x01\x01\x12\x32\n\x0ftruncation_side\x18\x0c \x01(\x0e\x32\x19.chiasm.v1.TruncationSideB\x18\n\x16_add_generation_promptB\x19\n\x17_truncate_prompt_tokens\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0cmedia_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\xa9\x03\n\x16\x43hatCompletionResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tcreated_s\x18\x03 \x01(\x03\x12\x0c\n\x04text\x18\x04 \x01(\t\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x06 \x01(\t\x12\x1a\n\rstop_token_id\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05usage\x18\x08 \x01(\x0b\x32\x10.chiasm.v1.Usage\x12\x11\n\ttoken_ids\x18\t \x03(\r\x12*\n\x08logprobs\x18\n \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\x12+\n\x0cmore_choices\x18\x0b \x03(\x0b\x32\x15.chiasm.v1.ChatChoice\x12\x18\n\x10prompt_token_ids\x18\x0c \x03(\r\x12\x31\n\x0fprompt_logprobs\x18\r \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobsB\x10\n\x0e_stop_token_id\"\xcc\x01\n\nChatChoice\x12\x0c\n\x04text\x18\x01 \x01(\t\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x03 \x01(\t\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12*\n\x08logprobs\x18\x06 \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobsB\x10\n\x0e_stop_token_id\"g\n\x1bStreamChatCompletionRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .chiasm.v1.ChatCompletionRequest\x12\x15\n\rinclude_usage\x18\x02 \x01(\x08\"\xc4\x02\n\x1cStreamChatCompletionResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x04 \x01(\t\x12\x1a\n\rstop_token_id\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05usage\x18\x06 \x01(\x0b\x32\x10.chiasm.v1.Usage\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x11\n\tcreated_s\x18\t \x01(\x03\x12*\n\x08logprobs\x18\n \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\x12\r\n\x05index\x18\x0b \x01(\rB\x10\n\x0e_stop_token_id\"\x13\n\x11ListModelsRequest\"h\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\'\n\nmodalities\x18\x03 \x03(\x0e\x32\x13.chiasm.v1.Modality\x12\x11\n\tcreated_s\x18\x04 \x01(\x03\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.chiasm.v1.Model*|\n\x08\x43hatRole\x12\x19\n\x15\x43HAT_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HAT_ROLE_SYSTEM\x10\x01\x12\x12\n\x0e\x43HAT_ROLE_USER\x10\x02\x12\x17\n\x13\x43HAT_ROLE_ASSISTANT\x10\x03\x12\x12\n\x0e\x43HAT_ROLE_TOOL\x10\x04*f\n\x0eTruncationSide\x12\x1f\n\x1bTRUNCATION_SIDE_UNSPECIFIED\x10\x00\x12\x18\n\x14TRUNCATION_SIDE_LEFT\x10\x01\x12\x19\n\x15TRUNCATION_SIDE_RIGHT\x10\x02\x32\x9a\x02\n\x0b\x43hatService\x12U\n\x0e\x43hatCompletion\x12 .chiasm.v1.ChatCompletionRequest\x1a!.chiasm.v1.ChatCompletionResponse\x12i\n\x14StreamChatCompletion\x12&.chiasm.v1.StreamChatCompletionRequest\x1a\'.chiasm.v1.StreamChatCompletionResponse0\x01\x12I\n\nListModels\x12\x1c.chiasm.v1.ListModelsRequest\x1a\x1d.chiasm.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63hiasm/v1/chat.proto\x12\tchiasm.v1\x1a\x19\x63hiasm/v1/generator.proto\x1a\x15\x63hiasm/v1/media.proto\"\x98\x02\n\tMediaPart\x12%\n\x08modality\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.chiasm.v1.ProcessingOptions\x12\r\n\x03url\x18\x04 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x05 \x01(\x0cH\x00\x12(\n\x06tensor\x18\x06 \x01(\x0b\x32\x16.chiasm.v1.MediaTensorH\x00\x12,\n\x0btensor_file\x18\x07 \x01(\x0b\x32\x15.chiasm.v1.TensorFileH\x00\x12&\n\x06\x66rames\x18\x08 \x01(\x0b\x32\x14.chiasm.v1.FrameListH\x00\x42\x08\n\x06source\"r\n\x0bMediaTensor\x12\"\n\x05\x64type\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\"\n\x04grid\x18\x04 \x01(\x0b\x32\x14.chiasm.v1.PatchGrid\"Q\n\nTensorFile\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x11\n\tgrid_data\x18\x02 \x01(\x0c\x12\"\n\x04grid\x18\x03 \x01(\x0b\x32\x14.chiasm.v1.PatchGrid\"-\n\tFrameList\x12 \n\x06\x66rames\x18\x01 \x03(\x0b\x32\x10.chiasm.v1.Frame\"0\n\x05\x46rame\x12\r\n\x03url\x18\x01 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x08\n\x06source\"L\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x05media\x18\x02 \x01(\x0b\x32\x14.chiasm.v1.MediaPartH\x00\x42\x06\n\x04part\"g\n\x0b\x43hatMessage\x12!\n\x04role\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.ChatRole\x12\'\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x16.chiasm.v1.ContentPart\x12\x0c\n\x04name\x18\x03 \x01(\t\"\xa8\x03\n\x15\x43hatCompletionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.chiasm.v1.ChatMessage\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.chiasm.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x1c\n\x14template_kwargs_json\x18\x08 \x01(\x0c\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\t \x01(\x08H\x00\x88\x01\x01\x12\x11\n\tbad_words\x18\n \x03(\t\x12#\n\x16truncate_prompt_tokens\x18\x0b \x01(\x11H\x01\x88\x01\x01\x12\x32\n\x0ftruncation_side\x18\x0c \x01(\x0e\x32\x19.chiasm.v1.TruncationSideB\x18\n\x16_add_generation_promptB\x19\n\x17_truncate_prompt_tokens\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0cmedia_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\xa9\x03\n\x16\x43hatCompletionResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tcreated_s\x18\x03 \x01(\x03\x12\x0c\n\x04text\x18\x04 \x01(\t\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x06 \x01(\t\x12\x1a\n\rstop_token_id\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05usage\x18\x08 \x01(\x0b\x32\x10.chiasm.v1.Usage\x12\x11\n\ttoken_ids\x18\t \x03(\r\x12*\n\x08logprobs\x18\n \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\x12+\n\x0cmore_choices\x18\x0b \x03(\x0b\x32\x15.chiasm.v1.ChatChoice\x12\x18\n\x10prompt_token_ids\x18\x0c \x03(\r\x12\x31\n\x0fprompt_logprobs\x18\r \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobsB\x10\n\x0e_stop_token_id\"\xcc\x01\n\nChatChoice\x12\x0c\n\x04text\x18\x01 \x01(\t\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x03 \x01(\t\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12*\n\x08logprobs\x18\x06 \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobsB\x10\n\x0e_stop_token_id\"g\n\x1bStreamChatCompletionRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .chiasm.v1.ChatCompletionRequest\x12\x15\n\rinclude_usage\x18\x02 \x01(\x08\"\xc4\x02\n\x1cStreamChatCompletionResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x04 \x01(\t\x12\x1a\n\rstop_token_id\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05usage\x18\x06 \x01(\x0b\x32\x10.chiasm.v1.Usage\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x11\n\tcreated_s\x18\t \x01(\x03\x12*\n\x08logprobs\x18\n \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\x12\r\n\x05index\x18\x0b \x01(\rB\x10\n\x0e_stop_token_id\"\x13\n\x11ListModelsRequest\"h\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\'\n\nmodalities\x18\x03 \x03(\x0e\x32\x13.chiasm.v1.Modality\x12\x11\n\tcreated_s\x18\x04 \x01(\x03\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.chiasm.v1.Model*|\n\x08\x43hatRole\x12\x19\n\x15\x43HAT_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HAT_ROLE_SYSTEM\x10\x01\x12\x12\n\x0e\x43HAT_ROLE_USER\x10\x02\x12\x17\n\x13\x43HAT_ROLE_ASSISTANT\x10\x03\x12\x12\n\x0e\x43HAT_ROLE_TOOL\x10\x04*f\n\x0eTruncationSide\x12\x1f\n\x1bTRUNCATION_SIDE_UNSPECIFIED\x10\x00\x12\x18\n\x14TRUNCATION_SIDE_LEFT\x10\x01\x12\x19\n\x15TRUNCATION_SIDE_RIGHT\x10\x02\x32\x9a\x02\n\x0b\x43hatService\x12U\n\x0e\x43hatCompletion\x12 .chiasm.v1.ChatCompletionRequest\x1a!.chiasm.v1.ChatCompletionResponse\x12i\n\x14StreamChatCompletion\x12&.chiasm.v1.StreamChatCompletionRequest\x1a\'.chiasm.v1.StreamChatCompletionResponse0\x01\x12I\n\nListModels\x12\x1c.chiasm.v1.ListModelsRequest\x1a\x1d.chiasm.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chiasm.v1.chat_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHATROLE']._serialized_start=2204
-  _globals['_CHATROLE']._serialized_end=2328
-  _globals['_TRUNCATIONSIDE']._serialized_start=2330
-  _globals['_TRUNCATIONSIDE']._serialized_end=2432
+  _globals['_CHATROLE']._serialized_start=2628
+  _globals['_CHATROLE']._serialized_end=2752
+  _globals['_TRUNCATIONSIDE']._serialized_start=2754
+  _globals['_TRUNCATIONSIDE']._serialized_end=2856
   _globals['_MEDIAPART']._serialized_start=86
-  _globals['_MEDIAPART']._serialized_end=238
-  _globals['_CONTENTPART']._serialized_start=240
-  _globals['_CONTENTPART']._serialized_end=316
-  _globals['_CHATMESSAGE']._serialized_start=318
-  _globals['_CHATMESSAGE']._serialized_end=421
-  _globals['_CHATCOMPLETIONREQUEST']._serialized_start=424
-  _globals['_CHATCOMPLETIONREQUEST']._serialized_end=848
-  _globals['_USAGE']._serialized_start=850
-  _globals['_USAGE']._serialized_end=952
-  _globals['_CHATCOMPLETIONRESPONSE']._serialized_start=955
-  _globals['_CHATCOMPLETIONRESPONSE']._serialized_end=1380
-  _globals['_CHATCHOICE']._serialized_start=1383
-  _globals['_CHATCHOICE']._serialized_end=1587
-  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_start=1589
-  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_end=1692
-  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_start=1695
-  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_end=2019
-  _globals['_LISTMODELSREQUEST']._serialized_start=2021
-  _globals['_LISTMODELSREQUEST']._serialized_end=2040
-  _globals['_MODEL']._serialized_start=2042
-  _globals['_MODEL']._serialized_end=2146
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2148
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2202
-  _globals['_CHATSERVICE']._serialized_start=2435
-  _globals['_CHATSERVICE']._serialized_end=2717
+  _globals['_MEDIAPART']._serialized_end=366
+  _globals['_MEDIATENSOR']._serialized_start=368
+  _globals['_MEDIATENSOR']._serialized_end=482
+  _globals['_TENSORFILE']._serialized_start=484
+  _globals['_TENSORFILE']._serialized_end=565
+  _globals['_FRAMELIST']._serialized_start=567
+  _globals['_FRAMELIST']._serialized_end=612
+  _globals['_FRAME']._serialized_start=614
+  _globals['_FRAME']._serialized_end=662
+  _globals['_CONTENTPART']._serialized_start=664
+  _globals['_CONTENTPART']._serialized_end=740
+  _globals['_CHATMESSAGE']._serialized_start=742
+  _globals['_CHATMESSAGE']._serialized_end=845
+  _globals['_CHATCOMPLETIONREQUEST']._serialized_start=848
+  _globals['_CHATCOMPLETIONREQUEST']._serialized_end=1272
+  _globals['_USAGE']._serialized_start=1274
+  _globals['_USAGE']._serialized_end=1376
+  _globals['_CHATCOMPLETIONRESPONSE']._serialized_start=1379
+  _globals['_CHATCOMPLETIONRESPONSE']._serialized_end=1804
+  _globals['_CHATCHOICE']._serialized_start=1807
+  _globals['_CHATCHOICE']._serialized_end=2011
+  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_start=2013
+  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_end=2116
+  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_start=2119
+  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_end=2443
+  _globals['_LISTMODELSREQUEST']._serialized_start=2445
+  _globals['_LISTMODELSREQUEST']._serialized_end=2464
+  _globals['_MODEL']._serialized_start=2466
+  _globals['_MODEL']._serialized_end=2570
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2572
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2626
+  _globals['_CHATSERVICE']._serialized_start=2859
+  _globals['_CHATSERVICE']._serialized_end=3141
 # @@protoc_insertion_point(module_scope)

@@ -90,6 +90,9 @@ class MediaPart(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     URL_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    TENSOR_FIELD_NUMBER: _builtins.int
+    TENSOR_FILE_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
     modality: _media_pb2.Modality.ValueType
     """Kind of the item."""
     uuid: _builtins.str
@@ -97,12 +100,24 @@ class MediaPart(_message.Message):
     characters; empty: none.
     """
     url: _builtins.str
-    """http, https or data URL."""
+    """http, https, data or file URL; a file must lie where the server allows it."""
     data: _builtins.bytes
     """The file's bytes."""
     @_builtins.property
     def options(self) -> _media_pb2.ProcessingOptions:
         """Preprocessing wishes for this item."""
+
+    @_builtins.property
+    def tensor(self) -> Global___MediaTensor:
+        """A ready-made embedding."""
+
+    @_builtins.property
+    def tensor_file(self) -> Global___TensorFile:
+        """A ready-made embedding, in a file."""
+
+    @_builtins.property
+    def frames(self) -> Global___FrameList:
+        """The pictures of a video."""
 
     def __init__(
         self,
@@ -112,16 +127,148 @@ class MediaPart(_message.Message):
         options: _media_pb2.ProcessingOptions | None = ...,
         url: _builtins.str = ...,
         data: _builtins.bytes = ...,
+        tensor: Global___MediaTensor | None = ...,
+        tensor_file: Global___TensorFile | None = ...,
+        frames: Global___FrameList | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "options", b"options", "source", b"source", "url", b"url"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "frames", b"frames", "options", b"options", "source", b"source", "tensor", b"tensor", "tensor_file", b"tensor_file", "url", b"url"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "modality", b"modality", "options", b"options", "source", b"source", "url", b"url", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "frames", b"frames", "modality", b"modality", "options", b"options", "source", b"source", "tensor", b"tensor", "tensor_file", b"tensor_file", "url", b"url", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["url", "data", "tensor", "tensor_file", "frames"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___MediaPart: _TypeAlias = MediaPart  # noqa: Y015
+
+@_typing.final
+class MediaTensor(_message.Message):
+    """A ready-made embedding, element by element."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DTYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    GRID_FIELD_NUMBER: _builtins.int
+    dtype: _media_pb2.DataType.ValueType
+    """Element type."""
+    data: _builtins.bytes
+    """The elements, little-endian; at most 64 MiB, all finite."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Dimensions, row-major: rows, then the width of the language model; each at least 1. Leading
+        dimensions of 1 are dropped.
+        """
+
+    @_builtins.property
+    def grid(self) -> _media_pb2.PatchGrid:
+        """Patch grid, for families that need one."""
+
+    def __init__(
+        self,
+        *,
+        dtype: _media_pb2.DataType.ValueType = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        data: _builtins.bytes = ...,
+        grid: _media_pb2.PatchGrid | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "dtype", b"dtype", "grid", b"grid", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MediaTensor: _TypeAlias = MediaTensor  # noqa: Y015
+
+@_typing.final
+class TensorFile(_message.Message):
+    """A ready-made embedding in a file that a library wrote: `torch.save` (dense tensors only; nothing
+    in it is run) or safetensors.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    GRID_DATA_FIELD_NUMBER: _builtins.int
+    GRID_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The file's bytes; at most 64 MiB. Holds one tensor, or tensors by name: the embedding as
+    `image_embeds`, `video_embeds` or `audio_embeds`, the grid as `image_grid_thw` or
+    `video_grid_thw`.
+    """
+    grid_data: _builtins.bytes
+    """A second file that holds the patch grid, such as `[[1, 16, 24]]`; at most 64 KiB; empty: none."""
+    @_builtins.property
+    def grid(self) -> _media_pb2.PatchGrid:
+        """Patch grid in numbers, instead of a file."""
+
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        grid_data: _builtins.bytes = ...,
+        grid: _media_pb2.PatchGrid | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "grid", b"grid", "grid_data", b"grid_data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorFile: _TypeAlias = TensorFile  # noqa: Y015
+
+@_typing.final
+class FrameList(_message.Message):
+    """The pictures of a video, sampled by the client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def frames(self) -> _containers.RepeatedCompositeFieldContainer[Global___Frame]:
+        """The frames, oldest first; 1 to 256. `options.fps` tells how many make a second."""
+
+    def __init__(
+        self,
+        *,
+        frames: _abc.Iterable[Global___Frame] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FrameList: _TypeAlias = FrameList  # noqa: Y015
+
+@_typing.final
+class Frame(_message.Message):
+    """One picture of a video."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """http, https, data or file URL."""
+    data: _builtins.bytes
+    """The file's bytes."""
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "source", b"source", "url", b"url"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "source", b"source", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["url", "data"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
-Global___MediaPart: _TypeAlias = MediaPart  # noqa: Y015
+Global___Frame: _TypeAlias = Frame  # noqa: Y015
 
 @_typing.final
 class ContentPart(_message.Message):

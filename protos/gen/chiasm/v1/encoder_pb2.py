@@ -25,49 +25,55 @@ _sym_db = _symbol_database.Default()
 from chiasm.v1 import media_pb2 as chiasm_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63hiasm/v1/encoder.proto\x12\tchiasm.v1\x1a\x15\x63hiasm/v1/media.proto\" \n\x0b\x42ytesSource\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\"W\n\x0cTensorSource\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.chiasm.v1.TensorSpec\x12\"\n\x04grid\x18\x02 \x01(\x0b\x32\x14.chiasm.v1.PatchGrid\"\xb2\x02\n\x0c\x45ncodeHeader\x12*\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x19.chiasm.v1.RequestContext\x12%\n\x08modality\x18\x02 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x0c\n\x04uuid\x18\x03 \x01(\t\x12-\n\x07options\x18\x04 \x01(\x0b\x32\x1c.chiasm.v1.ProcessingOptions\x12%\n\x08\x64\x65livery\x18\x05 \x01(\x0e\x32\x13.chiasm.v1.Delivery\x12\r\n\x03url\x18\x06 \x01(\tH\x00\x12\'\n\x05\x62ytes\x18\x07 \x01(\x0b\x32\x16.chiasm.v1.BytesSourceH\x00\x12)\n\x06tensor\x18\x08 \x01(\x0b\x32\x17.chiasm.v1.TensorSourceH\x00\x42\x08\n\x06source\"V\n\rEncodeRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.chiasm.v1.EncodeHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\x85\x01\n\x07Planned\x12$\n\x03ref\x18\x01 \x01(\x0b\x32\x17.chiasm.v1.EmbeddingRef\x12&\n\x06layout\x18\x02 \x01(\x0b\x32\x16.chiasm.v1.MediaLayout\x12,\n\x0c\x63\x61\x63he_status\x18\x03 \x01(\x0e\x32\x16.chiasm.v1.CacheStatus\"r\n\x05Ready\x12,\n\x0c\x63\x61\x63he_status\x18\x01 \x01(\x0e\x32\x16.chiasm.v1.CacheStatus\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12(\n\x07timings\x18\x03 \x01(\x0b\x32\x17.chiasm.v1.StageTimings\"j\n\x0cStageTimings\x12\x0f\n\x07\x66\x65tch_s\x18\x01 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x02 \x01(\x01\x12\x14\n\x0cpreprocess_s\x18\x03 \x01(\x01\x12\x10\n\x08\x65ncode_s\x18\x04 \x01(\x01\x12\x0f\n\x07store_s\x18\x05 \x01(\x01\"\x91\x01\n\x0e\x45ncodeResponse\x12%\n\x07planned\x18\x01 \x01(\x0b\x32\x12.chiasm.v1.PlannedH\x00\x12*\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x19.chiasm.v1.EmbeddingChunkH\x00\x12!\n\x05ready\x18\x03 \x01(\x0b\x32\x10.chiasm.v1.ReadyH\x00\x42\t\n\x07message\"T\n\x0bPlanRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.chiasm.v1.EncodeHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"J\n\x0cPlanResponse\x12&\n\x06layout\x18\x01 \x01(\x0b\x32\x16.chiasm.v1.MediaLayout\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\"\xc1\x01\n\rLookupRequest\x12*\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x19.chiasm.v1.RequestContext\x12%\n\x08modality\x18\x02 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.chiasm.v1.ProcessingOptions\x12\x0e\n\x04uuid\x18\x04 \x01(\tH\x00\x12\x17\n\rsource_digest\x18\x05 \x01(\x0cH\x00\x42\x05\n\x03key\"^\n\x0eLookupResponse\x12$\n\x03ref\x18\x01 \x01(\x0b\x32\x17.chiasm.v1.EmbeddingRef\x12&\n\x06layout\x18\x02 \x01(\x0b\x32\x16.chiasm.v1.MediaLayout\"\xc1\x01\n\rDeleteRequest\x12*\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x19.chiasm.v1.RequestContext\x12%\n\x08modality\x18\x02 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.chiasm.v1.ProcessingOptions\x12\x0e\n\x04uuid\x18\x04 \x01(\tH\x00\x12\x17\n\rsource_digest\x18\x05 \x01(\x0cH\x00\x42\x05\n\x03key\"!\n\x0e\x44\x65leteResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\"\x17\n\x15GetEncoderInfoRequest\"\xa6\x02\n\x16GetEncoderInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12\'\n\nmodalities\x18\x03 \x03(\x0e\x32\x13.chiasm.v1.Modality\x12\x18\n\x10max_source_bytes\x18\x04 \x01(\x04\x12\x12\n\nmax_pixels\x18\x05 \x01(\x04\x12\x13\n\x0bhidden_size\x18\x06 \x01(\r\x12\"\n\x05\x64type\x18\x07 \x01(\x0e\x32\x13.chiasm.v1.DataType\x12\x19\n\x11num_encoded_items\x18\x08 \x01(\x04\x12\x0f\n\x07version\x18\t \x01(\t\x12,\n\x0cplaceholders\x18\n \x03(\x0b\x32\x16.chiasm.v1.Placeholder\"F\n\x0bPlaceholder\x12%\n\x08modality\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x10\n\x08token_id\x18\x02 \x01(\r*M\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45LIVERY_STORE\x10\x01\x12\x13\n\x0f\x44\x45LIVERY_INLINE\x10\x02\x32\xe3\x02\n\x0e\x45ncoderService\x12\x41\n\x06\x45ncode\x12\x18.chiasm.v1.EncodeRequest\x1a\x19.chiasm.v1.EncodeResponse(\x01\x30\x01\x12\x39\n\x04Plan\x12\x16.chiasm.v1.PlanRequest\x1a\x17.chiasm.v1.PlanResponse(\x01\x12=\n\x06Lookup\x12\x18.chiasm.v1.LookupRequest\x1a\x19.chiasm.v1.LookupResponse\x12=\n\x06\x44\x65lete\x12\x18.chiasm.v1.DeleteRequest\x1a\x19.chiasm.v1.DeleteResponse\x12U\n\x0eGetEncoderInfo\x12 .chiasm.v1.GetEncoderInfoRequest\x1a!.chiasm.v1.GetEncoderInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63hiasm/v1/encoder.proto\x12\tchiasm.v1\x1a\x15\x63hiasm/v1/media.proto\" \n\x0b\x42ytesSource\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\"W\n\x0cTensorSource\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.chiasm.v1.TensorSpec\x12\"\n\x04grid\x18\x02 \x01(\x0b\x32\x14.chiasm.v1.PatchGrid\"a\n\x10TensorFileSource\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x16\n\x0enum_grid_bytes\x18\x02 \x01(\x04\x12\"\n\x04grid\x18\x03 \x01(\x0b\x32\x14.chiasm.v1.PatchGrid\"6\n\x0c\x46ramesSource\x12&\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x16.chiasm.v1.FrameSource\";\n\x0b\x46rameSource\x12\r\n\x03url\x18\x01 \x01(\tH\x00\x12\x13\n\tnum_bytes\x18\x02 \x01(\x04H\x00\x42\x08\n\x06source\"\x91\x03\n\x0c\x45ncodeHeader\x12*\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x19.chiasm.v1.RequestContext\x12%\n\x08modality\x18\x02 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x0c\n\x04uuid\x18\x03 \x01(\t\x12-\n\x07options\x18\x04 \x01(\x0b\x32\x1c.chiasm.v1.ProcessingOptions\x12%\n\x08\x64\x65livery\x18\x05 \x01(\x0e\x32\x13.chiasm.v1.Delivery\x12\r\n\x03url\x18\x06 \x01(\tH\x00\x12\'\n\x05\x62ytes\x18\x07 \x01(\x0b\x32\x16.chiasm.v1.BytesSourceH\x00\x12)\n\x06tensor\x18\x08 \x01(\x0b\x32\x17.chiasm.v1.TensorSourceH\x00\x12\x32\n\x0btensor_file\x18\t \x01(\x0b\x32\x1b.chiasm.v1.TensorFileSourceH\x00\x12)\n\x06\x66rames\x18\n \x01(\x0b\x32\x17.chiasm.v1.FramesSourceH\x00\x42\x08\n\x06source\"V\n\rEncodeRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.chiasm.v1.EncodeHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\x85\x01\n\x07Planned\x12$\n\x03ref\x18\x01 \x01(\x0b\x32\x17.chiasm.v1.EmbeddingRef\x12&\n\x06layout\x18\x02 \x01(\x0b\x32\x16.chiasm.v1.MediaLayout\x12,\n\x0c\x63\x61\x63he_status\x18\x03 \x01(\x0e\x32\x16.chiasm.v1.CacheStatus\"r\n\x05Ready\x12,\n\x0c\x63\x61\x63he_status\x18\x01 \x01(\x0e\x32\x16.chiasm.v1.CacheStatus\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12(\n\x07timings\x18\x03 \x01(\x0b\x32\x17.chiasm.v1.StageTimings\"j\n\x0cStageTimings\x12\x0f\n\x07\x66\x65tch_s\x18\x01 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x02 \x01(\x01\x12\x14\n\x0cpreprocess_s\x18\x03 \x01(\x01\x12\x10\n\x08\x65ncode_s\x18\x04 \x01(\x01\x12\x0f\n\x07store_s\x18\x05 \x01(\x01\"\x91\x01\n\x0e\x45ncodeResponse\x12%\n\x07planned\x18\x01 \x01(\x0b\x32\x12.chiasm.v1.PlannedH\x00\x12*\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x19.chiasm.v1.EmbeddingChunkH\x00\x12!\n\x05ready\x18\x03 \x01(\x0b\x32\x10.chiasm.v1.ReadyH\x00\x42\t\n\x07message\"T\n\x0bPlanRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.chiasm.v1.EncodeHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"J\n\x0cPlanResponse\x12&\n\x06layout\x18\x01 \x01(\x0b\x32\x16.chiasm.v1.MediaLayout\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\"\xc1\x01\n\rLookupRequest\x12*\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x19.chiasm.v1.RequestContext\x12%\n\x08modality\x18\x02 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.chiasm.v1.ProcessingOptions\x12\x0e\n\x04uuid\x18\x04 \x01(\tH\x00\x12\x17\n\rsource_digest\x18\x05 \x01(\x0cH\x00\x42\x05\n\x03key\"^\n\x0eLookupResponse\x12$\n\x03ref\x18\x01 \x01(\x0b\x32\x17.chiasm.v1.EmbeddingRef\x12&\n\x06layout\x18\x02 \x01(\x0b\x32\x16.chiasm.v1.MediaLayout\"\xc1\x01\n\rDeleteRequest\x12*\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x19.chiasm.v1.RequestContext\x12%\n\x08modality\x18\x02 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.chiasm.v1.ProcessingOptions\x12\x0e\n\x04uuid\x18\x04 \x01(\tH\x00\x12\x17\n\rsource_digest\x18\x05 \x01(\x0cH\x00\x42\x05\n\x03key\"!\n\x0e\x44\x65leteResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\"\x17\n\x15GetEncoderInfoRequest\"\xa6\x02\n\x16GetEncoderInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12\'\n\nmodalities\x18\x03 \x03(\x0e\x32\x13.chiasm.v1.Modality\x12\x18\n\x10max_source_bytes\x18\x04 \x01(\x04\x12\x12\n\nmax_pixels\x18\x05 \x01(\x04\x12\x13\n\x0bhidden_size\x18\x06 \x01(\r\x12\"\n\x05\x64type\x18\x07 \x01(\x0e\x32\x13.chiasm.v1.DataType\x12\x19\n\x11num_encoded_items\x18\x08 \x01(\x04\x12\x0f\n\x07version\x18\t \x01(\t\x12,\n\x0cplaceholders\x18\n \x03(\x0b\x32\x16.chiasm.v1.Placeholder\"F\n\x0bPlaceholder\x12%\n\x08modality\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x10\n\x08token_id\x18\x02 \x01(\r*M\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45LIVERY_STORE\x10\x01\x12\x13\n\x0f\x44\x45LIVERY_INLINE\x10\x02\x32\xe3\x02\n\x0e\x45ncoderService\x12\x41\n\x06\x45ncode\x12\x18.chiasm.v1.EncodeRequest\x1a\x19.chiasm.v1.EncodeResponse(\x01\x30\x01\x12\x39\n\x04Plan\x12\x16.chiasm.v1.PlanRequest\x1a\x17.chiasm.v1.PlanResponse(\x01\x12=\n\x06Lookup\x12\x18.chiasm.v1.LookupRequest\x1a\x19.chiasm.v1.LookupResponse\x12=\n\x06\x44\x65lete\x12\x18.chiasm.v1.DeleteRequest\x1a\x19.chiasm.v1.DeleteResponse\x12U\n\x0eGetEncoderInfo\x12 .chiasm.v1.GetEncoderInfoRequest\x1a!.chiasm.v1.GetEncoderInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chiasm.v1.encoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DELIVERY']._serialized_start=2168
-  _globals['_DELIVERY']._serialized_end=2245
+  _globals['_DELIVERY']._serialized_start=2479
+  _globals['_DELIVERY']._serialized_end=2556
   _globals['_BYTESSOURCE']._serialized_start=61
   _globals['_BYTESSOURCE']._serialized_end=93
   _globals['_TENSORSOURCE']._serialized_start=95
   _globals['_TENSORSOURCE']._serialized_end=182
-  _globals['_ENCODEHEADER']._serialized_start=185
-  _globals['_ENCODEHEADER']._serialized_end=491
-  _globals['_ENCODEREQUEST']._serialized_start=493
-  _globals['_ENCODEREQUEST']._serialized_end=579
-  _globals['_PLANNED']._serialized_start=582
-  _globals['_PLANNED']._serialized_end=715
-  _globals['_READY']._serialized_start=717
-  _globals['_READY']._serialized_end=831
-  _globals['_STAGETIMINGS']._serialized_start=833
-  _globals['_STAGETIMINGS']._serialized_end=939
-  _globals['_ENCODERESPONSE']._serialized_start=942
-  _globals['_ENCODERESPONSE']._serialized_end=1087
-  _globals['_PLANREQUEST']._serialized_start=1089
-  _globals['_PLANREQUEST']._serialized_end=1173
-  _globals['_PLANRESPONSE']._serialized_start=1175
-  _globals['_PLANRESPONSE']._serialized_end=1249
-  _globals['_LOOKUPREQUEST']._serialized_start=1252
-  _globals['_LOOKUPREQUEST']._serialized_end=1445
-  _globals['_LOOKUPRESPONSE']._serialized_start=1447
-  _globals['_LOOKUPRESPONSE']._serialized_end=1541
-  _globals['_DELETEREQUEST']._serialized_start=1544
-  _globals['_DELETEREQUEST']._serialized_end=1737
-  _globals['_DELETERESPONSE']._serialized_start=1739
-  _globals['_DELETERESPONSE']._serialized_end=1772
-  _globals['_GETENCODERINFOREQUEST']._serialized_start=1774
-  _globals['_GETENCODERINFOREQUEST']._serialized_end=1797
-  _globals['_GETENCODERINFORESPONSE']._serialized_start=1800
-  _globals['_GETENCODERINFORESPONSE']._serialized_end=2094
-  _globals['_PLACEHOLDER']._serialized_start=2096
-  _globals['_PLACEHOLDER']._serialized_end=2166
-  _globals['_ENCODERSERVICE']._serialized_start=2248
-  _globals['_ENCODERSERVICE']._serialized_end=2603
+  _globals['_TENSORFILESOURCE']._serialized_start=184
+  _globals['_TENSORFILESOURCE']._serialized_end=281
+  _globals['_FRAMESSOURCE']._serialized_start=283
+  _globals['_FRAMESSOURCE']._serialized_end=337
+  _globals['_FRAMESOURCE']._serialized_start=339
+  _globals['_FRAMESOURCE']._serialized_end=398
+  _globals['_ENCODEHEADER']._serialized_start=401
+  _globals['_ENCODEHEADER']._serialized_end=802
+  _globals['_ENCODEREQUEST']._serialized_start=804
+  _globals['_ENCODEREQUEST']._serialized_end=890
+  _globals['_PLANNED']._serialized_start=893
+  _globals['_PLANNED']._serialized_end=1026
+  _globals['_READY']._serialized_start=1028
+  _globals['_READY']._serialized_end=1142
+  _globals['_STAGETIMINGS']._serialized_start=1144
+  _globals['_STAGETIMINGS']._serialized_end=1250
+  _globals['_ENCODERESPONSE']._serialized_start=1253
+  _globals['_ENCODERESPONSE']._serialized_end=1398
+  _globals['_PLANREQUEST']._serialized_start=1400
+  _globals['_PLANREQUEST']._serialized_end=1484
+  _globals['_PLANRESPONSE']._serialized_start=1486
+  _globals['_PLANRESPONSE']._serialized_end=1560
+  _globals['_LOOKUPREQUEST']._serialized_start=1563
+  _globals['_LOOKUPREQUEST']._serialized_end=1756
+  _globals['_LOOKUPRESPONSE']._serialized_start=1758
+  _globals['_LOOKUPRESPONSE']._serialized_end=1852
+  _globals['_DELETEREQUEST']._serialized_start=1855
+  _globals['_DELETEREQUEST']._serialized_end=2048
+  _globals['_DELETERESPONSE']._serialized_start=2050
+  _globals['_DELETERESPONSE']._serialized_end=2083
+  _globals['_GETENCODERINFOREQUEST']._serialized_start=2085
+  _globals['_GETENCODERINFOREQUEST']._serialized_end=2108
+  _globals['_GETENCODERINFORESPONSE']._serialized_start=2111
+  _globals['_GETENCODERINFORESPONSE']._serialized_end=2405
+  _globals['_PLACEHOLDER']._serialized_start=2407
+  _globals['_PLACEHOLDER']._serialized_end=2477
+  _globals['_ENCODERSERVICE']._serialized_start=2559
+  _globals['_ENCODERSERVICE']._serialized_end=2914
 # @@protoc_insertion_point(module_scope)

@@ -99,6 +99,94 @@ class TensorSource(_message.Message):
 Global___TensorSource: _TypeAlias = TensorSource  # noqa: Y015
 
 @_typing.final
+class TensorFileSource(_message.Message):
+    """A ready-made embedding in a file (`torch.save` or safetensors) whose bytes follow in `chunk`
+    messages. Only dense tensors are read, and nothing in the file is run.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_GRID_BYTES_FIELD_NUMBER: _builtins.int
+    GRID_FIELD_NUMBER: _builtins.int
+    num_bytes: _builtins.int
+    """Exact number of bytes of the file; checked against the limit before any is read."""
+    num_grid_bytes: _builtins.int
+    """Bytes of a second file behind it that holds the patch grid; 0: none."""
+    @_builtins.property
+    def grid(self) -> _media_pb2.PatchGrid:
+        """Patch grid in numbers, instead of a file; absent: in a file, or the family needs none."""
+
+    def __init__(
+        self,
+        *,
+        num_bytes: _builtins.int = ...,
+        num_grid_bytes: _builtins.int = ...,
+        grid: _media_pb2.PatchGrid | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "num_bytes", b"num_bytes", "num_grid_bytes", b"num_grid_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorFileSource: _TypeAlias = TensorFileSource  # noqa: Y015
+
+@_typing.final
+class FramesSource(_message.Message):
+    """The pictures of a video, oldest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def frames(self) -> _containers.RepeatedCompositeFieldContainer[Global___FrameSource]:
+        """1 to 256 frames."""
+
+    def __init__(
+        self,
+        *,
+        frames: _abc.Iterable[Global___FrameSource] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FramesSource: _TypeAlias = FramesSource  # noqa: Y015
+
+@_typing.final
+class FrameSource(_message.Message):
+    """One picture of a video."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """http, https, data or file URL."""
+    num_bytes: _builtins.int
+    """Exact number of its bytes. The bytes of all such frames follow one after another in `chunk`
+    messages, whose borders mean nothing.
+    """
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        num_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["num_bytes", b"num_bytes", "source", b"source", "url", b"url"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_bytes", b"num_bytes", "source", b"source", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["url", "num_bytes"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___FrameSource: _TypeAlias = FrameSource  # noqa: Y015
+
+@_typing.final
 class EncodeHeader(_message.Message):
     """First message of Encode and Plan: what to encode and how."""
 
@@ -112,6 +200,8 @@ class EncodeHeader(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     TENSOR_FIELD_NUMBER: _builtins.int
+    TENSOR_FILE_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
     modality: _media_pb2.Modality.ValueType
     """Kind of the item."""
     uuid: _builtins.str
@@ -119,7 +209,7 @@ class EncodeHeader(_message.Message):
     delivery: Global___Delivery.ValueType
     """Where the embedding goes."""
     url: _builtins.str
-    """http, https or data URL."""
+    """http, https, data or file URL."""
     @_builtins.property
     def context(self) -> _media_pb2.RequestContext:
         """Caller and request."""
@@ -136,6 +226,14 @@ class EncodeHeader(_message.Message):
     def tensor(self) -> Global___TensorSource:
         """A tensor whose bytes follow."""
 
+    @_builtins.property
+    def tensor_file(self) -> Global___TensorFileSource:
+        """A file with a ready-made embedding, which follows."""
+
+    @_builtins.property
+    def frames(self) -> Global___FramesSource:
+        """Pictures of a video; bytes that belong to them follow."""
+
     def __init__(
         self,
         *,
@@ -147,12 +245,14 @@ class EncodeHeader(_message.Message):
         url: _builtins.str = ...,
         bytes: Global___BytesSource | None = ...,
         tensor: Global___TensorSource | None = ...,
+        tensor_file: Global___TensorFileSource | None = ...,
+        frames: Global___FramesSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "context", b"context", "options", b"options", "source", b"source", "tensor", b"tensor", "url", b"url"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "context", b"context", "frames", b"frames", "options", b"options", "source", b"source", "tensor", b"tensor", "tensor_file", b"tensor_file", "url", b"url"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "context", b"context", "delivery", b"delivery", "modality", b"modality", "options", b"options", "source", b"source", "tensor", b"tensor", "url", b"url", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "context", b"context", "delivery", b"delivery", "frames", b"frames", "modality", b"modality", "options", b"options", "source", b"source", "tensor", b"tensor", "tensor_file", b"tensor_file", "url", b"url", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["url", "bytes", "tensor"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["url", "bytes", "tensor", "tensor_file", "frames"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
