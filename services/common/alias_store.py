@@ -17,6 +17,7 @@ from chiasm.common.metrics import STORE_BAD_ENTRIES
 from chiasm.common.secrets import tenant_tag
 
 if TYPE_CHECKING:
+    from chiasm.common.alias_target import AliasRecord
     from chiasm.common.guarded_redis import Command, GuardedRedis
     from chiasm.common.secrets import StoreSecrets, TenantKeys
 
@@ -96,24 +97,26 @@ class AliasStore:
                 return target
         return await self.read(tenant, name) or target
 
-    async def set_ttl(self, tenant: str, name: AliasName, ttl_s: int) -> AliasTarget | None:
-        """Keep ``name`` by ``ttl_s`` from now on; return its target, ``None`` if it is not bound.
+    async def describe(
+        self, tenant: str, name: AliasName, record: AliasRecord
+    ) -> AliasTarget | None:
+        """Give ``name`` a new record; return its target, ``None`` if it is not bound.
 
         Args:
             tenant: Tenant it belongs to.
-            name: Must have a record; one without is given up as unbound.
-            ttl_s: Seconds its embedding is kept after each use; 0: as the store keeps everything.
+            name: The alias.
+            record: When it was named stays as it was, and its bytes unless they are given.
 
         Raises:
             StoreUnavailableError: The store cannot be used now.
         """
         for _ in range(_MAX_ATTEMPTS):
             bound = await self.read(tenant, name)
-            if bound is None or bound.record is None:
+            if bound is None:
                 return None
-            if bound.record.ttl_s == ttl_s:
+            target = replace(bound, record=_merge(bound.record, record))
+            if target == bound:
                 return bound
-            target = replace(bound, record=replace(bound.record, ttl_s=ttl_s))
             for keys in self._secrets.generations(tenant):
                 if await self._replace(keys, name, bound, target):
                     return target
@@ -182,6 +185,12 @@ class AliasStore:
 def alias_prefix(tag: str) -> str:
     """Return what the Redis keys of all aliases of the tenant with ``tag`` begin with."""
     return f"chiasm:{tag}:a:"
+
+
+def _merge(old: AliasRecord | None, new: AliasRecord) -> AliasRecord:
+    if old is None:
+        return new
+    return replace(new, created_s=old.created_s, num_bytes=new.num_bytes or old.num_bytes)
 
 
 def _key(tag: str, subject: bytes) -> str:

@@ -23,6 +23,7 @@ from chiasm.common.metrics import ENCODER_REJECTED_ITEMS
 from chiasm.encoder.commands import (
     Delivery,
     ItemChunk,
+    ItemEstimate,
     ItemPlanned,
     ItemReady,
     StageTimings,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
     from chiasm.common.embedding_store import EmbeddingStore
-    from chiasm.common.media import Embedding, MediaLayout
+    from chiasm.common.media import Embedding
     from chiasm.common.media_resolver import MediaResolver, Resolution
     from chiasm.common.single_flight import SingleFlight
     from chiasm.encoder.admission import Admission, AdmissionTicket
@@ -99,8 +100,8 @@ class EncodePipeline:
             ENCODER_REJECTED_ITEMS.labels(command.modality.value, error.reason).inc()
             raise
 
-    async def plan(self, command: EncodeCommand) -> MediaLayout:
-        """Return the layout of an item; nothing is encoded or stored.
+    async def plan(self, command: EncodeCommand) -> ItemEstimate:
+        """Return the layout of an item and what encoding it costs; nothing is encoded or stored.
 
         Raises:
             ChiasmError: The item is refused.
@@ -110,10 +111,10 @@ class EncodePipeline:
             query = _query(command)
             resolution = await self._resolve_unread(command, query)
             if resolution is not None and resolution.stored is not None:
-                return resolution.stored.layout
+                return ItemEstimate(resolution.stored.layout)
             source = await self._read(command, ticket)
             image = await self._plan(command, source, ticket)
-            return image.plan.layout
+            return ItemEstimate(image.plan.layout, image.header.num_pixels, image.num_pixels)
 
     def _check(self, command: EncodeCommand) -> None:
         modality = command.modality
@@ -141,7 +142,7 @@ class EncodePipeline:
                     yield event
                 return
         source = await self._read(command, ticket)
-        query = replace(query, source_digest=source.digest)
+        query = replace(query, source_digest=source.digest, num_bytes=source.memory.num_bytes)
         resolution = await self._parts.resolver.resolve(command.context, query)
         events = await self._answer_from_store(command, resolution)
         if events is None:
@@ -151,7 +152,8 @@ class EncodePipeline:
             ref = self._ref(command, resolution.embedding_id, image)
             yield ItemPlanned(ref, image.plan.layout, CacheStatus.MISS)
             events = await self._encode(command, image, ref, source.fetch_s)
-            await self._parts.resolver.bind(command.context, query, source.digest)
+            num_tokens = image.plan.layout.num_tokens
+            await self._parts.resolver.bind(command.context, query, source.digest, num_tokens)
         for event in events:
             yield event
 

@@ -107,6 +107,7 @@ class ChatRequest:
     priority: int = 0
     template_variables: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     adds_generation_prompt: bool = True
+    includes_media_usage: bool = False
 
     @property
     def media_items(self) -> tuple[MediaItem, ...]:

@@ -84,7 +84,20 @@ def chat_request_from_proto(message: chat_pb2.ChatCompletionRequest, limits: Lim
         adds_generation_prompt=(
             message.add_generation_prompt if message.HasField("add_generation_prompt") else True
         ),
+        includes_media_usage=message.include_media_usage,
     )
+
+
+def media_item_from_proto(media: chat_pb2.MediaPart, param: str, limits: Limits) -> MediaItem:
+    """Return the checked media item of a request that has but one; a data URL is decoded.
+
+    Slow for large media: call it in a thread.
+
+    Raises:
+        InvalidRequestError: A field is wrong, or there is neither source nor uuid; names it.
+        TooLargeError: The item is over its limit.
+    """
+    return _MessageReader(limits)._media(media, param)
 
 
 class _MessageReader:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from chiasm.common.errors import ChiasmError, MediaNotFoundError, UnavailableError
-from chiasm.common.identity import source_digest
 from chiasm.common.media import CacheStatus
-from chiasm.common.media_resolver import MediaQuery
 from chiasm.common.metrics import GATEWAY_MEDIA_ITEMS
 
-from .chat_request import BytesSource, UrlSource
+from .chat_request import BytesSource
 from .encoder_client import ItemChunk, ItemPlanned, ItemReady
+from .media_object import MediaReceipt
+from .media_query import query_of
 
 if TYPE_CHECKING:
     from chiasm.common.media import EmbeddingRef, MediaLayout, RequestContext
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from .chat_request import MediaItem
     from .deadline import Deadline
     from .encoder_client import EncoderClient
-
-_MAX_BYTES_HASHED_ON_LOOP = 1 << 20
 
 log = structlog.get_logger(__name__)
 
@@ -112,6 +110,7 @@ class MediaTask:
         self._sink: asyncio.Future[EmbeddingSink] = loop.create_future()
         self._num_kept_bytes = self._keep_source()
         self._has_resent = False
+        self._ready: ItemReady | None = None
         self._works = {asyncio.create_task(self._run(), name=f"media {item.param}")}
 
     @property
@@ -119,6 +118,25 @@ class MediaTask:
         """Id of the item's embedding; ``None`` before the plan."""
         is_known = self._planned.done() and self._planned.exception() is None
         return self._planned.result().ref.embedding_id if is_known else None
+
+    def receipt(self) -> MediaReceipt:
+        """Tell how the item came to be available; it must be planned.
+
+        The last words of an embedding that travels inline may come after the answer has ended; then
+        the plan tells what is known.
+        """
+        planned = self._planned.result()
+        expected = CacheStatus.HIT if planned.is_ready else CacheStatus.MISS
+        ready = self._ready or ItemReady(expected)
+        return MediaReceipt(
+            uuid=self._item.uuid,
+            modality=self._item.modality,
+            num_tokens=planned.layout.num_tokens,
+            cache_status=ready.cache_status,
+            fetch_s=ready.fetch_s,
+            decode_s=ready.decode_s,
+            encode_s=ready.encode_s,
+        )
 
     @property
     def has_source(self) -> bool:
@@ -169,7 +187,7 @@ class MediaTask:
         try:
             stored = await self._find_stored()
             if stored is not None:
-                self._count(CacheStatus.HIT)
+                self._note(ItemReady(CacheStatus.HIT))
                 self._planned.set_result(stored)
             else:
                 await self._encode(inline=False)
@@ -184,17 +202,7 @@ class MediaTask:
         resolver = self._services.resolver
         if resolver is None:
             return None
-        source = self._item.source
-        data = source.data if isinstance(source, BytesSource) else None
-        query = MediaQuery(
-            modality=self._item.modality,
-            options=self._item.options,
-            uuid=self._item.uuid,
-            source_digest=await _digest(data) if data is not None else None,
-            url=source.url if isinstance(source, UrlSource) else "",
-            index=self._item.index,
-            param=self._item.param,
-        )
+        query = await query_of(self._item)
         stored = (await resolver.resolve(self._context, query)).stored
         return None if stored is None else PlannedItem(stored.ref, stored.layout, is_ready=True)
 
@@ -220,7 +228,7 @@ class MediaTask:
             self._planned.set_result(PlannedItem(event.ref, event.layout, is_ready))
 
     async def _finish(self, event: ItemReady) -> None:
-        self._count(event.cache_status)
+        self._note(event)
         planned = await self.planned()
         if event.cache_status is not CacheStatus.INLINE and not planned.is_ready:
             await (await self._sink).send_ready(planned.ref.embedding_id)
@@ -271,11 +279,6 @@ class MediaTask:
         if not self._num_kept_bytes and isinstance(self._item.source, BytesSource):
             self._item.source.release()
 
-    def _count(self, status: CacheStatus) -> None:
-        GATEWAY_MEDIA_ITEMS.labels(self._item.modality.value, status.value).inc()
-
-
-async def _digest(data: bytes) -> bytes:
-    if len(data) <= _MAX_BYTES_HASHED_ON_LOOP:
-        return source_digest(data)
-    return await asyncio.to_thread(source_digest, data)
+    def _note(self, ready: ItemReady) -> None:
+        self._ready = ready
+        GATEWAY_MEDIA_ITEMS.labels(self._item.modality.value, ready.cache_status.value).inc()

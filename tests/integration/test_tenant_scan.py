@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
+from chiasm.common.alias_target import AliasRecord
 from chiasm.common.errors import InvalidRequestError
 from chiasm.common.identity import AliasName, source_digest
 from chiasm.common.media import Modality, ProcessingOptions, RequestContext
@@ -146,9 +147,12 @@ async def test_an_object_with_a_time_of_its_own_keeps_it_through_every_use(shelf
     name = AliasName(Modality.IMAGE, "", "cat")
     embedding_id = await shelf.put("cat")
     assert await shelf.store.set_ttl("a", embedding_id, 5, may_shorten=True)
-    target = await shelf.store.aliases.set_ttl("a", name, 5)
-    assert target is not None
-    assert target.ttl_s == 5
+    bound = await shelf.store.aliases.peek("a", name)
+    assert bound is not None
+    assert bound.record is not None
+    record = dataclasses.replace(bound.record, ttl_s=5, created_s=0, num_bytes=0)
+    target = await shelf.store.aliases.describe("a", name, record)
+    assert target == dataclasses.replace(bound, record=dataclasses.replace(bound.record, ttl_s=5))
 
     stored = await shelf.store.lookup("a", embedding_id)
     assert stored is not None
@@ -181,7 +185,8 @@ async def test_a_shared_embedding_is_never_kept_shorter_than_before(shelf: _Shel
 async def test_what_is_not_there_gets_no_time(shelf: _Shelf) -> None:
     name = AliasName(Modality.IMAGE, "", "cat")
     assert await shelf.store.set_ttl("a", bytes(32), 5, may_shorten=True) is False
-    assert await shelf.store.aliases.set_ttl("a", name, 5) is None
+    record = AliasRecord("cat", Modality.IMAGE, "", bytes(32), bytes(32), 1, 1, 1)
+    assert await shelf.store.aliases.describe("a", name, record) is None
     assert await shelf.store.seconds_left("a", [bytes(32)]) == [0.0]
 
 

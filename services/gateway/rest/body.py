@@ -29,7 +29,7 @@ class BodyTimeoutError(InvalidRequestError):
 
 
 class BodyReader:
-    """Reads JSON bodies; refuses before it buffers what is too large for one or for all."""
+    """Reads bodies; refuses before it buffers what is too large for one or for all."""
 
     def __init__(self, max_bytes: int, timeout_s: float, budget: ByteBudget) -> None:
         """Take the bounds.
@@ -44,16 +44,22 @@ class BodyReader:
         self._budget = budget
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
+    async def read(self, request: Request, *, takes_forms: bool = False) -> AsyncIterator[bytes]:
         """Lend the body of ``request``; its bytes count against the budget until it is left.
 
+        Args:
+            request: The request; its body must not have been read.
+            takes_forms: Whether multipart/form-data is accepted besides JSON.
+
         Raises:
-            InvalidRequestError: The content type is not JSON, or the client is gone.
+            InvalidRequestError: The content type is another, or the client is gone.
             TooLargeError: The body is over the limit; what was read is dropped.
             OverloadedError: All bodies together are over the budget.
             BodyTimeoutError: The body did not arrive in time.
         """
-        _check_content_type(request)
+        content_type = request.headers.get("content-type", "")
+        if not _is_json_type(content_type) and not (takes_forms and is_form_type(content_type)):
+            raise InvalidRequestError("Unsupported Media Type: Only 'application/json' is allowed")
         announced = request.headers.get("content-length", "")
         if announced.isdigit() and int(announced) > self._max_bytes:
             raise self._too_large()
@@ -101,7 +107,15 @@ class _Reservation:
         self.num_bytes = 0
 
 
-def _check_content_type(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
-        raise InvalidRequestError("Unsupported Media Type: Only 'application/json' is allowed")
+def is_form_type(content_type: str) -> bool:
+    """Return whether a content type is that of a form with files."""
+    return _media_type(content_type) == "multipart/form-data"
+
+
+def _is_json_type(content_type: str) -> bool:
+    media_type = _media_type(content_type)
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()

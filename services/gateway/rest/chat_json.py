@@ -84,6 +84,7 @@ def parse_chat(body: bytes, request_id: str, limits: Limits) -> ParsedChat:
     take_guide(fields, message.sampling)
     _take_template(fields, message)
     ignored_kwargs = _take_messages(fields, message)
+    message.include_media_usage = fields.take_bool("include_media_usage") or False
     has_usage = stream_options.take_bool("include_usage") or False
     continuous = stream_options.take_bool("continuous_usage_stats") or False
     ignored = [
@@ -94,7 +95,7 @@ def parse_chat(body: bytes, request_id: str, limits: Limits) -> ParsedChat:
     return ParsedChat(
         request=chat_request_from_proto(message, limits),
         is_stream=is_stream,
-        includes_usage=has_usage,
+        includes_usage=has_usage or message.include_media_usage,
         has_continuous_usage=has_usage and continuous,
         ignored=tuple(filter(_FIELD_NAME.fullmatch, ignored))[:_MAX_IGNORED_FIELDS],
     )

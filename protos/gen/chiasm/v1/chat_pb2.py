@@ -26,15 +26,15 @@ from chiasm.v1 import generator_pb2 as chiasm_dot_v1_dot_generator__pb2
 from chiasm.v1 import media_pb2 as chiasm_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63hiasm/v1/chat.proto\x12\tchiasm.v1\x1a\x19\x63hiasm/v1/generator.proto\x1a\x15\x63hiasm/v1/media.proto\"\x98\x01\n\tMediaPart\x12%\n\x08modality\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.chiasm.v1.ProcessingOptions\x12\r\n\x03url\x18\x04 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x05 \x01(\x0cH\x00\x42\x08\n\x06source\"L\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x05media\x18\x02 \x01(\x0b\x32\x14.chiasm.v1.MediaPartH\x00\x42\x06\n\x04part\"g\n\x0b\x43hatMessage\x12!\n\x04role\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.ChatRole\x12\'\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x16.chiasm.v1.ContentPart\x12\x0c\n\x04name\x18\x03 \x01(\t\"\xb4\x02\n\x15\x43hatCompletionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.chiasm.v1.ChatMessage\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.chiasm.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x1c\n\x14template_kwargs_json\x18\x08 \x01(\x0c\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\t \x01(\x08H\x00\x88\x01\x01\x12\x11\n\tbad_words\x18\n \x03(\tB\x18\n\x16_add_generation_prompt\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0cmedia_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\xdc\x02\n\x16\x43hatCompletionResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tcreated_s\x18\x03 \x01(\x03\x12\x0c\n\x04text\x18\x04 \x01(\t\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x06 \x01(\t\x12\x1a\n\rstop_token_id\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05usage\x18\x08 \x01(\x0b\x32\x10.chiasm.v1.Usage\x12\x11\n\ttoken_ids\x18\t \x03(\r\x12*\n\x08logprobs\x18\n \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\x12+\n\x0cmore_choices\x18\x0b \x03(\x0b\x32\x15.chiasm.v1.ChatChoiceB\x10\n\x0e_stop_token_id\"\xcc\x01\n\nChatChoice\x12\x0c\n\x04text\x18\x01 \x01(\t\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x03 \x01(\t\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12*\n\x08logprobs\x18\x06 \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobsB\x10\n\x0e_stop_token_id\"g\n\x1bStreamChatCompletionRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .chiasm.v1.ChatCompletionRequest\x12\x15\n\rinclude_usage\x18\x02 \x01(\x08\"\xc4\x02\n\x1cStreamChatCompletionResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x04 \x01(\t\x12\x1a\n\rstop_token_id\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05usage\x18\x06 \x01(\x0b\x32\x10.chiasm.v1.Usage\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x11\n\tcreated_s\x18\t \x01(\x03\x12*\n\x08logprobs\x18\n \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\x12\r\n\x05index\x18\x0b \x01(\rB\x10\n\x0e_stop_token_id\"\x13\n\x11ListModelsRequest\"h\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\'\n\nmodalities\x18\x03 \x03(\x0e\x32\x13.chiasm.v1.Modality\x12\x11\n\tcreated_s\x18\x04 \x01(\x03\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.chiasm.v1.Model*|\n\x08\x43hatRole\x12\x19\n\x15\x43HAT_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HAT_ROLE_SYSTEM\x10\x01\x12\x12\n\x0e\x43HAT_ROLE_USER\x10\x02\x12\x17\n\x13\x43HAT_ROLE_ASSISTANT\x10\x03\x12\x12\n\x0e\x43HAT_ROLE_TOOL\x10\x04\x32\x9a\x02\n\x0b\x43hatService\x12U\n\x0e\x43hatCompletion\x12 .chiasm.v1.ChatCompletionRequest\x1a!.chiasm.v1.ChatCompletionResponse\x12i\n\x14StreamChatCompletion\x12&.chiasm.v1.StreamChatCompletionRequest\x1a\'.chiasm.v1.StreamChatCompletionResponse0\x01\x12I\n\nListModels\x12\x1c.chiasm.v1.ListModelsRequest\x1a\x1d.chiasm.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63hiasm/v1/chat.proto\x12\tchiasm.v1\x1a\x19\x63hiasm/v1/generator.proto\x1a\x15\x63hiasm/v1/media.proto\"\x98\x01\n\tMediaPart\x12%\n\x08modality\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.chiasm.v1.ProcessingOptions\x12\r\n\x03url\x18\x04 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x05 \x01(\x0cH\x00\x42\x08\n\x06source\"L\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x05media\x18\x02 \x01(\x0b\x32\x14.chiasm.v1.MediaPartH\x00\x42\x06\n\x04part\"g\n\x0b\x43hatMessage\x12!\n\x04role\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.ChatRole\x12\'\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x16.chiasm.v1.ContentPart\x12\x0c\n\x04name\x18\x03 \x01(\t\"\xd1\x02\n\x15\x43hatCompletionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.chiasm.v1.ChatMessage\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.chiasm.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x1c\n\x14template_kwargs_json\x18\x08 \x01(\x0c\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\t \x01(\x08H\x00\x88\x01\x01\x12\x11\n\tbad_words\x18\n \x03(\t\x12\x1b\n\x13include_media_usage\x18\x10 \x01(\x08\x42\x18\n\x16_add_generation_prompt\"\x8c\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0cmedia_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12$\n\x05media\x18\x05 \x03(\x0b\x32\x15.chiasm.v1.MediaUsage\"\xb0\x01\n\nMediaUsage\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12%\n\x08modality\x18\x02 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12%\n\x05\x63\x61\x63he\x18\x04 \x01(\x0e\x32\x16.chiasm.v1.CacheStatus\x12\x10\n\x08\x66\x65tch_ms\x18\x05 \x01(\x01\x12\x11\n\tdecode_ms\x18\x06 \x01(\x01\x12\x11\n\tencode_ms\x18\x07 \x01(\x01\"\xdc\x02\n\x16\x43hatCompletionResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tcreated_s\x18\x03 \x01(\x03\x12\x0c\n\x04text\x18\x04 \x01(\t\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x06 \x01(\t\x12\x1a\n\rstop_token_id\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05usage\x18\x08 \x01(\x0b\x32\x10.chiasm.v1.Usage\x12\x11\n\ttoken_ids\x18\t \x03(\r\x12*\n\x08logprobs\x18\n \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\x12+\n\x0cmore_choices\x18\x0b \x03(\x0b\x32\x15.chiasm.v1.ChatChoiceB\x10\n\x0e_stop_token_id\"\xcc\x01\n\nChatChoice\x12\x0c\n\x04text\x18\x01 \x01(\t\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x03 \x01(\t\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12*\n\x08logprobs\x18\x06 \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobsB\x10\n\x0e_stop_token_id\"g\n\x1bStreamChatCompletionRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .chiasm.v1.ChatCompletionRequest\x12\x15\n\rinclude_usage\x18\x02 \x01(\x08\"\xc4\x02\n\x1cStreamChatCompletionResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x04 \x01(\t\x12\x1a\n\rstop_token_id\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05usage\x18\x06 \x01(\x0b\x32\x10.chiasm.v1.Usage\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x11\n\tcreated_s\x18\t \x01(\x03\x12*\n\x08logprobs\x18\n \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\x12\r\n\x05index\x18\x0b \x01(\rB\x10\n\x0e_stop_token_id\"\x13\n\x11ListModelsRequest\"h\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\'\n\nmodalities\x18\x03 \x03(\x0e\x32\x13.chiasm.v1.Modality\x12\x11\n\tcreated_s\x18\x04 \x01(\x03\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.chiasm.v1.Model\"\x9a\x01\n\x0bMediaObject\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12%\n\x08modality\x18\x02 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x11\n\tnum_bytes\x18\x04 \x01(\x04\x12\x11\n\tcreated_s\x18\x05 \x01(\x03\x12\x11\n\texpires_s\x18\x06 \x01(\x03\x12\r\n\x05ttl_s\x18\x07 \x01(\r\"w\n\x0fPutMediaRequest\x12#\n\x05media\x18\x01 \x01(\x0b\x32\x14.chiasm.v1.MediaPart\x12\x12\n\x05ttl_s\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\ncache_salt\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\tB\x08\n\x06_ttl_s\"_\n\x10PutMediaResponse\x12%\n\x05media\x18\x01 \x01(\x0b\x32\x16.chiasm.v1.MediaObject\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.chiasm.v1.MediaUsage\"Z\n\x0fGetMediaRequest\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12%\n\x08modality\x18\x02 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x12\n\ncache_salt\x18\x03 \x01(\t\"9\n\x10GetMediaResponse\x12%\n\x05media\x18\x01 \x01(\x0b\x32\x16.chiasm.v1.MediaObject\"]\n\x12\x44\x65leteMediaRequest\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12%\n\x08modality\x18\x02 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x12\n\ncache_salt\x18\x03 \x01(\t\"\x15\n\x13\x44\x65leteMediaResponse\"D\n\x10ListMediaRequest\x12\r\n\x05limit\x18\x01 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\x12\x12\n\ncache_salt\x18\x03 \x01(\t\"K\n\x11ListMediaResponse\x12%\n\x05media\x18\x01 \x03(\x0b\x32\x16.chiasm.v1.MediaObject\x12\x0f\n\x07last_id\x18\x02 \x01(\t\"^\n\x14\x45stimateMediaRequest\x12#\n\x05media\x18\x01 \x01(\x0b\x32\x14.chiasm.v1.MediaPart\x12\x12\n\ncache_salt\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"w\n\x15\x45stimateMediaResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x12\n\nnum_pixels\x18\x02 \x01(\x04\x12\x13\n\x0bqueue_units\x18\x03 \x01(\x04\x12%\n\x05\x63\x61\x63he\x18\x04 \x01(\x0e\x32\x16.chiasm.v1.CacheStatus\"\x15\n\x13\x46orgetTenantRequest\"-\n\x14\x46orgetTenantResponse\x12\x15\n\rnum_forgotten\x18\x01 \x01(\x04*|\n\x08\x43hatRole\x12\x19\n\x15\x43HAT_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HAT_ROLE_SYSTEM\x10\x01\x12\x12\n\x0e\x43HAT_ROLE_USER\x10\x02\x12\x17\n\x13\x43HAT_ROLE_ASSISTANT\x10\x03\x12\x12\n\x0e\x43HAT_ROLE_TOOL\x10\x04\x32\xdf\x05\n\x0b\x43hatService\x12U\n\x0e\x43hatCompletion\x12 .chiasm.v1.ChatCompletionRequest\x1a!.chiasm.v1.ChatCompletionResponse\x12i\n\x14StreamChatCompletion\x12&.chiasm.v1.StreamChatCompletionRequest\x1a\'.chiasm.v1.StreamChatCompletionResponse0\x01\x12I\n\nListModels\x12\x1c.chiasm.v1.ListModelsRequest\x1a\x1d.chiasm.v1.ListModelsResponse\x12\x43\n\x08PutMedia\x12\x1a.chiasm.v1.PutMediaRequest\x1a\x1b.chiasm.v1.PutMediaResponse\x12\x43\n\x08GetMedia\x12\x1a.chiasm.v1.GetMediaRequest\x1a\x1b.chiasm.v1.GetMediaResponse\x12L\n\x0b\x44\x65leteMedia\x12\x1d.chiasm.v1.DeleteMediaRequest\x1a\x1e.chiasm.v1.DeleteMediaResponse\x12\x46\n\tListMedia\x12\x1b.chiasm.v1.ListMediaRequest\x1a\x1c.chiasm.v1.ListMediaResponse\x12R\n\rEstimateMedia\x12\x1f.chiasm.v1.EstimateMediaRequest\x1a .chiasm.v1.EstimateMediaResponse\x12O\n\x0c\x46orgetTenant\x12\x1e.chiasm.v1.ForgetTenantRequest\x1a\x1f.chiasm.v1.ForgetTenantResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chiasm.v1.chat_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHATROLE']._serialized_start=2011
-  _globals['_CHATROLE']._serialized_end=2135
+  _globals['_CHATROLE']._serialized_start=3336
+  _globals['_CHATROLE']._serialized_end=3460
   _globals['_MEDIAPART']._serialized_start=86
   _globals['_MEDIAPART']._serialized_end=238
   _globals['_CONTENTPART']._serialized_start=240
@@ -42,23 +42,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHATMESSAGE']._serialized_start=318
   _globals['_CHATMESSAGE']._serialized_end=421
   _globals['_CHATCOMPLETIONREQUEST']._serialized_start=424
-  _globals['_CHATCOMPLETIONREQUEST']._serialized_end=732
-  _globals['_USAGE']._serialized_start=734
-  _globals['_USAGE']._serialized_end=836
-  _globals['_CHATCOMPLETIONRESPONSE']._serialized_start=839
-  _globals['_CHATCOMPLETIONRESPONSE']._serialized_end=1187
-  _globals['_CHATCHOICE']._serialized_start=1190
-  _globals['_CHATCHOICE']._serialized_end=1394
-  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_start=1396
-  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_end=1499
-  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_start=1502
-  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_end=1826
-  _globals['_LISTMODELSREQUEST']._serialized_start=1828
-  _globals['_LISTMODELSREQUEST']._serialized_end=1847
-  _globals['_MODEL']._serialized_start=1849
-  _globals['_MODEL']._serialized_end=1953
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1955
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2009
-  _globals['_CHATSERVICE']._serialized_start=2138
-  _globals['_CHATSERVICE']._serialized_end=2420
+  _globals['_CHATCOMPLETIONREQUEST']._serialized_end=761
+  _globals['_USAGE']._serialized_start=764
+  _globals['_USAGE']._serialized_end=904
+  _globals['_MEDIAUSAGE']._serialized_start=907
+  _globals['_MEDIAUSAGE']._serialized_end=1083
+  _globals['_CHATCOMPLETIONRESPONSE']._serialized_start=1086
+  _globals['_CHATCOMPLETIONRESPONSE']._serialized_end=1434
+  _globals['_CHATCHOICE']._serialized_start=1437
+  _globals['_CHATCHOICE']._serialized_end=1641
+  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_start=1643
+  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_end=1746
+  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_start=1749
+  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_end=2073
+  _globals['_LISTMODELSREQUEST']._serialized_start=2075
+  _globals['_LISTMODELSREQUEST']._serialized_end=2094
+  _globals['_MODEL']._serialized_start=2096
+  _globals['_MODEL']._serialized_end=2200
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2202
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2256
+  _globals['_MEDIAOBJECT']._serialized_start=2259
+  _globals['_MEDIAOBJECT']._serialized_end=2413
+  _globals['_PUTMEDIAREQUEST']._serialized_start=2415
+  _globals['_PUTMEDIAREQUEST']._serialized_end=2534
+  _globals['_PUTMEDIARESPONSE']._serialized_start=2536
+  _globals['_PUTMEDIARESPONSE']._serialized_end=2631
+  _globals['_GETMEDIAREQUEST']._serialized_start=2633
+  _globals['_GETMEDIAREQUEST']._serialized_end=2723
+  _globals['_GETMEDIARESPONSE']._serialized_start=2725
+  _globals['_GETMEDIARESPONSE']._serialized_end=2782
+  _globals['_DELETEMEDIAREQUEST']._serialized_start=2784
+  _globals['_DELETEMEDIAREQUEST']._serialized_end=2877
+  _globals['_DELETEMEDIARESPONSE']._serialized_start=2879
+  _globals['_DELETEMEDIARESPONSE']._serialized_end=2900
+  _globals['_LISTMEDIAREQUEST']._serialized_start=2902
+  _globals['_LISTMEDIAREQUEST']._serialized_end=2970
+  _globals['_LISTMEDIARESPONSE']._serialized_start=2972
+  _globals['_LISTMEDIARESPONSE']._serialized_end=3047
+  _globals['_ESTIMATEMEDIAREQUEST']._serialized_start=3049
+  _globals['_ESTIMATEMEDIAREQUEST']._serialized_end=3143
+  _globals['_ESTIMATEMEDIARESPONSE']._serialized_start=3145
+  _globals['_ESTIMATEMEDIARESPONSE']._serialized_end=3264
+  _globals['_FORGETTENANTREQUEST']._serialized_start=3266
+  _globals['_FORGETTENANTREQUEST']._serialized_end=3287
+  _globals['_FORGETTENANTRESPONSE']._serialized_start=3289
+  _globals['_FORGETTENANTRESPONSE']._serialized_end=3334
+  _globals['_CHATSERVICE']._serialized_start=3463
+  _globals['_CHATSERVICE']._serialized_end=4198
 # @@protoc_insertion_point(module_scope)
