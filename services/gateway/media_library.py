@@ -89,6 +89,8 @@ class MediaLibrary:
         item = request.item
         if not item.uuid:
             item = replace(item, uuid=f"media-{uuid.uuid4().hex}")
+        if not await store.ping():
+            raise _not_kept()  # before the tower has worked for nothing
         query = await query_of(item)
         encoded = await self._encode(item, query, context, deadline)
         ref, receipt = encoded.ref, encoded.receipt
