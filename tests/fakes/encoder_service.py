@@ -45,6 +45,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
         is_inline: Whether embeddings travel inline although STORE was asked for.
         ready: Gate between plan and embedding; open at first.
         planned: Gate before the plan; open at first.
+        started: Set when a source has been read.
         cancelled: Set when a caller cancels.
         refusals: Raised at once by the next calls, one each.
         keep: Called before the plan, to store the embedding; ``None``: nothing is stored.
@@ -67,6 +68,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
         self.ready.set()
         self.planned = asyncio.Event()
         self.planned.set()
+        self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.refusals: list[ChiasmError] = []
         self.keep: Callable[[encoder_pb2.EncodeHeader, bytes], Awaitable[None]] | None = None
@@ -96,6 +98,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
             source = data or header.url.encode() or header.uuid.encode()
             self.headers.append(header)
             self.sources.append(data)
+            self.started.set()
             if source in self.errors:
                 raise self.errors[source]
             if self.keep is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from tests.fakes.redis_server import RedisServer
 
 pytestmark = pytest.mark.integration
+
+WAIT_S = 5.0
 
 
 @pytest_asyncio.fixture
@@ -268,6 +271,16 @@ async def test_an_estimate_costs_nothing_and_keeps_nothing(
     assert (named.json()["cache"], named.json()["queue_units"]) == ("hit", 0)
     assert (unknown.status, unknown.error["code"]) == (400, "media_not_found")
     assert gateway.encoder.sources == [b"cat"]
+
+
+async def test_a_client_that_goes_away_ends_the_encode(gateway: Gateway, alice: MediaApi) -> None:
+    gateway.encoder.ready.clear()
+    put = asyncio.create_task(alice.put(b"cat", uuid="cat"))
+    await asyncio.wait_for(gateway.encoder.started.wait(), WAIT_S)
+
+    put.cancel()
+
+    await asyncio.wait_for(gateway.encoder.cancelled.wait(), WAIT_S)
 
 
 async def test_an_error_of_the_encoder_reaches_the_client(

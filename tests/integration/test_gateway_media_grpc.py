@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from chiasm.v1 import chat_pb2, chat_pb2_grpc, media_pb2
 from tests.fakes.encoder_service import NUM_IMAGE_TOKENS
+from tests.fakes.generator_service import Script
 from tests.harness.gateway import Gateway, image_part, run_gateway
 from tests.harness.media_api import MediaApi, keep_in_store
 
@@ -181,6 +182,16 @@ async def test_an_embedding_that_travels_inline_says_so(gateway: Gateway) -> Non
     usage = (await gateway.ask([image_part(b"owl")], include_media_usage=True)).json()["usage"]
 
     assert [one["cache"] for one in usage["media"]] == ["inline"]
+
+
+async def test_a_hit_that_was_evicted_says_how_it_came_in_the_end(gateway: Gateway) -> None:
+    await gateway.ask([image_part(b"owl")])
+    (first,) = gateway.generator.starts[0].spans
+    gateway.generator.scripts.append(Script(deltas=[[65]], needs=(first.ref.embedding_id,)))
+
+    usage = (await gateway.ask([image_part(b"owl")], include_media_usage=True)).json()["usage"]
+
+    assert [(one["cache"], one["encode_ms"]) for one in usage["media"]] == [("inline", 3000.0)]
 
 
 async def test_every_item_is_counted_by_how_it_came(gateway: Gateway) -> None:
