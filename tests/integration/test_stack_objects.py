@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import urllib.error
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -28,9 +30,28 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     model = make_qwen2_5_vl(tmp_path_factory.mktemp("model"))
-    running = Stack(model, ["--dtype", "float32"])
+    running = Stack(model, ["--dtype", "float32", "--allow-private-media", "127.0.0.0/8"])
     yield running
     assert running.stop() == 0
+
+
+@pytest.fixture
+def picture_url() -> Iterator[str]:
+    """Yield the URL of a picture; it is served once."""
+    picture = chat.picture(20, 83, 59)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", str(len(picture)))
+            self.end_headers()
+            self.wfile.write(picture)
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.handle_request, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/a.png"
+        thread.join(5)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +125,18 @@ def test_an_object_of_one_gateway_is_used_and_deleted_by_another(
     assert call(f"{stack.base_url}{path}")[0] == 404
     refusal = chat.refused_chat(stack.base_url, named)
     assert (refusal.status, refusal.error["code"]) == (400, "media_not_found")
+
+
+def test_a_url_is_fetched_once_for_its_name(stack: Stack, picture_url: str) -> None:
+    body = {"url": picture_url, "uuid": "by-url", "modality": "image"}
+
+    _, first = call(f"{stack.base_url}/v1/media", "POST", body)
+    _, second = call(f"{stack.base_url}/v1/media", "POST", body)
+
+    assert first["usage"]["cache"] == "miss"
+    assert first["usage"]["fetch_ms"] > 0
+    assert (second["usage"]["cache"], second["usage"]["fetch_ms"]) == ("hit", 0)
+    assert second["bytes"] == first["bytes"] == len(chat.picture(20, 83, 59))
 
 
 def test_an_estimate_is_what_the_chat_then_costs(stack: Stack) -> None:
