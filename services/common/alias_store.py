@@ -7,7 +7,7 @@ the digests stands a record of the item, for those who ask what there is; its te
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chiasm.common.alias_target import AliasTarget, pack_target, unpack_target
@@ -17,6 +17,8 @@ from chiasm.common.metrics import STORE_BAD_ENTRIES
 from chiasm.common.secrets import tenant_tag
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from chiasm.common.alias_target import AliasRecord
     from chiasm.common.guarded_redis import Command, GuardedRedis
     from chiasm.common.secrets import StoreSecrets, TenantKeys
@@ -27,10 +29,19 @@ MAX_ALIAS_BYTES = 8192
 _MAX_ATTEMPTS = 4
 
 
+@dataclass(frozen=True, slots=True)
+class PeekedAlias:
+    """What an alias stands for, and in how many seconds it is forgotten if it is not used."""
+
+    target: AliasTarget
+    left_s: float
+
+
 class AliasStore:
     """Aliases in Redis: bound once, then only confirmed, until they expire or are deleted.
 
-    An alias lives twice as long after its last use as the embedding that it leads to.
+    After its last use an alias lives as long as its record says, or else twice as long as the
+    embedding that it leads to.
     """
 
     def __init__(self, redis: GuardedRedis, secrets: StoreSecrets, embedding_ttl_s: float) -> None:
@@ -50,34 +61,38 @@ class AliasStore:
                 return target
         return None
 
-    async def peek(self, tenant: str, name: AliasName) -> AliasTarget | None:
+    async def peek(self, tenant: str, name: AliasName) -> PeekedAlias | None:
         """Return what ``name`` stands for, without counting it as a use; ``None`` if unbound.
 
         Raises:
             StoreUnavailableError: The store cannot be used now.
         """
         subjects = [alias_hash(keys, name) for keys in self._secrets.generations(tenant)]
-        targets = await self.peek_hashes(tenant, subjects)
-        return next((target for target in targets if target is not None), None)
+        return next(iter(await self.peek_hashes(tenant, subjects)), None)
 
-    async def peek_hashes(self, tenant: str, subjects: list[bytes]) -> list[AliasTarget | None]:
-        """Return what each alias with these hashes stands for; ``None`` for what is none of ours.
+    async def peek_hashes(self, tenant: str, subjects: Sequence[bytes]) -> list[PeekedAlias]:
+        """Return what the aliases with these hashes stand for, without those that are not there.
 
         Raises:
             StoreUnavailableError: The store cannot be used now.
         """
-        commands = [_get(_key(tenant_tag(tenant), subject)) for subject in subjects]
-        replies = await self._redis.execute(commands) if commands else []
-        targets: list[AliasTarget | None] = []
-        for subject, envelope in zip(subjects, replies, strict=True):
-            target = None
-            if isinstance(envelope, bytes) and envelope:
-                try:
-                    target = self._unseal(tenant, subject, envelope)
-                except EnvelopeError as error:
-                    STORE_BAD_ENTRIES.labels(f"alias_{error}").inc()
-            targets.append(target)
-        return targets
+        if not subjects:
+            return []
+        keys = [_key(tenant_tag(tenant), subject) for subject in subjects]
+        reads: list[Command] = [_get(key) for key in keys]
+        replies = await self._redis.execute(reads + [("PTTL", key) for key in keys])
+        peeked = []
+        envelopes, lives = replies[: len(keys)], replies[len(keys) :]
+        for subject, envelope, left_ms in zip(subjects, envelopes, lives, strict=True):
+            if not isinstance(envelope, bytes) or not envelope or not isinstance(left_ms, int):
+                continue
+            try:
+                target = self._unseal(tenant, subject, envelope)
+            except EnvelopeError as error:
+                STORE_BAD_ENTRIES.labels(f"alias_{error}").inc()
+            else:
+                peeked.append(PeekedAlias(target, max(0, left_ms) / 1000))
+        return peeked
 
     async def bind(self, tenant: str, name: AliasName, target: AliasTarget) -> AliasTarget:
         """Bind ``name`` to ``target`` unless it is bound; return what it is bound to now.
@@ -170,7 +185,7 @@ class AliasStore:
         return await self._redis.execute_if(key, old, command)
 
     def _ttl_ms(self, ttl_s: int) -> int:
-        return int(2 * (ttl_s or self._embedding_ttl_s) * 1000)
+        return int((ttl_s or 2 * self._embedding_ttl_s) * 1000)
 
     def _unseal(self, tenant: str, subject: bytes, envelope: bytes) -> AliasTarget:
         body = unseal(self._secrets, tenant, EnvelopeKind.ALIAS, subject, envelope)

@@ -49,11 +49,11 @@ class Catalog:
         if digest is None:
             validate_uuid(key.uuid, "uuid")
             name = AliasName(key.modality, key.context.cache_salt, key.uuid)
-            target = await self._store.aliases.peek(tenant, name)
+            peeked = await self._store.aliases.peek(tenant, name)
             was_bound = await self._store.aliases.delete(tenant, name)
-            digest = target.source_digest if target else None
-            if target is not None and target.record is not None:
-                embedding_ids.add(target.record.embedding_id)
+            digest = peeked.target.source_digest if peeked else None
+            if peeked is not None and peeked.target.record is not None:
+                embedding_ids.add(peeked.target.record.embedding_id)
         if digest is None:
             return was_bound
         embedding_ids.add(self._resolver.embedding_id(key.context, _query(key), digest))

@@ -31,7 +31,7 @@ from .prompt_checks import check_media
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chiasm.common.alias_target import AliasTarget
+    from chiasm.common.alias_store import PeekedAlias
     from chiasm.common.embedding_store import EmbeddingStore
     from chiasm.common.media import EmbeddingRef, MediaLayout
     from chiasm.common.media_resolver import MediaResolver
@@ -106,10 +106,11 @@ class MediaLibrary:
             ttl_s=0 if request.ttl_s is None else clamp(self._max_ttl_s, request.ttl_s),
         )
         name = AliasName(item.modality, context.cache_salt, item.uuid)
-        target = await store.aliases.describe(caller.tenant, name, record)
+        await store.aliases.describe(caller.tenant, name, record)
         is_new = receipt.cache_status is CacheStatus.MISS
         await store.set_ttl(caller.tenant, ref.embedding_id, record.ttl_s, may_shorten=is_new)
-        media = await self._describe(caller.tenant, [target] if target else [])
+        peeked = await store.aliases.peek(caller.tenant, name)
+        media = await self._describe(caller.tenant, [peeked] if peeked else [])
         if not media:
             raise _not_kept()
         return PutMedia(media[0], receipt)
@@ -122,7 +123,7 @@ class MediaLibrary:
             StoreUnavailableError: The store cannot be used now.
         """
         found = await self._find(name, tenant)
-        media = await self._describe(tenant, [target for _, target in found])
+        media = await self._describe(tenant, [peeked for _, peeked in found])
         if not media:
             raise _not_found(name)
         return media[0]
@@ -143,7 +144,7 @@ class MediaLibrary:
         found = await self._find(name, tenant)
         if not found:
             raise _not_found(name)
-        alias, target = found[0]
+        alias, target = found[0][0], found[0][1].target
         plain = MediaQuery(alias.modality, ProcessingOptions())
         embedding_ids = {resolver.embedding_id(context, plain, target.source_digest)}
         if target.record is not None:
@@ -160,12 +161,9 @@ class MediaLibrary:
         """
         store = self._require_store()
         page = await store.tenants.alias_hashes(tenant, request.start, request.max_items)
-        targets = await store.aliases.peek_hashes(tenant, list(page.hashes))
-        ours = [
-            target
-            for target in targets
-            if target and target.record and target.record.cache_salt == request.cache_salt
-        ]
+        peeked = await store.aliases.peek_hashes(tenant, page.hashes)
+        salts = [one.target.record.cache_salt if one.target.record else None for one in peeked]
+        ours = [one for one, salt in zip(peeked, salts, strict=True) if salt == request.cache_salt]
         media = await self._describe(tenant, ours)
         return MediaPage(tuple(media), str(page.next_cursor) if page.next_cursor else "")
 
@@ -259,20 +257,25 @@ class MediaLibrary:
         GATEWAY_MEDIA_ITEMS.labels(item.modality.value, status.value).inc()
         return encoded
 
-    async def _find(self, name: MediaName, tenant: str) -> list[tuple[AliasName, AliasTarget]]:
+    async def _find(self, name: MediaName, tenant: str) -> list[tuple[AliasName, PeekedAlias]]:
         """Return what the uuid stands for, by kind."""
         store = self._require_store()
         modalities = [name.modality] if name.modality else list(Modality)
         aliases = [AliasName(modality, name.cache_salt, name.uuid) for modality in modalities]
-        targets = [(alias, await store.aliases.peek(tenant, alias)) for alias in aliases]
-        return [(alias, target) for alias, target in targets if target is not None]
+        peeked = [(alias, await store.aliases.peek(tenant, alias)) for alias in aliases]
+        return [(alias, found) for alias, found in peeked if found is not None]
 
-    async def _describe(self, tenant: str, targets: Sequence[AliasTarget]) -> list[MediaObject]:
-        """Describe those targets whose embedding is there and of the encoders' fingerprint."""
+    async def _describe(self, tenant: str, aliases: Sequence[PeekedAlias]) -> list[MediaObject]:
+        """Describe those whose embedding is there and of the encoders' fingerprint."""
         store, fingerprint = self._require_store(), self._stack.require_encoder().fingerprint
-        records = [target.record for target in targets if target.record is not None]
-        records = [record for record in records if record.fingerprint == fingerprint]
-        seconds_left = await store.seconds_left(tenant, [record.embedding_id for record in records])
+        records = [
+            (alias.target.record, alias.left_s)
+            for alias in aliases
+            if alias.target.record is not None and alias.target.record.fingerprint == fingerprint
+        ]
+        seconds_left = await store.seconds_left(
+            tenant, [record.embedding_id for record, _ in records]
+        )
         now_s = time.time()
         return [
             MediaObject(
@@ -281,10 +284,10 @@ class MediaLibrary:
                 num_tokens=record.num_tokens,
                 num_bytes=record.num_bytes,
                 created_s=record.created_s,
-                expires_s=int(now_s + left_s),
+                expires_s=int(now_s + min(alias_left_s, left_s)),
                 ttl_s=record.ttl_s or self._default_ttl_s,
             )
-            for record, left_s in zip(records, seconds_left, strict=True)
+            for (record, alias_left_s), left_s in zip(records, seconds_left, strict=True)
             if left_s > 0
         ]
 

@@ -233,8 +233,19 @@ async def test_a_time_is_clamped_and_holds_for_name_and_embedding(
     assert 0 <= short["expires_at"] - time.time() + 1 <= 7
     assert await ask(gateway, "dog") == 200  # a use does not make it longer than that
     lives = [await redis_server.admin.pttl(key) / 1000 for key in await redis_server.keys()]
-    assert sum(left_s <= 5 for left_s in lives) == 1
+    assert sum(left_s <= 5 for left_s in lives) == 2  # the name and the manifest
     assert max(lives) <= 2000
+
+
+async def test_a_short_name_of_content_that_is_kept_longer_ends_in_its_own_time(
+    alice: MediaApi,
+) -> None:
+    await alice.put(b"cat", uuid="long")
+
+    short = (await alice.put(b"cat", uuid="short", ttl_s=5)).json()
+
+    assert short["expires_at"] - time.time() <= 5
+    assert (await alice.get("long")).json()["expires_at"] - time.time() > 1000
 
 
 async def test_an_evicted_embedding_is_no_object(

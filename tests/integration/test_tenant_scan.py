@@ -54,8 +54,8 @@ class _Shelf:
         pages, cursor = [], ScanCursor()
         while True:
             page = await self.store.tenants.alias_hashes(tenant, cursor, max_hashes)
-            targets = await self.store.aliases.peek_hashes(tenant, list(page.hashes))
-            pages.append([one.record.uuid for one in targets if one and one.record])
+            peeked = await self.store.aliases.peek_hashes(tenant, page.hashes)
+            pages.append([one.target.record.uuid for one in peeked if one.target.record])
             if page.next_cursor is None:
                 return pages
             cursor = ScanCursor.parse(str(page.next_cursor), "after")
@@ -76,13 +76,14 @@ async def shelf(redis_server: RedisServer) -> AsyncIterator[_Shelf]:
 async def test_a_record_tells_what_was_put(shelf: _Shelf) -> None:
     embedding_id = await shelf.put("cats/one")
 
-    target = await shelf.store.aliases.peek("a", AliasName(Modality.IMAGE, "", "cats/one"))
+    peeked = await shelf.store.aliases.peek("a", AliasName(Modality.IMAGE, "", "cats/one"))
 
-    assert target is not None
-    assert target.record is not None
-    assert target.record.uuid == "cats/one"
-    assert target.record.embedding_id == embedding_id
-    assert (target.record.num_bytes, target.record.num_tokens) == (3, 8)
+    assert peeked is not None
+    record = peeked.target.record
+    assert record is not None
+    assert (record.uuid, record.embedding_id) == ("cats/one", embedding_id)
+    assert (record.num_bytes, record.num_tokens) == (3, 8)
+    assert _TTL_S < peeked.left_s <= 2 * _TTL_S
 
 
 @pytest.mark.parametrize("max_hashes", [1, 7, 100])
@@ -147,8 +148,9 @@ async def test_an_object_with_a_time_of_its_own_keeps_it_through_every_use(shelf
     name = AliasName(Modality.IMAGE, "", "cat")
     embedding_id = await shelf.put("cat")
     assert await shelf.store.set_ttl("a", embedding_id, 5, may_shorten=True)
-    bound = await shelf.store.aliases.peek("a", name)
-    assert bound is not None
+    peeked = await shelf.store.aliases.peek("a", name)
+    assert peeked is not None
+    bound = peeked.target
     assert bound.record is not None
     record = dataclasses.replace(bound.record, ttl_s=5, created_s=0, num_bytes=0)
     target = await shelf.store.aliases.describe("a", name, record)
@@ -160,7 +162,7 @@ async def test_an_object_with_a_time_of_its_own_keeps_it_through_every_use(shelf
     assert await shelf.store.aliases.read("a", name) == target
 
     alias = next(key for key in await shelf.server.keys() if ":a:" in key)
-    assert 5 < await shelf.server.admin.pttl(alias) / 1000 <= 10
+    assert 0 < await shelf.server.admin.pttl(alias) / 1000 <= 5
     assert all(left_s <= 5 for left_s in await shelf.seconds_left(":m"))
     assert all(5 < left_s <= 10 for left_s in await shelf.seconds_left(":0"))
     (left_s,) = await shelf.store.seconds_left("a", [embedding_id])
