@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from chiasm import __version__
+from chiasm.cli.media import media_app
 from chiasm.cli.thread_env import set_thread_defaults
 
 _FLAGS_GO_THROUGH = {
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(media_app)
 
 
 @app.command(context_settings=_FLAGS_GO_THROUGH)

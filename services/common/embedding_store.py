@@ -10,6 +10,7 @@ Invariants:
 - Every write has its own write id, so chunks of two writers never mix.
 - Chunks are written before their manifest and outlive it, so a manifest promises its chunks; Redis
   may evict any key at any time, and then the whole is a miss.
+- An embedding is kept for the store's time after each use, or for the time in its manifest.
 - What is read back is believed only if the envelope's MAC, the lengths and the digests of the
   chunks hold. An entry that fails is a miss, a metric and a delete.
 """
@@ -17,7 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chiasm.common.alias_store import AliasStore
@@ -38,6 +39,7 @@ from chiasm.common.media import Embedding
 from chiasm.common.metrics import STORE_BAD_ENTRIES, STORE_BYTES, STORE_LOOKUPS, STORE_SECONDS
 from chiasm.common.resp_connection import KeyedChunk
 from chiasm.common.secrets import tenant_tag
+from chiasm.common.tenant_scan import TenantScan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,9 +71,9 @@ class EmbeddingStore:
     ) -> None:
         self._redis = redis
         self._secrets = secrets
-        self._manifest_ttl_ms = int(ttl_s * 1000)
-        self._chunk_ttl_ms = 2 * self._manifest_ttl_ms
-        self.aliases = AliasStore(redis, secrets, 2 * ttl_s)
+        self._ttl_s = ttl_s
+        self.aliases = AliasStore(redis, secrets, ttl_s)
+        self.tenants = TenantScan(redis)
 
     @classmethod
     def connect(
@@ -176,6 +178,45 @@ class EmbeddingStore:
         replies = await self._redis.execute([("UNLINK", key) for key in keys])
         return bool(replies[0])
 
+    async def set_ttl(
+        self, tenant: str, embedding_id: bytes, ttl_s: int, *, may_shorten: bool
+    ) -> bool:
+        """Keep an embedding for ``ttl_s`` after each use from now on; tell whether it is there.
+
+        Args:
+            tenant: Tenant it belongs to.
+            embedding_id: The embedding.
+            ttl_s: Seconds; 0: as the store keeps everything.
+            may_shorten: Whether it may be kept shorter than before; others may count on it.
+
+        Raises:
+            StoreUnavailableError: The store cannot be used now.
+        """
+        entry = await self._read_entry(tenant, embedding_id)
+        if entry is None:
+            return False
+        manifest = replace(entry.manifest, ttl_s=ttl_s)
+        old_ms, new_ms = self._ttl_ms(entry.manifest), self._ttl_ms(manifest)
+        if new_ms == old_ms or (new_ms < old_ms and not may_shorten):
+            return True
+        key = _manifest_key(tenant, embedding_id)
+        envelope = seal_manifest(self._secrets.keys(tenant), manifest)
+        # If another writer has replaced the manifest meanwhile, its entry stays as it is.
+        await self._redis.execute_if(key, entry.envelope, ("SET", key, envelope, "PX", new_ms))
+        return await self._renew_chunks(tenant, manifest)
+
+    async def seconds_left(self, tenant: str, embedding_ids: Sequence[bytes]) -> list[float]:
+        """Return in how many seconds each embedding is forgotten if not used; 0: it is not there.
+
+        Raises:
+            StoreUnavailableError: The store cannot be used now.
+        """
+        if not embedding_ids:
+            return []
+        keys = [_manifest_key(tenant, embedding_id) for embedding_id in embedding_ids]
+        replies = await self._redis.execute([("PTTL", key) for key in keys])
+        return [max(0, reply) / 1000 if isinstance(reply, int) else 0.0 for reply in replies]
+
     def lease(self, tenant: str, embedding_id: bytes, settings: LeaseSettings) -> Lease:
         """Return a new claim on the work of encoding an embedding; it is not acquired yet."""
         key = f"chiasm:{tenant_tag(tenant)}:{embedding_id.hex()}:l"
@@ -197,23 +238,30 @@ class EmbeddingStore:
         key = _manifest_key(tenant, embedding_id)
         # GETRANGE bounds what a foreign value under our key can make us read.
         envelope, _ = await self._redis.execute(
-            [("GETRANGE", key, 0, MAX_ENVELOPE_BYTES), ("PEXPIRE", key, self._manifest_ttl_ms)]
+            [
+                ("GETRANGE", key, 0, MAX_ENVELOPE_BYTES),
+                ("PEXPIRE", key, int(self._ttl_s * 1000)),
+            ]
         )
         if not isinstance(envelope, bytes) or not envelope:
             return None
         try:
             manifest = unseal_manifest(self._secrets, tenant, embedding_id, envelope)
-            return _Entry(manifest, envelope)
         except EnvelopeError as error:
             STORE_BAD_ENTRIES.labels(f"manifest_{error}").inc()
             await self._redis.execute_if(key, envelope, ("UNLINK", key))
             return None
+        if manifest.ttl_s:
+            await self._redis.execute([("PEXPIRE", key, self._ttl_ms(manifest))])
+        return _Entry(manifest, envelope)
+
+    def _ttl_ms(self, manifest: Manifest) -> int:
+        """Return how long the manifest is kept after each use; its chunks live twice as long."""
+        return int((manifest.ttl_s or self._ttl_s) * 1000)
 
     async def _renew_chunks(self, tenant: str, manifest: Manifest) -> bool:
-        keys = _manifest_chunk_keys(tenant, manifest)
-        return all(
-            await self._redis.execute([("PEXPIRE", key, self._chunk_ttl_ms) for key in keys])
-        )
+        keys, ttl_ms = _manifest_chunk_keys(tenant, manifest), 2 * self._ttl_ms(manifest)
+        return all(await self._redis.execute([("PEXPIRE", key, ttl_ms) for key in keys]))
 
     async def _read_chunks(
         self, tenant: str, manifest: Manifest, buffers: Sequence[memoryview]
@@ -227,7 +275,7 @@ class EmbeddingStore:
         def accept(index: int) -> bool:
             return digest_of(chunks[index].memory) == digests[index]
 
-        return await self._redis.read_chunks(chunks, self._chunk_ttl_ms, accept)
+        return await self._redis.read_chunks(chunks, 2 * self._ttl_ms(manifest), accept)
 
     async def _write_chunks(self, chunks: Sequence[KeyedChunk]) -> tuple[bytes, ...]:
         """Store ``chunks``; return the digest of each, made while Redis reads it."""
@@ -236,13 +284,13 @@ class EmbeddingStore:
         def note(index: int) -> None:
             digests.append(digest_of(chunks[index].memory))
 
-        await self._redis.write_chunks(chunks, self._chunk_ttl_ms, note)
+        await self._redis.write_chunks(chunks, int(2000 * self._ttl_s), note)
         return tuple(digests)
 
     async def _write_manifest(self, tenant: str, manifest: Manifest) -> None:
         envelope = seal_manifest(self._secrets.keys(tenant), manifest)
         key = _manifest_key(tenant, manifest.ref.embedding_id)
-        await self._redis.execute([("SET", key, envelope, "PX", self._manifest_ttl_ms)])
+        await self._redis.execute([("SET", key, envelope, "PX", self._ttl_ms(manifest))])
 
     async def _discard(self, tenant: str, entry: _Entry, reason: str) -> None:
         STORE_BAD_ENTRIES.labels(reason).inc()

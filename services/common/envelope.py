@@ -88,12 +88,10 @@ def unseal(
     if not _HEADER.size + MAC_BYTES <= len(envelope) <= MAX_ENVELOPE_BYTES:
         raise EnvelopeError("length")
     sealed, mac = envelope[:-MAC_BYTES], envelope[-MAC_BYTES:]
-    magic, version, found_kind, zero, key_id, found_subject, num_bytes = _HEADER.unpack_from(sealed)
+    magic, version, found_kind, zero, _, found_subject, num_bytes = _HEADER.unpack_from(sealed)
     if (magic, version, zero) != (_MAGIC, _VERSION, 0):
         raise EnvelopeError("format")
-    keys = secrets.find(tenant, key_id)
-    if keys is None:
-        raise EnvelopeError("key_id")
+    keys = sealer(secrets, tenant, sealed)
     if not hmac.compare_digest(_mac(keys, sealed), mac):
         raise EnvelopeError("mac")
     if found_kind != kind or found_subject != subject:
@@ -101,6 +99,20 @@ def unseal(
     if num_bytes != len(sealed) - _HEADER.size:
         raise EnvelopeError("length")
     return sealed[_HEADER.size :]
+
+
+def sealer(secrets: StoreSecrets, tenant: str, envelope: bytes) -> TenantKeys:
+    """Return the keys that ``envelope`` was sealed with.
+
+    Raises:
+        EnvelopeError: It is too short, or its keys were retired.
+    """
+    if len(envelope) < _HEADER.size:
+        raise EnvelopeError("length")
+    keys = secrets.find(tenant, _HEADER.unpack_from(envelope)[4])
+    if keys is None:
+        raise EnvelopeError("key_id")
+    return keys
 
 
 def _mac(keys: TenantKeys, sealed: bytes) -> bytes:

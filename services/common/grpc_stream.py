@@ -1,4 +1,4 @@
-"""Write to a bidirectional call without losing the peer's status.
+"""Write to a call that takes a stream, without losing the peer's status.
 
 A peer may end a call while its caller still sends: it refuses an upload at the header, or it is
 full. ``grpc.aio`` answers a write that loses this race by replacing the peer's status with INTERNAL
@@ -16,7 +16,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # gRPC's types le
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    Call = grpc.aio.StreamStreamCall[Any, Any]
+    Call = grpc.aio.StreamStreamCall[Any, Any] | grpc.aio.StreamUnaryCall[Any, Any]
 
 
 async def send(call: Call, request: Message) -> bool:
@@ -52,4 +52,4 @@ async def finish_sending(call: Call) -> None:
 
 def _core_call(call: Call) -> Any:
     # NOTE: the public write turns any failure into the call's status; a test watches this name.
-    return call._cython_call  # type: ignore[attr-defined]  # private
+    return call._cython_call  # type: ignore[union-attr]  # private

@@ -176,6 +176,27 @@ class GuardedRedis:
 
         return await self._guard(run, len(expected))
 
+    async def scan(self, cursor: int, pattern: str, count: int) -> tuple[int, list[bytes]]:
+        """Take one step over all keys; return the next cursor, 0 at the end, and matching keys.
+
+        A key may come twice; one that is there from the first step to the last comes at least once.
+
+        Args:
+            cursor: 0 to begin, then what the step before returned.
+            pattern: Glob pattern of the keys wanted.
+            count: About how many keys Redis looks at.
+
+        Raises:
+            StoreUnavailableError: As ``execute``.
+        """
+
+        async def run() -> tuple[int, list[bytes]]:
+            position, keys = await self._client.scan(cursor, match=pattern, count=count)
+            # The client does not decode what it reads, which its types do not tell.
+            return int(position), cast("list[bytes]", keys)
+
+        return await self._guard(run, 0)
+
     @asynccontextmanager
     async def transfer(self, num_bytes: int) -> AsyncIterator[None]:
         """Bound everything inside to the budget of one transfer of ``num_bytes``.

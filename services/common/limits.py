@@ -38,6 +38,7 @@ class Limits:
         max_template_output_chars: Characters of a rendered chat template.
         max_model_name_chars: Characters of a model or adapter name.
         max_uuid_chars: Characters of a client's name for a media item.
+        max_page_items: Entries of one page of a listing.
         max_cache_salt_chars: Characters of a cache salt.
         max_request_id_chars: Characters of a request id given by the client.
         max_url_chars: Characters of an http or https URL; data URLs count as sources.
@@ -80,6 +81,7 @@ class Limits:
     max_template_output_chars: int = 4 * _MIB
     max_model_name_chars: int = 512
     max_uuid_chars: int = 512
+    max_page_items: int = 100
     max_cache_salt_chars: int = 128
     max_request_id_chars: int = 128
     max_url_chars: int = 8192

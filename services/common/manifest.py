@@ -1,4 +1,10 @@
-"""Describe a stored embedding: its ref, its layout, and the digest of every chunk of its bytes."""
+"""Describe a stored embedding: its ref, its layout, and the digest of every chunk of its bytes.
+
+The body of a manifest's envelope, big-endian; the last field is there only if it is not 0::
+
+    write id (16), chunk bytes (4), chunks (4), bytes of the ref (4), bytes of the layout (4),
+    chunk digests (32 each), ref, layout, seconds kept after each use (4)
+"""
 
 from __future__ import annotations
 
@@ -28,6 +34,7 @@ WRITE_ID_BYTES = 16
 
 _DIGEST_BYTES = 32
 _HEAD = struct.Struct(f">{WRITE_ID_BYTES}sIIII")  # write id, chunk bytes, chunks, ref, layout
+_TTL = struct.Struct(">I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,7 @@ class Manifest:
         write_id: Names the chunks of one write, so that two writers never mix.
         chunk_bytes: Size of every chunk but the last of each tensor.
         chunk_digests: blake3 of every chunk, in order.
+        ttl_s: Seconds the embedding is kept after each use; 0: as the store keeps everything.
     """
 
     ref: EmbeddingRef
@@ -47,6 +55,7 @@ class Manifest:
     write_id: bytes
     chunk_bytes: int
     chunk_digests: tuple[bytes, ...]
+    ttl_s: int = 0
 
     def spans(self) -> list[ChunkSpan]:
         """Return what each chunk holds, in order."""
@@ -59,7 +68,8 @@ def seal_manifest(keys: TenantKeys, manifest: Manifest) -> bytes:
     layout = layout_to_proto(manifest.layout).SerializeToString(deterministic=True)
     digests = manifest.chunk_digests
     head = _HEAD.pack(manifest.write_id, manifest.chunk_bytes, len(digests), len(ref), len(layout))
-    body = b"".join((head, *digests, ref, layout))
+    ttl = _TTL.pack(manifest.ttl_s) if manifest.ttl_s else b""
+    body = b"".join((head, *digests, ref, layout, ttl))
     return seal(keys, EnvelopeKind.MANIFEST, manifest.ref.embedding_id, body)
 
 
@@ -84,18 +94,20 @@ def _parse(body: bytes) -> Manifest:
     write_id, chunk_bytes, num_chunks, ref_bytes, layout_bytes = _HEAD.unpack_from(body)
     ref_at = _HEAD.size + num_chunks * _DIGEST_BYTES
     layout_at = ref_at + ref_bytes
-    if layout_at + layout_bytes != len(body):
+    ttl_at = layout_at + layout_bytes
+    if len(body) - ttl_at not in (0, _TTL.size):
         raise EnvelopeError("length")
     digests = body[_HEAD.size : ref_at]
     return Manifest(
         ref=ref_from_proto(media_pb2.EmbeddingRef.FromString(body[ref_at:layout_at])),
-        layout=layout_from_proto(media_pb2.MediaLayout.FromString(body[layout_at:])),
+        layout=layout_from_proto(media_pb2.MediaLayout.FromString(body[layout_at:ttl_at])),
         write_id=write_id,
         chunk_bytes=chunk_bytes,
         chunk_digests=tuple(
             digests[start : start + _DIGEST_BYTES]
             for start in range(0, len(digests), _DIGEST_BYTES)
         ),
+        ttl_s=_TTL.unpack_from(body, ttl_at)[0] if len(body) > ttl_at else 0,
     )
 
 

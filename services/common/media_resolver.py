@@ -18,17 +18,20 @@ yes   digest  unknown         stored (the alias is bound now) or to be encoded
 ====  ======  ==============  ===============================================================
 
 New processing options or a new model make another embedding id, so what an alias leads to is never
-stale. Without the store, items with data are as good as unknown, and null media cannot be told.
+stale. Null media without options may also mean the item as it was when it was named, with the
+options that it had then. Without the store, items with data are as good as unknown, and null media
+cannot be told.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
-from chiasm.common.alias_store import AliasTarget
+from chiasm.common.alias_target import AliasRecord, AliasTarget
 from chiasm.common.errors import (
     ConflictError,
     InvalidRequestError,
@@ -42,10 +45,11 @@ from chiasm.common.identity import (
     url_digest,
     validate_uuid,
 )
+from chiasm.common.media import ProcessingOptions
 
 if TYPE_CHECKING:
     from chiasm.common.embedding_store import EmbeddingStore, StoredEmbedding
-    from chiasm.common.media import Modality, ProcessingOptions, RequestContext
+    from chiasm.common.media import Modality, RequestContext
     from chiasm.common.secrets import StoreSecrets
 
 log = structlog.get_logger(__name__)
@@ -60,6 +64,7 @@ class MediaQuery:
         options: The client's processing options, as they came.
         uuid: The client's name for the item; empty for none.
         source_digest: Digest of the item's bytes or tensor; ``None`` if not known (yet).
+        num_bytes: Bytes of the source, if its digest is known; 0 if they were not counted.
         url: URL that the item comes from; empty for none. Data URLs are bytes, not URLs.
         index: Position among the request's items of this modality.
         param: Path of the item in the request, for errors.
@@ -69,6 +74,7 @@ class MediaQuery:
     options: ProcessingOptions
     uuid: str = ""
     source_digest: bytes | None = None
+    num_bytes: int = 0
     url: str = ""
     index: int = 0
     param: str = ""
@@ -136,10 +142,22 @@ class MediaResolver:
                 raise
             return self._without_store(context, query)
 
-    async def bind(self, context: RequestContext, query: MediaQuery, source_digest: bytes) -> bool:
+    async def bind(
+        self,
+        context: RequestContext,
+        query: MediaQuery,
+        source_digest: bytes,
+        num_tokens: int = 0,
+    ) -> bool:
         """Bind the item's uuid to the source that was encoded for it; does nothing without a uuid.
 
         Call it when the item has proved to be valid, before telling anyone that it is ready.
+
+        Args:
+            context: Who asks.
+            query: The item.
+            source_digest: Digest of its source.
+            num_tokens: Tokens that it takes in a prompt, for those who ask what there is.
 
         Returns:
             Whether the uuid leads to the source from now on: ``False`` without a uuid or a store.
@@ -147,9 +165,37 @@ class MediaResolver:
         Raises:
             ConflictError: The uuid is bound to other content, perhaps since a moment ago.
         """
+        found_id = self.embedding_id(context, query, source_digest)
+        return await self._bind(context, query, source_digest, found_id, num_tokens)
+
+    def embedding_id(
+        self, context: RequestContext, query: MediaQuery, source_digest: bytes
+    ) -> bytes:
+        """Return the id under which the embedding of the item is stored if encoded now."""
+        source = self._source(context, query, source_digest)
+        return embedding_id(self._secrets.keys(context.tenant), source)
+
+    async def _bind(
+        self,
+        context: RequestContext,
+        query: MediaQuery,
+        source_digest: bytes,
+        found_id: bytes,
+        num_tokens: int,
+    ) -> bool:
         if not query.uuid:
             return False
-        target = AliasTarget(source_digest, url_digest(query.url) if query.url else b"")
+        record = AliasRecord(
+            uuid=query.uuid,
+            modality=query.modality,
+            cache_salt=context.cache_salt,
+            embedding_id=found_id,
+            fingerprint=self._fingerprint,
+            num_bytes=query.num_bytes,
+            num_tokens=num_tokens,
+            created_s=int(time.time()),
+        )
+        target = AliasTarget(source_digest, url_digest(query.url) if query.url else b"", record)
         try:
             name = _alias_name(context, query)
             bound = await self._store.aliases.bind(context.tenant, name, target)
@@ -159,13 +205,6 @@ class MediaResolver:
         _check_same(query, bound, source_digest)
         return True
 
-    def embedding_id(
-        self, context: RequestContext, query: MediaQuery, source_digest: bytes
-    ) -> bytes:
-        """Return the id under which the embedding of the item is stored if encoded now."""
-        source = self._source(context, query, source_digest)
-        return embedding_id(self._secrets.keys(context.tenant), source)
-
     async def _resolve(self, context: RequestContext, query: MediaQuery) -> Resolution:
         target = None
         if query.uuid:
@@ -174,8 +213,11 @@ class MediaResolver:
         if query.source_digest is not None:
             _check_same(query, target, query.source_digest)
             resolution = await self._find(context, query, query.source_digest)
-            if resolution.is_hit:
-                await self.bind(context, query, query.source_digest)
+            if resolution.stored is not None and resolution.embedding_id is not None:
+                num_tokens = resolution.stored.layout.num_tokens
+                await self._bind(
+                    context, query, query.source_digest, resolution.embedding_id, num_tokens
+                )
             return resolution
         if not query.url:
             return await self._find_null_media(context, query, target)
@@ -190,6 +232,8 @@ class MediaResolver:
     ) -> Resolution:
         if target is not None:
             resolution = await self._find(context, query, target.source_digest)
+            if not resolution.is_hit:
+                resolution = await self._find_as_named(context, query, target)
             if resolution.is_hit:
                 return resolution
         raise MediaNotFoundError(
@@ -197,6 +241,17 @@ class MediaResolver:
             " provided.",
             param=query.param,
         )
+
+    async def _find_as_named(
+        self, context: RequestContext, query: MediaQuery, target: AliasTarget
+    ) -> Resolution:
+        """Find the embedding that the item had when it was named, if no options were asked for."""
+        record, stored = target.record, None
+        if record is None or record.fingerprint != self._fingerprint:
+            return Resolution(None, None, None)
+        if query.options == ProcessingOptions():
+            stored = await self._store.lookup(context.tenant, record.embedding_id)
+        return Resolution(record.embedding_id, target.source_digest, stored)
 
     async def _find(
         self, context: RequestContext, query: MediaQuery, source_digest: bytes

@@ -44,6 +44,7 @@ class TenantKeys:
         tag: Prefix of the tenant's Redis keys, the same in all generations; not secret.
         id_key: Keys embedding ids.
         alias_key: Keys the hashes of client uuids.
+        name_key: Hides client uuids in the records of aliases.
         mac_key: Keys the MAC of envelopes.
     """
 
@@ -51,6 +52,7 @@ class TenantKeys:
     tag: str
     id_key: bytes = field(repr=False)
     alias_key: bytes = field(repr=False)
+    name_key: bytes = field(repr=False)
     mac_key: bytes = field(repr=False)
 
 
@@ -138,5 +140,6 @@ def _derive(secret: bytes, tenant: str) -> TenantKeys:
         tag=tenant_tag(tenant),
         id_key=derive("embedding id"),
         alias_key=derive("alias"),
+        name_key=derive("alias name"),
         mac_key=derive("envelope mac"),
     )

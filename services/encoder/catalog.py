@@ -45,17 +45,20 @@ class Catalog:
         """
         tenant = key.context.tenant
         digest, was_bound = key.source_digest, False
+        embedding_ids: set[bytes] = set()
         if digest is None:
             validate_uuid(key.uuid, "uuid")
             name = AliasName(key.modality, key.context.cache_salt, key.uuid)
-            target = await self._store.aliases.read(tenant, name)
+            peeked = await self._store.aliases.peek(tenant, name)
             was_bound = await self._store.aliases.delete(tenant, name)
-            digest = target.source_digest if target else None
+            digest = peeked.target.source_digest if peeked else None
+            if peeked is not None and peeked.target.record is not None:
+                embedding_ids.add(peeked.target.record.embedding_id)
         if digest is None:
             return was_bound
-        embedding_id = self._resolver.embedding_id(key.context, _query(key), digest)
-        was_stored = await self._store.delete(tenant, embedding_id)
-        return was_bound or was_stored
+        embedding_ids.add(self._resolver.embedding_id(key.context, _query(key), digest))
+        were_stored = [await self._store.delete(tenant, one) for one in embedding_ids]
+        return was_bound or any(were_stored)
 
     async def _check_store(self) -> None:
         if not await self._store.ping():

@@ -111,6 +111,21 @@ class EncodeCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemEstimate:
+    """What an item would become.
+
+    Attributes:
+        layout: How it stands in the prompt.
+        num_pixels: Pixels that the tower would see; 0 if it is stored.
+        num_queue_pixels: Pixels it would be charged in the queue; 0 if it is stored.
+    """
+
+    layout: MediaLayout
+    num_pixels: int = 0
+    num_queue_pixels: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ItemKey:
     """What names a stored item: exactly one of ``uuid`` and ``source_digest`` is set."""
 

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from chiasm.common.embedding_store import StoredEmbedding
-    from chiasm.common.media import MediaLayout
     from chiasm.encoder.commands import (
         EncodeEvent,
         EncoderDescription,
+        ItemEstimate,
         ItemReady,
         Source,
         StageTimings,
@@ -112,9 +112,14 @@ def event_to_proto(event: EncodeEvent) -> encoder_pb2.EncodeResponse:
     return encoder_pb2.EncodeResponse(ready=_ready_to_proto(event))
 
 
-def plan_to_proto(layout: MediaLayout) -> encoder_pb2.PlanResponse:
+def plan_to_proto(estimate: ItemEstimate) -> encoder_pb2.PlanResponse:
     """Return the answer to a plan."""
-    return encoder_pb2.PlanResponse(layout=layout_to_proto(layout), num_tokens=layout.num_tokens)
+    return encoder_pb2.PlanResponse(
+        layout=layout_to_proto(estimate.layout),
+        num_tokens=estimate.layout.num_tokens,
+        num_pixels=estimate.num_pixels,
+        num_queue_pixels=estimate.num_queue_pixels,
+    )
 
 
 def stored_to_proto(stored: StoredEmbedding) -> encoder_pb2.LookupResponse:

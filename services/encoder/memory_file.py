@@ -33,6 +33,11 @@ class MemoryFile:
         return memory
 
     @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+        return self._num_bytes
+
+    @property
     def fd(self) -> int:
         """Descriptor to hand to another process."""
         return self._fd

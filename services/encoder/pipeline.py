@@ -24,6 +24,7 @@ from chiasm.encoder.commands import (
     Delivery,
     FramesSource,
     ItemChunk,
+    ItemEstimate,
     ItemPlanned,
     ItemReady,
     StageTimings,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
     from chiasm.common.embedding_store import EmbeddingStore
-    from chiasm.common.media import MediaLayout
     from chiasm.common.media_resolver import MediaResolver, Resolution
     from chiasm.common.single_flight import SingleFlight
     from chiasm.encoder.admission import Admission, AdmissionTicket
@@ -110,8 +110,8 @@ class EncodePipeline:
             ENCODER_REJECTED_ITEMS.labels(command.modality.value, error.reason).inc()
             raise
 
-    async def plan(self, command: EncodeCommand) -> MediaLayout:
-        """Return the layout of an item; nothing is encoded or stored.
+    async def plan(self, command: EncodeCommand) -> ItemEstimate:
+        """Return the layout of an item and what encoding it costs; nothing is encoded or stored.
 
         Raises:
             ChiasmError: The item is refused.
@@ -121,10 +121,10 @@ class EncodePipeline:
             query = _query(command)
             resolution = await self._resolve_unread(command, query)
             if resolution is not None and resolution.stored is not None:
-                return resolution.stored.layout
+                return ItemEstimate(resolution.stored.layout)
             source = await self._read(command, ticket)
             item = await self._plan(command, source, ticket)
-            return item.layout
+            return ItemEstimate(item.layout, item.num_tower_pixels, item.num_pixels)
 
     def _check(self, command: EncodeCommand) -> None:
         modality = command.modality
@@ -152,7 +152,7 @@ class EncodePipeline:
                     yield event
                 return
         source = await self._read(command, ticket)
-        query = replace(query, source_digest=source.digest)
+        query = replace(query, source_digest=source.digest, num_bytes=source.num_bytes)
         resolution = await self._parts.resolver.resolve(command.context, query)
         events = await self._answer_from_store(command, resolution)
         if events is None:
@@ -162,7 +162,8 @@ class EncodePipeline:
             ref = self._ref(command, resolution.embedding_id, item)
             yield ItemPlanned(ref, item.layout, CacheStatus.MISS)
             events = await self._encode(command, item, ref, source)
-            await self._parts.resolver.bind(command.context, query, source.digest)
+            num_tokens = item.layout.num_tokens
+            await self._parts.resolver.bind(command.context, query, source.digest, num_tokens)
         for event in events:
             yield event
 

@@ -53,6 +53,11 @@ class ReadyTensor:
     data: bytearray | mmap.mmap
     digest: bytes
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the elements."""
+        return len(self.data)
+
 
 @dataclass(frozen=True, slots=True)
 class ReadyItem:
@@ -68,6 +73,11 @@ class ReadyItem:
 
     @property
     def num_pixels(self) -> int:
+        """Pixels that have to be decoded: none."""
+        return 0
+
+    @property
+    def num_tower_pixels(self) -> int:
         """Pixels that the tower sees: none."""
         return 0
 

@@ -35,6 +35,11 @@ class SourceData:
     digest: bytes
     fetch_s: float
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the item."""
+        return self.memory.num_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedFile:

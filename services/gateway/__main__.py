@@ -38,11 +38,13 @@ from .config import GatewaySettings
 from .drain import Drain
 from .encoder_client import EncoderClient
 from .generator_client import GeneratorClient
+from .media_library import MediaLibrary
 from .prompt_builder import PromptBuilder
 from .rest.app import Endpoints, create_app
 from .rest.body import BodyReader
 from .rest.chat import ChatEndpoint
 from .rest.health import HealthEndpoint
+from .rest.media import MediaEndpoint
 from .rest.models import ModelsEndpoint
 from .served_model import ServedModel
 from .server import GatewayServer
@@ -101,14 +103,17 @@ def build_server(settings: GatewaySettings) -> GatewayServer:
     make_resolver = partial(MediaResolver, store, secrets) if store else None
     stack = StackInfo(encoder, generator, make_resolver)
     drain = Drain(settings.drain_s)
+    model = _load_model(settings, limits)
     pipeline = ChatPipeline(
-        _load_model(settings, limits),
+        model,
         stack,
         encoder,
         generator,
         ByteBudget(settings.limits.max_kept_source_bytes),
         drain,
     )
+    ttl_s = (settings.peers.store_ttl_s, settings.limits.max_media_ttl_s)
+    library = MediaLibrary(model, stack, encoder, store, ttl_s)
     keys = ApiKeys.load(
         [key.get_secret_value() for key in settings.api_key], settings.api_keys_file
     )
@@ -121,6 +126,7 @@ def build_server(settings: GatewaySettings) -> GatewayServer:
     endpoints = Endpoints(
         chat=ChatEndpoint(pipeline, keys, bodies, limits, timeout_s),
         models=ModelsEndpoint(pipeline, keys),
+        media=MediaEndpoint(library, keys, bodies, limits, timeout_s),
         health=HealthEndpoint(stack),
     )
     grpc_server = GrpcServer(
@@ -130,7 +136,7 @@ def build_server(settings: GatewaySettings) -> GatewayServer:
         max_message_bytes=limits.max_body_bytes,
     )
     chat_pb2_grpc.add_ChatServiceServicer_to_server(
-        ChatServicer(pipeline, keys, limits, timeout_s), grpc_server.server
+        ChatServicer(pipeline, library, keys, limits, timeout_s), grpc_server.server
     )
     if settings.metrics_port is not None:
         start_metrics_server(settings.metrics_port, settings.listen)

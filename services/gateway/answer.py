@@ -42,6 +42,7 @@ class Answers:
         self._num_choices = len(texts)
         self._requested_stop_ids = frozenset(requested_stop_ids)
         self._metrics = metrics
+        self._media_offsets = prompt.offsets
         self._usage = Usage(
             num_prompt_tokens=len(prompt.token_ids), num_media_tokens=prompt.num_media_tokens
         )
@@ -73,11 +74,14 @@ class Answers:
             if text is None:  # what comes behind a stop string is of no use
                 continue
             if isinstance(event, SequenceFinished):
-                yield self._end(text, event)
+                delta = self._end(text, event)
             else:
-                yield self._add(text, event)
+                delta = self._add(text, event)
             if not self._live:
+                media = batch.receipts(self._media_offsets)
+                yield replace(delta, usage=replace(delta.usage, media=media))
                 return
+            yield delta
         raise UnavailableError("The generator broke off.")
 
     def _add(self, text: AnswerText, event: TokensAdded) -> ChatDelta:

@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from .media_object import MediaReceipt
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens counted for a request so far; media placeholders count expanded."""
+    """Tokens counted for a request so far; media placeholders count expanded.
+
+    ``media`` tells of each media item, in the order of the prompt, when the last answer has ended.
+    """
 
     num_prompt_tokens: int = 0
     num_media_tokens: int = 0
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
+    media: tuple[MediaReceipt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

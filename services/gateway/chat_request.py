@@ -123,6 +123,7 @@ class ChatRequest:
     template_variables: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     adds_generation_prompt: bool = True
     truncation: Truncation | None = None
+    includes_media_usage: bool = False
 
     @property
     def media_items(self) -> tuple[MediaItem, ...]:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from chiasm.common.errors import DeadlineExceededError, NotFoundError
+from chiasm.common.errors import DeadlineExceededError
 from chiasm.common.logging import bind_request_id
 from chiasm.common.media import MediaSpan, RequestContext
 
@@ -136,12 +136,7 @@ class ChatPipeline:
                             yield delta
 
     def _check(self, request: ChatRequest) -> GeneratorInfo:
-        if request.model and request.model != self._model.name:
-            raise NotFoundError(
-                f"The model `{request.model}` does not exist. Valid aliases: {self._model.name}.",
-                reason="MODEL_NOT_FOUND",
-                param="model",
-            )
+        self._model.check_name(request.model)
         generator = self._stack.require_generator()
         check_sampling(request.sampling, generator)
         if request.media_items:

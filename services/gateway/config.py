@@ -147,6 +147,11 @@ class LimitSettings(SettingsGroup):
         ge=0,
         description="Most bytes of media kept until their request's prefill has ended.",
     )
+    max_media_ttl_s: float = Field(
+        7 * 24 * 3600.0,
+        ge=1,
+        description="Most seconds a media object is kept after its last use if it asks for more.",
+    )
 
 
 class GatewaySettings(ServiceSettings):

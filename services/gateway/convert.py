@@ -84,6 +84,7 @@ def chat_request_from_proto(
             message.add_generation_prompt if message.HasField("add_generation_prompt") else True
         ),
         truncation=_truncation_from_proto(message),
+        includes_media_usage=message.include_media_usage,
     )
 
 

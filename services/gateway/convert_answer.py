@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from chiasm.common.convert import modality_to_proto
 from chiasm.v1 import chat_pb2, generator_pb2
 
+from .convert_media_objects import receipt_to_proto
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -95,6 +97,7 @@ def usage_to_proto(usage: Usage) -> chat_pb2.Usage:
         completion_tokens=usage.num_output_tokens,
         media_tokens=usage.num_media_tokens,
         cached_tokens=usage.num_cached_tokens,
+        media=map(receipt_to_proto, usage.media),
     )
 
 

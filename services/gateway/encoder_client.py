@@ -35,7 +35,7 @@ from .deadline import wait_for_peer
 from .media_sources import contents_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Iterator, Mapping
 
     from chiasm.common.errors import ChiasmError
     from chiasm.common.grpc_client import EndpointPool
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .chat_request import MediaItem
     from .deadline import Deadline
 
+    PlanRpc = grpc.aio.StreamUnaryCall[encoder_pb2.PlanRequest, encoder_pb2.PlanResponse]
     EncodeRpc = grpc.aio.StreamStreamCall[encoder_pb2.EncodeRequest, encoder_pb2.EncodeResponse]
 
 CHUNK_BYTES = 1 << 20
@@ -89,9 +90,28 @@ class ItemChunk:
 
 @dataclass(frozen=True, slots=True)
 class ItemReady:
-    """The embedding is in the store, or all its chunks came."""
+    """The embedding is in the store, or all its chunks came.
+
+    Attributes:
+        cache_status: How it came to be there.
+        fetch_s: Seconds that fetching took; 0 if nothing was fetched.
+        decode_s: Seconds that decoding took; 0 if nothing was decoded.
+        encode_s: Seconds of preprocessing and tower, their waits included; 0 if they did not run.
+    """
 
     cache_status: CacheStatus
+    fetch_s: float = 0.0
+    decode_s: float = 0.0
+    encode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ItemPlan:
+    """What an item would become; see ``PlanResponse``."""
+
+    num_tokens: int
+    num_pixels: int
+    num_queue_pixels: int
 
 
 EncodeEvent = ItemPlanned | ItemChunk | ItemReady
@@ -163,12 +183,49 @@ class EncoderClient:
                         yield event
                 return
             except grpc.aio.AioRpcError as error:
-                failure = error_from_rpc(error)
-                is_down = error.code() is grpc.StatusCode.UNAVAILABLE
-                can_help = not isinstance(failure, StoreUnavailableError)
-                if has_event or not is_down or not can_help or not self._retries.take():
-                    raise _located(failure, item) from None
+                if has_event or not self._may_repeat(error):
+                    raise _located(error_from_rpc(error), item) from None
                 await wait_for_peer(self._pool, deadline)
+
+    async def plan(self, item: MediaItem, context: RequestContext, deadline: Deadline) -> ItemPlan:
+        """Ask what one item would become; nothing is encoded or stored.
+
+        Args:
+            item: The item; its source is sent in chunks.
+            context: Caller and request.
+            deadline: Bound on the whole call.
+
+        Raises:
+            ChiasmError: What the encoder answered.
+        """
+        self._retries.record_call()
+        while True:
+            try:
+                return await self._plan_once(item, context, deadline)
+            except grpc.aio.AioRpcError as error:
+                if not self._may_repeat(error):
+                    raise _located(error_from_rpc(error), item) from None
+                await wait_for_peer(self._pool, deadline)
+
+    def _may_repeat(self, error: grpc.aio.AioRpcError) -> bool:
+        is_down = error.code() is grpc.StatusCode.UNAVAILABLE
+        can_help = not isinstance(error_from_rpc(error), StoreUnavailableError)
+        return is_down and can_help and self._retries.take()
+
+    async def _plan_once(
+        self, item: MediaItem, context: RequestContext, deadline: Deadline
+    ) -> ItemPlan:
+        async with self._pool.acquire() as channel:
+            stub: EncoderServiceAsyncStub = encoder_pb2_grpc.EncoderServiceStub(channel)
+            call = stub.Plan(timeout=deadline.remaining_s())
+            feeder = asyncio.create_task(_feed_plan(call, item, context))
+            try:
+                response = await call
+            finally:
+                call.cancel()
+                feeder.cancel()
+                await asyncio.gather(feeder, return_exceptions=True)
+        return ItemPlan(response.num_tokens, response.num_pixels, response.num_queue_pixels)
 
     async def _encode_once(
         self, item: MediaItem, context: RequestContext, deadline: Deadline, *, inline: bool
@@ -193,23 +250,46 @@ class EncoderClient:
 
 async def _feed(call: EncodeRpc, item: MediaItem, context: RequestContext, *, inline: bool) -> None:
     """Send the header and the source; stop early if the encoder has ended the call."""
+    delivery = encoder_pb2.DELIVERY_INLINE if inline else encoder_pb2.DELIVERY_STORE
+    header = _header(item, context, delivery)
+    is_open = await send(call, encoder_pb2.EncodeRequest(header=header))
+    for chunk in _chunks(item):
+        if not is_open:
+            return
+        is_open = await send(call, encoder_pb2.EncodeRequest(chunk=chunk))
+    await finish_sending(call)
+
+
+async def _feed_plan(call: PlanRpc, item: MediaItem, context: RequestContext) -> None:
+    """As ``_feed``, for a plan."""
+    header = _header(item, context, encoder_pb2.DELIVERY_STORE)
+    is_open = await send(call, encoder_pb2.PlanRequest(header=header))
+    for chunk in _chunks(item):
+        if not is_open:
+            return
+        is_open = await send(call, encoder_pb2.PlanRequest(chunk=chunk))
+    await finish_sending(call)
+
+
+def _header(
+    item: MediaItem, context: RequestContext, delivery: encoder_pb2.Delivery.ValueType
+) -> encoder_pb2.EncodeHeader:
     header = encoder_pb2.EncodeHeader(
         context=context_to_proto(context),
         modality=modality_to_proto(item.modality),
         uuid=item.uuid,
         options=options_to_proto(item.options),
-        delivery=encoder_pb2.DELIVERY_INLINE if inline else encoder_pb2.DELIVERY_STORE,
+        delivery=delivery,
     )
-    contents = [content.data or b"" for content in contents_of(item.source)]
     announce(item.source, header)
-    is_open = await send(call, encoder_pb2.EncodeRequest(header=header))
-    for data in contents:
+    return header
+
+
+def _chunks(item: MediaItem) -> Iterator[bytes]:
+    for content in contents_of(item.source):
+        data = content.data or b""
         for start in range(0, len(data), CHUNK_BYTES):
-            if not is_open:
-                return
-            chunk = encoder_pb2.EncodeRequest(chunk=data[start : start + CHUNK_BYTES])
-            is_open = await send(call, chunk)
-    await finish_sending(call)
+            yield data[start : start + CHUNK_BYTES]
 
 
 def _event_from_proto(response: encoder_pb2.EncodeResponse) -> EncodeEvent:
@@ -222,8 +302,18 @@ def _event_from_proto(response: encoder_pb2.EncodeResponse) -> EncodeEvent:
             cache_status=cache_status_from_proto(planned.cache_status),
         )
     if kind == "ready":
-        return ItemReady(cache_status_from_proto(response.ready.cache_status))
+        return _ready_from_proto(response.ready)
     return ItemChunk(response.chunk)
+
+
+def _ready_from_proto(ready: encoder_pb2.Ready) -> ItemReady:
+    timings = ready.timings
+    return ItemReady(
+        cache_status=cache_status_from_proto(ready.cache_status),
+        fetch_s=timings.fetch_s,
+        decode_s=timings.decode_s,
+        encode_s=timings.preprocess_s + timings.encode_s,
+    )
 
 
 def _located(error: ChiasmError, item: MediaItem) -> ChiasmError:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from .chat_request import MediaItem
     from .deadline import Deadline
+    from .media_object import MediaReceipt
     from .media_task import EmbeddingSink, MediaServices, PlannedItem
 
 
@@ -69,6 +70,15 @@ class MediaBatch:
         tasks = [task for task in self._tasks if task.embedding_id == embedding_id]
         if tasks:
             next((task for task in tasks if task.has_source), tasks[0]).resend()
+
+    def receipts(self, offsets: Sequence[int]) -> tuple[MediaReceipt, ...]:
+        """Tell how the items came to be available, in the order of the prompt.
+
+        Args:
+            offsets: Position of each item in the prompt, in the order of the items.
+        """
+        tasks = sorted(zip(offsets, self._tasks, strict=True), key=lambda pair: pair[0])
+        return tuple(task.receipt() for _, task in tasks)
 
     def release_sources(self) -> None:
         """Forget all sources: the generator has the embeddings."""

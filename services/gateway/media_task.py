@@ -11,12 +11,12 @@ import structlog
 
 from chiasm.common.errors import ChiasmError, MediaNotFoundError, UnavailableError
 from chiasm.common.media import CacheStatus
-from chiasm.common.media_resolver import MediaQuery
 from chiasm.common.metrics import GATEWAY_MEDIA_ITEMS
 
-from .chat_request import UrlSource
 from .encoder_client import ItemChunk, ItemPlanned, ItemReady
-from .media_sources import contents_of, digest_of, is_whole, num_bytes_of
+from .media_object import MediaReceipt
+from .media_query import query_of
+from .media_sources import contents_of, is_whole, num_bytes_of
 
 if TYPE_CHECKING:
     from chiasm.common.media import EmbeddingRef, MediaLayout, RequestContext
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from .chat_request import MediaItem
     from .deadline import Deadline
     from .encoder_client import EncoderClient
-    from .media_sources import MediaSource
-
-_MAX_BYTES_HASHED_ON_LOOP = 1 << 20
 
 log = structlog.get_logger(__name__)
 
@@ -113,6 +110,7 @@ class MediaTask:
         self._sink: asyncio.Future[EmbeddingSink] = loop.create_future()
         self._num_kept_bytes = self._keep_source()
         self._has_resent = False
+        self._ready: ItemReady | None = None
         self._works = {asyncio.create_task(self._run(), name=f"media {item.param}")}
 
     @property
@@ -120,6 +118,25 @@ class MediaTask:
         """Id of the item's embedding; ``None`` before the plan."""
         is_known = self._planned.done() and self._planned.exception() is None
         return self._planned.result().ref.embedding_id if is_known else None
+
+    def receipt(self) -> MediaReceipt:
+        """Tell how the item came to be available; it must be planned.
+
+        The last words of an embedding that travels inline may come after the answer has ended; then
+        the plan tells what is known.
+        """
+        planned = self._planned.result()
+        expected = CacheStatus.HIT if planned.is_ready else CacheStatus.MISS
+        ready = self._ready or ItemReady(expected)
+        return MediaReceipt(
+            uuid=self._item.uuid,
+            modality=self._item.modality,
+            num_tokens=planned.layout.num_tokens,
+            cache_status=ready.cache_status,
+            fetch_s=ready.fetch_s,
+            decode_s=ready.decode_s,
+            encode_s=ready.encode_s,
+        )
 
     @property
     def has_source(self) -> bool:
@@ -167,7 +184,7 @@ class MediaTask:
         try:
             stored = await self._find_stored()
             if stored is not None:
-                self._count(CacheStatus.HIT)
+                self._note(ItemReady(CacheStatus.HIT))
                 self._planned.set_result(stored)
             else:
                 await self._encode(inline=False)
@@ -182,19 +199,9 @@ class MediaTask:
         resolver = self._services.resolver
         if resolver is None:
             return None
-        source = self._item.source
-        digest = await _digest(source)
-        if source is not None and digest is None and not isinstance(source, UrlSource):
-            return None  # only the encoder can tell what it is
-        query = MediaQuery(
-            modality=self._item.modality,
-            options=self._item.options,
-            uuid=self._item.uuid,
-            source_digest=digest,
-            url=source.url if isinstance(source, UrlSource) else "",
-            index=self._item.index,
-            param=self._item.param,
-        )
+        query = await query_of(self._item)
+        if query is None:
+            return None
         stored = (await resolver.resolve(self._context, query)).stored
         return None if stored is None else PlannedItem(stored.ref, stored.layout, is_ready=True)
 
@@ -220,7 +227,7 @@ class MediaTask:
             self._planned.set_result(PlannedItem(event.ref, event.layout, is_ready))
 
     async def _finish(self, event: ItemReady) -> None:
-        self._count(event.cache_status)
+        self._note(event)
         planned = await self.planned()
         if event.cache_status is not CacheStatus.INLINE and not planned.is_ready:
             await (await self._sink).send_ready(planned.ref.embedding_id)
@@ -275,11 +282,6 @@ class MediaTask:
         for content in contents_of(self._item.source):
             content.release()
 
-    def _count(self, status: CacheStatus) -> None:
-        GATEWAY_MEDIA_ITEMS.labels(self._item.modality.value, status.value).inc()
-
-
-async def _digest(source: MediaSource | None) -> bytes | None:
-    if num_bytes_of(source) <= _MAX_BYTES_HASHED_ON_LOOP:
-        return digest_of(source)
-    return await asyncio.to_thread(digest_of, source)
+    def _note(self, ready: ItemReady) -> None:
+        self._ready = ready
+        GATEWAY_MEDIA_ITEMS.labels(self._item.modality.value, ready.cache_status.value).inc()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chiasm.common.errors import NotFoundError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -37,6 +39,19 @@ class ServedModel:
     max_items: Mapping[Modality, int]
     media_policy: MediaPolicy
     created_s: int
+
+    def check_name(self, name: str) -> None:
+        """Refuse a request for another model; an empty name means this one.
+
+        Raises:
+            NotFoundError: The name is another one.
+        """
+        if name and name != self.name:
+            raise NotFoundError(
+                f"The model `{name}` does not exist. Valid aliases: {self.name}.",
+                reason="MODEL_NOT_FOUND",
+                param="model",
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,12 +27,15 @@ from chiasm.common.media import (
 from chiasm.v1 import encoder_pb2, encoder_pb2_grpc, media_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     import grpc
 
 NUM_IMAGE_TOKENS = 5
 HIDDEN_SIZE = 4
+TIMINGS = encoder_pb2.StageTimings(
+    fetch_s=0.25, decode_s=0.5, preprocess_s=1.0, encode_s=2.0, store_s=4.0
+)
 
 
 class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
@@ -48,8 +51,10 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
         is_inline: Whether embeddings travel inline although STORE was asked for.
         ready: Gate between plan and embedding; open at first.
         planned: Gate before the plan; open at first.
+        started: Set when a source has been read.
         cancelled: Set when a caller cancels.
         refusals: Raised at once by the next calls, one each.
+        keep: Called before the plan, to store the embedding; ``None``: nothing is stored.
     """
 
     def __init__(self, placeholder_id: int, fingerprint: bytes = b"f" * 32) -> None:
@@ -70,8 +75,10 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
         self.ready.set()
         self.planned = asyncio.Event()
         self.planned.set()
+        self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.refusals: list[ChiasmError] = []
+        self.keep: Callable[[encoder_pb2.EncodeHeader, bytes], Awaitable[None]] | None = None
 
     def ref(self, source: bytes, modality: Modality = Modality.IMAGE) -> EmbeddingRef:
         """Return the ref of the item with these bytes or this URL."""
@@ -105,8 +112,11 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
             source = data or header.url.encode() or header.uuid.encode()
             self.headers.append(header)
             self.sources.append(data)
+            self.started.set()
             if source in self.errors:
                 raise self.errors[source]
+            if self.keep is not None:
+                await self.keep(header, source)
             await self.planned.wait()
             modality = modality_from_proto(header.modality)
             ref = self.ref(source, modality)
@@ -126,7 +136,8 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
                     embedding_id=ref.embedding_id, data=bytes(ref.num_bytes), is_last=True
                 )
                 yield encoder_pb2.EncodeResponse(chunk=chunk)
-            yield encoder_pb2.EncodeResponse(ready=encoder_pb2.Ready(cache_status=status))
+            ready = encoder_pb2.Ready(cache_status=status, timings=TIMINGS)
+            yield encoder_pb2.EncodeResponse(ready=ready)
             has_ended = True
         except ChiasmError:
             has_ended = True
@@ -159,8 +170,19 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
         request_iterator: AsyncIterator[encoder_pb2.PlanRequest],
         context: grpc.aio.ServicerContext[encoder_pb2.PlanRequest, encoder_pb2.PlanResponse],
     ) -> encoder_pb2.PlanResponse:
-        """Refuse: the gateway does not plan without encoding."""
-        raise InvalidRequestError("The fake encoder only encodes.")
+        """Read the source and plan it."""
+        header = (await anext(request_iterator)).header
+        data = b"".join([request.chunk async for request in request_iterator])
+        source = data or header.url.encode()
+        self.headers.append(header)
+        if source in self.errors:
+            raise self.errors[source]
+        return encoder_pb2.PlanResponse(
+            layout=layout_to_proto(self.layout()),
+            num_tokens=NUM_IMAGE_TOKENS,
+            num_pixels=len(source),
+            num_queue_pixels=2 * len(source),
+        )
 
     async def Lookup(  # noqa: N802 - named by the proto
         self,

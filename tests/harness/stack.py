@@ -88,6 +88,10 @@ class Stack:
                 return found["address"]
         raise StackError(f"no address of {name} in:\n" + "\n".join(self.lines))
 
+    def command_line(self, name: str) -> list[str]:
+        """Return the command line that service ``name`` was started with."""
+        return _command_line(self.pid(name))
+
     def pid(self, name: str) -> int:
         """Return the process id of service ``name`` now."""
         if name == "redis":

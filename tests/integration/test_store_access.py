@@ -10,12 +10,13 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from chiasm.common.alias_store import AliasTarget
+from chiasm.common.alias_target import AliasTarget
 from chiasm.common.errors import StoreUnavailableError
 from chiasm.common.identity import AliasName
 from chiasm.common.lease import LeaseSettings
 from chiasm.common.media import Modality
 from chiasm.common.secrets import StoreSecrets
+from chiasm.common.tenant_scan import ScanCursor
 from tests.fakes.certificates import Certificate
 from tests.fakes.embeddings import make_embedding, make_layout, make_ref, patient_store
 from tests.fakes.tls_relay import tls_relay
@@ -66,6 +67,7 @@ async def _use_everything(store: EmbeddingStore) -> None:
     assert await store.ping()
     await store.put("a", make_embedding(_LARGE), make_layout(_LARGE))
     assert await store.lookup("a", _LARGE.embedding_id) is not None
+    assert await store.seconds_left("a", [_LARGE.embedding_id]) > [0]
     loaded = await store.get("a", _LARGE)
     assert loaded is not None
     assert loaded.buffers[0] == make_embedding(_LARGE).buffers[0]
@@ -76,6 +78,8 @@ async def _use_everything(store: EmbeddingStore) -> None:
     assert await store.aliases.bind("a", _ALIAS, first) == first
     assert await store.aliases.bind("a", _ALIAS, second) == second
     assert await store.aliases.read("a", _ALIAS) == second
+    page = await store.tenants.alias_hashes("a", ScanCursor(), max_hashes=9)
+    assert len(page.hashes) == 1
     assert await store.aliases.delete("a", _ALIAS)
     await _hand_over_lease(store)
 

@@ -44,12 +44,14 @@ class AnswerSource:
         deltas: The running pipeline; closed by the response.
         headers: Headers of the response.
         text_of: Text of a token on its own, for log probabilities.
+        tells_media: Whether the usage tells of each media item.
     """
 
     head: AnswerHead
     deltas: AsyncGenerator[ChatDelta, None]
     headers: Mapping[str, str]
     text_of: TokenText
+    tells_media: bool = False
 
 
 class PlainAnswer(Response):
@@ -97,6 +99,7 @@ class StreamedAnswer(Response):
         self._writer = ChunkWriter(
             source.head,
             source.text_of,
+            tells_media=source.tells_media,
             includes_usage=parsed.includes_usage,
             has_continuous_usage=parsed.has_continuous_usage,
         )
@@ -176,7 +179,7 @@ def _answer_to_json(source: AnswerSource, answer: WholeAnswer) -> bytes:
                 _choice_to_json(index, choice, source.text_of)
                 for index, choice in enumerate(answer.choices)
             ],
-            "usage": usage_to_json(answer.usage),
+            "usage": usage_to_json(answer.usage, tells_media=source.tells_media),
             "prompt_logprobs": prompt,
         }
     )

@@ -64,6 +64,7 @@ class ChatEndpoint:
             head=AnswerHead(chat.request_id, self._pipeline.model.name, int(time.time())),
             deltas=self._pipeline.run(chat, Caller(tenant, timeout_s)),
             text_of=self._pipeline.model.tokenizer.text_of,
+            tells_media=chat.includes_media_usage,
             headers={"x-ignored-fields": ", ".join(parsed.ignored)} if parsed.ignored else {},
         )
         if parsed.is_stream:

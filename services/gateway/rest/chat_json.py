@@ -96,6 +96,7 @@ def parse_chat(body: ChatBody, request_id: str, limits: Limits, policy: MediaPol
         fields.take_object("mm_processor_kwargs"), fields.take_object("media_io_kwargs")
     )
     _take_messages(fields, message, ContentReader(body.files, options, limits))
+    message.include_media_usage = fields.take_bool("include_media_usage") or False
     has_usage = stream_options.take_bool("include_usage") or False
     continuous = stream_options.take_bool("continuous_usage_stats") or False
     ignored = [
@@ -109,7 +110,7 @@ def parse_chat(body: ChatBody, request_id: str, limits: Limits, policy: MediaPol
     return ParsedChat(
         request=request,
         is_stream=is_stream,
-        includes_usage=has_usage,
+        includes_usage=has_usage or message.include_media_usage,
         has_continuous_usage=has_usage and continuous,
         ignored=tuple(filter(_FIELD_NAME.fullmatch, ignored))[:_MAX_IGNORED_FIELDS],
     )

@@ -28,6 +28,7 @@ class ChunkWriter:
         head: AnswerHead,
         text_of: TokenText,
         *,
+        tells_media: bool,
         includes_usage: bool,
         has_continuous_usage: bool,
     ) -> None:
@@ -41,6 +42,7 @@ class ChunkWriter:
         )
         self._start = b"data: " + fixed[:-1] + b',"choices":'
         self._text_of = text_of
+        self._tells_media = tells_media
         self._includes_usage = includes_usage
         self._has_continuous_usage = has_continuous_usage
 
@@ -59,7 +61,8 @@ class ChunkWriter:
 
     def usage(self, usage: Usage) -> bytes:
         """Return the chunk without choices that tells the usage at the end."""
-        return self._start + b'[],"usage":' + orjson.dumps(usage_to_json(usage)) + b"}\n\n"
+        document = usage_to_json(usage, tells_media=self._tells_media)
+        return self._start + b'[],"usage":' + orjson.dumps(document) + b"}\n\n"
 
     def _chunk(self, index: int, delta: bytes, rest: bytes, usage: Usage) -> bytes:
         return b"".join(

@@ -95,6 +95,15 @@ async def test_the_layout_promises_as_many_rows_as_come(client: EncoderClient) -
     assert answer.layout == (await client.plan(data)).layout
 
 
+async def test_a_plan_tells_what_the_item_would_cost(client: EncoderClient) -> None:
+    plan = await client.plan(encode(noise(98, 132), "PNG"))
+
+    grid = plan.layout.grid
+    assert plan.num_pixels == grid.h * grid.w * 14**2
+    assert plan.num_queue_pixels == max(plan.num_pixels, 98 * 132)
+    assert plan.num_tokens == sum(run.count for run in plan.layout.runs)
+
+
 async def test_the_background_of_transparent_pixels_can_be_chosen(
     client: EncoderClient, tenant: str
 ) -> None:

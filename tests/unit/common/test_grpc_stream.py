@@ -10,7 +10,7 @@ import pytest
 from chiasm.common.errors import OverloadedError
 from chiasm.common.grpc_client import error_from_rpc, open_channel
 from chiasm.common.grpc_stream import finish_sending, send
-from chiasm.v1 import encoder_pb2, encoder_pb2_grpc
+from chiasm.v1 import encoder_pb2, encoder_pb2_grpc, media_pb2
 from tests.fakes.encoder_service import FakeEncoder, start_encoder
 
 TOKEN = "t" * 40
@@ -18,7 +18,7 @@ NUM_CALLS = 20
 
 
 async def feed(call: grpc.aio.StreamStreamCall) -> bool:  # type: ignore[type-arg]  # any messages
-    header = encoder_pb2.EncodeHeader(url="x")
+    header = encoder_pb2.EncodeHeader(url="x", modality=media_pb2.MODALITY_IMAGE)
     await send(call, encoder_pb2.EncodeRequest(header=header))
     for _ in range(8):
         if not await send(call, encoder_pb2.EncodeRequest(chunk=bytes(100_000))):

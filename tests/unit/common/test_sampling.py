@@ -40,6 +40,7 @@ EVERYTHING = SamplingWishes(
     allowed_token_ids=(8, 9),
     min_tokens=2,
     num_logprobs=20,
+    num_prompt_logprobs=3,
     num_sequences=16,
     guide=Guide(GuideKind.CHOICES, '["red", "blau\\u00e9"]'),
 )
@@ -50,7 +51,9 @@ EVERYTHING = SamplingWishes(
     [
         EVERYTHING,
         SamplingWishes(),
-        SamplingWishes(temperature=0.0, top_k=0, seed=0, min_p=0.0, num_logprobs=0),
+        SamplingWishes(
+            temperature=0.0, top_k=0, seed=0, min_p=0.0, num_logprobs=0, num_prompt_logprobs=0
+        ),
     ],
     ids=["all", "none", "zeros"],
 )

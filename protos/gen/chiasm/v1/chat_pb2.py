@@ -26,17 +26,17 @@ from chiasm.v1 import generator_pb2 as chiasm_dot_v1_dot_generator__pb2
 from chiasm.v1 import media_pb2 as chiasm_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63hiasm/v1/chat.proto\x12\tchiasm.v1\x1a\x19\x63hiasm/v1/generator.proto\x1a\x15\x63hiasm/v1/media.proto\"\x98\x02\n\tMediaPart\x12%\n\x08modality\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.chiasm.v1.ProcessingOptions\x12\r\n\x03url\x18\x04 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x05 \x01(\x0cH\x00\x12(\n\x06tensor\x18\x06 \x01(\x0b\x32\x16.chiasm.v1.MediaTensorH\x00\x12,\n\x0btensor_file\x18\x07 \x01(\x0b\x32\x15.chiasm.v1.TensorFileH\x00\x12&\n\x06\x66rames\x18\x08 \x01(\x0b\x32\x14.chiasm.v1.FrameListH\x00\x42\x08\n\x06source\"r\n\x0bMediaTensor\x12\"\n\x05\x64type\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\"\n\x04grid\x18\x04 \x01(\x0b\x32\x14.chiasm.v1.PatchGrid\"Q\n\nTensorFile\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x11\n\tgrid_data\x18\x02 \x01(\x0c\x12\"\n\x04grid\x18\x03 \x01(\x0b\x32\x14.chiasm.v1.PatchGrid\"-\n\tFrameList\x12 \n\x06\x66rames\x18\x01 \x03(\x0b\x32\x10.chiasm.v1.Frame\"0\n\x05\x46rame\x12\r\n\x03url\x18\x01 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x08\n\x06source\"L\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x05media\x18\x02 \x01(\x0b\x32\x14.chiasm.v1.MediaPartH\x00\x42\x06\n\x04part\"g\n\x0b\x43hatMessage\x12!\n\x04role\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.ChatRole\x12\'\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x16.chiasm.v1.ContentPart\x12\x0c\n\x04name\x18\x03 \x01(\t\"\xa8\x03\n\x15\x43hatCompletionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.chiasm.v1.ChatMessage\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.chiasm.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x1c\n\x14template_kwargs_json\x18\x08 \x01(\x0c\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\t \x01(\x08H\x00\x88\x01\x01\x12\x11\n\tbad_words\x18\n \x03(\t\x12#\n\x16truncate_prompt_tokens\x18\x0b \x01(\x11H\x01\x88\x01\x01\x12\x32\n\x0ftruncation_side\x18\x0c \x01(\x0e\x32\x19.chiasm.v1.TruncationSideB\x18\n\x16_add_generation_promptB\x19\n\x17_truncate_prompt_tokens\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0cmedia_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\xa9\x03\n\x16\x43hatCompletionResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tcreated_s\x18\x03 \x01(\x03\x12\x0c\n\x04text\x18\x04 \x01(\t\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x06 \x01(\t\x12\x1a\n\rstop_token_id\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05usage\x18\x08 \x01(\x0b\x32\x10.chiasm.v1.Usage\x12\x11\n\ttoken_ids\x18\t \x03(\r\x12*\n\x08logprobs\x18\n \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\x12+\n\x0cmore_choices\x18\x0b \x03(\x0b\x32\x15.chiasm.v1.ChatChoice\x12\x18\n\x10prompt_token_ids\x18\x0c \x03(\r\x12\x31\n\x0fprompt_logprobs\x18\r \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobsB\x10\n\x0e_stop_token_id\"\xcc\x01\n\nChatChoice\x12\x0c\n\x04text\x18\x01 \x01(\t\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x03 \x01(\t\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12*\n\x08logprobs\x18\x06 \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobsB\x10\n\x0e_stop_token_id\"g\n\x1bStreamChatCompletionRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .chiasm.v1.ChatCompletionRequest\x12\x15\n\rinclude_usage\x18\x02 \x01(\x08\"\xc4\x02\n\x1cStreamChatCompletionResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x04 \x01(\t\x12\x1a\n\rstop_token_id\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05usage\x18\x06 \x01(\x0b\x32\x10.chiasm.v1.Usage\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x11\n\tcreated_s\x18\t \x01(\x03\x12*\n\x08logprobs\x18\n \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\x12\r\n\x05index\x18\x0b \x01(\rB\x10\n\x0e_stop_token_id\"\x13\n\x11ListModelsRequest\"h\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\'\n\nmodalities\x18\x03 \x03(\x0e\x32\x13.chiasm.v1.Modality\x12\x11\n\tcreated_s\x18\x04 \x01(\x03\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.chiasm.v1.Model*|\n\x08\x43hatRole\x12\x19\n\x15\x43HAT_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HAT_ROLE_SYSTEM\x10\x01\x12\x12\n\x0e\x43HAT_ROLE_USER\x10\x02\x12\x17\n\x13\x43HAT_ROLE_ASSISTANT\x10\x03\x12\x12\n\x0e\x43HAT_ROLE_TOOL\x10\x04*f\n\x0eTruncationSide\x12\x1f\n\x1bTRUNCATION_SIDE_UNSPECIFIED\x10\x00\x12\x18\n\x14TRUNCATION_SIDE_LEFT\x10\x01\x12\x19\n\x15TRUNCATION_SIDE_RIGHT\x10\x02\x32\x9a\x02\n\x0b\x43hatService\x12U\n\x0e\x43hatCompletion\x12 .chiasm.v1.ChatCompletionRequest\x1a!.chiasm.v1.ChatCompletionResponse\x12i\n\x14StreamChatCompletion\x12&.chiasm.v1.StreamChatCompletionRequest\x1a\'.chiasm.v1.StreamChatCompletionResponse0\x01\x12I\n\nListModels\x12\x1c.chiasm.v1.ListModelsRequest\x1a\x1d.chiasm.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63hiasm/v1/chat.proto\x12\tchiasm.v1\x1a\x19\x63hiasm/v1/generator.proto\x1a\x15\x63hiasm/v1/media.proto\"\x98\x02\n\tMediaPart\x12%\n\x08modality\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.chiasm.v1.ProcessingOptions\x12\r\n\x03url\x18\x04 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x05 \x01(\x0cH\x00\x12(\n\x06tensor\x18\x06 \x01(\x0b\x32\x16.chiasm.v1.MediaTensorH\x00\x12,\n\x0btensor_file\x18\x07 \x01(\x0b\x32\x15.chiasm.v1.TensorFileH\x00\x12&\n\x06\x66rames\x18\x08 \x01(\x0b\x32\x14.chiasm.v1.FrameListH\x00\x42\x08\n\x06source\"r\n\x0bMediaTensor\x12\"\n\x05\x64type\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\"\n\x04grid\x18\x04 \x01(\x0b\x32\x14.chiasm.v1.PatchGrid\"Q\n\nTensorFile\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x11\n\tgrid_data\x18\x02 \x01(\x0c\x12\"\n\x04grid\x18\x03 \x01(\x0b\x32\x14.chiasm.v1.PatchGrid\"-\n\tFrameList\x12 \n\x06\x66rames\x18\x01 \x03(\x0b\x32\x10.chiasm.v1.Frame\"0\n\x05\x46rame\x12\r\n\x03url\x18\x01 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x08\n\x06source\"L\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x05media\x18\x02 \x01(\x0b\x32\x14.chiasm.v1.MediaPartH\x00\x42\x06\n\x04part\"g\n\x0b\x43hatMessage\x12!\n\x04role\x18\x01 \x01(\x0e\x32\x13.chiasm.v1.ChatRole\x12\'\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x16.chiasm.v1.ContentPart\x12\x0c\n\x04name\x18\x03 \x01(\t\"\xc5\x03\n\x15\x43hatCompletionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.chiasm.v1.ChatMessage\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.chiasm.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x1c\n\x14template_kwargs_json\x18\x08 \x01(\x0c\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\t \x01(\x08H\x00\x88\x01\x01\x12\x11\n\tbad_words\x18\n \x03(\t\x12#\n\x16truncate_prompt_tokens\x18\x0b \x01(\x11H\x01\x88\x01\x01\x12\x32\n\x0ftruncation_side\x18\x0c \x01(\x0e\x32\x19.chiasm.v1.TruncationSide\x12\x1b\n\x13include_media_usage\x18\x10 \x01(\x08\x42\x18\n\x16_add_generation_promptB\x19\n\x17_truncate_prompt_tokens\"\x8c\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0cmedia_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12$\n\x05media\x18\x05 \x03(\x0b\x32\x15.chiasm.v1.MediaUsage\"\xb0\x01\n\nMediaUsage\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12%\n\x08modality\x18\x02 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12%\n\x05\x63\x61\x63he\x18\x04 \x01(\x0e\x32\x16.chiasm.v1.CacheStatus\x12\x10\n\x08\x66\x65tch_ms\x18\x05 \x01(\x01\x12\x11\n\tdecode_ms\x18\x06 \x01(\x01\x12\x11\n\tencode_ms\x18\x07 \x01(\x01\"\xa9\x03\n\x16\x43hatCompletionResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tcreated_s\x18\x03 \x01(\x03\x12\x0c\n\x04text\x18\x04 \x01(\t\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x06 \x01(\t\x12\x1a\n\rstop_token_id\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05usage\x18\x08 \x01(\x0b\x32\x10.chiasm.v1.Usage\x12\x11\n\ttoken_ids\x18\t \x03(\r\x12*\n\x08logprobs\x18\n \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\x12+\n\x0cmore_choices\x18\x0b \x03(\x0b\x32\x15.chiasm.v1.ChatChoice\x12\x18\n\x10prompt_token_ids\x18\x0c \x03(\r\x12\x31\n\x0fprompt_logprobs\x18\r \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobsB\x10\n\x0e_stop_token_id\"\xcc\x01\n\nChatChoice\x12\x0c\n\x04text\x18\x01 \x01(\t\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x03 \x01(\t\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12*\n\x08logprobs\x18\x06 \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobsB\x10\n\x0e_stop_token_id\"g\n\x1bStreamChatCompletionRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .chiasm.v1.ChatCompletionRequest\x12\x15\n\rinclude_usage\x18\x02 \x01(\x08\"\xc4\x02\n\x1cStreamChatCompletionResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x04 \x01(\t\x12\x1a\n\rstop_token_id\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05usage\x18\x06 \x01(\x0b\x32\x10.chiasm.v1.Usage\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x11\n\tcreated_s\x18\t \x01(\x03\x12*\n\x08logprobs\x18\n \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\x12\r\n\x05index\x18\x0b \x01(\rB\x10\n\x0e_stop_token_id\"\x13\n\x11ListModelsRequest\"h\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\'\n\nmodalities\x18\x03 \x03(\x0e\x32\x13.chiasm.v1.Modality\x12\x11\n\tcreated_s\x18\x04 \x01(\x03\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.chiasm.v1.Model\"\x9a\x01\n\x0bMediaObject\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12%\n\x08modality\x18\x02 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x11\n\tnum_bytes\x18\x04 \x01(\x04\x12\x11\n\tcreated_s\x18\x05 \x01(\x03\x12\x11\n\texpires_s\x18\x06 \x01(\x03\x12\r\n\x05ttl_s\x18\x07 \x01(\r\"w\n\x0fPutMediaRequest\x12#\n\x05media\x18\x01 \x01(\x0b\x32\x14.chiasm.v1.MediaPart\x12\x12\n\x05ttl_s\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\ncache_salt\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\tB\x08\n\x06_ttl_s\"_\n\x10PutMediaResponse\x12%\n\x05media\x18\x01 \x01(\x0b\x32\x16.chiasm.v1.MediaObject\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.chiasm.v1.MediaUsage\"Z\n\x0fGetMediaRequest\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12%\n\x08modality\x18\x02 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x12\n\ncache_salt\x18\x03 \x01(\t\"9\n\x10GetMediaResponse\x12%\n\x05media\x18\x01 \x01(\x0b\x32\x16.chiasm.v1.MediaObject\"]\n\x12\x44\x65leteMediaRequest\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12%\n\x08modality\x18\x02 \x01(\x0e\x32\x13.chiasm.v1.Modality\x12\x12\n\ncache_salt\x18\x03 \x01(\t\"\x15\n\x13\x44\x65leteMediaResponse\"D\n\x10ListMediaRequest\x12\r\n\x05limit\x18\x01 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\x12\x12\n\ncache_salt\x18\x03 \x01(\t\"K\n\x11ListMediaResponse\x12%\n\x05media\x18\x01 \x03(\x0b\x32\x16.chiasm.v1.MediaObject\x12\x0f\n\x07last_id\x18\x02 \x01(\t\"^\n\x14\x45stimateMediaRequest\x12#\n\x05media\x18\x01 \x01(\x0b\x32\x14.chiasm.v1.MediaPart\x12\x12\n\ncache_salt\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"w\n\x15\x45stimateMediaResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x12\n\nnum_pixels\x18\x02 \x01(\x04\x12\x13\n\x0bqueue_units\x18\x03 \x01(\x04\x12%\n\x05\x63\x61\x63he\x18\x04 \x01(\x0e\x32\x16.chiasm.v1.CacheStatus\"\x15\n\x13\x46orgetTenantRequest\"-\n\x14\x46orgetTenantResponse\x12\x15\n\rnum_forgotten\x18\x01 \x01(\x04*|\n\x08\x43hatRole\x12\x19\n\x15\x43HAT_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HAT_ROLE_SYSTEM\x10\x01\x12\x12\n\x0e\x43HAT_ROLE_USER\x10\x02\x12\x17\n\x13\x43HAT_ROLE_ASSISTANT\x10\x03\x12\x12\n\x0e\x43HAT_ROLE_TOOL\x10\x04*f\n\x0eTruncationSide\x12\x1f\n\x1bTRUNCATION_SIDE_UNSPECIFIED\x10\x00\x12\x18\n\x14TRUNCATION_SIDE_LEFT\x10\x01\x12\x19\n\x15TRUNCATION_SIDE_RIGHT\x10\x02\x32\xdf\x05\n\x0b\x43hatService\x12U\n\x0e\x43hatCompletion\x12 .chiasm.v1.ChatCompletionRequest\x1a!.chiasm.v1.ChatCompletionResponse\x12i\n\x14StreamChatCompletion\x12&.chiasm.v1.StreamChatCompletionRequest\x1a\'.chiasm.v1.StreamChatCompletionResponse0\x01\x12I\n\nListModels\x12\x1c.chiasm.v1.ListModelsRequest\x1a\x1d.chiasm.v1.ListModelsResponse\x12\x43\n\x08PutMedia\x12\x1a.chiasm.v1.PutMediaRequest\x1a\x1b.chiasm.v1.PutMediaResponse\x12\x43\n\x08GetMedia\x12\x1a.chiasm.v1.GetMediaRequest\x1a\x1b.chiasm.v1.GetMediaResponse\x12L\n\x0b\x44\x65leteMedia\x12\x1d.chiasm.v1.DeleteMediaRequest\x1a\x1e.chiasm.v1.DeleteMediaResponse\x12\x46\n\tListMedia\x12\x1b.chiasm.v1.ListMediaRequest\x1a\x1c.chiasm.v1.ListMediaResponse\x12R\n\rEstimateMedia\x12\x1f.chiasm.v1.EstimateMediaRequest\x1a .chiasm.v1.EstimateMediaResponse\x12O\n\x0c\x46orgetTenant\x12\x1e.chiasm.v1.ForgetTenantRequest\x1a\x1f.chiasm.v1.ForgetTenantResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chiasm.v1.chat_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHATROLE']._serialized_start=2628
-  _globals['_CHATROLE']._serialized_end=2752
-  _globals['_TRUNCATIONSIDE']._serialized_start=2754
-  _globals['_TRUNCATIONSIDE']._serialized_end=2856
+  _globals['_CHATROLE']._serialized_start=3953
+  _globals['_CHATROLE']._serialized_end=4077
+  _globals['_TRUNCATIONSIDE']._serialized_start=4079
+  _globals['_TRUNCATIONSIDE']._serialized_end=4181
   _globals['_MEDIAPART']._serialized_start=86
   _globals['_MEDIAPART']._serialized_end=366
   _globals['_MEDIATENSOR']._serialized_start=368
@@ -52,23 +52,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHATMESSAGE']._serialized_start=742
   _globals['_CHATMESSAGE']._serialized_end=845
   _globals['_CHATCOMPLETIONREQUEST']._serialized_start=848
-  _globals['_CHATCOMPLETIONREQUEST']._serialized_end=1272
-  _globals['_USAGE']._serialized_start=1274
-  _globals['_USAGE']._serialized_end=1376
-  _globals['_CHATCOMPLETIONRESPONSE']._serialized_start=1379
-  _globals['_CHATCOMPLETIONRESPONSE']._serialized_end=1804
-  _globals['_CHATCHOICE']._serialized_start=1807
-  _globals['_CHATCHOICE']._serialized_end=2011
-  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_start=2013
-  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_end=2116
-  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_start=2119
-  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_end=2443
-  _globals['_LISTMODELSREQUEST']._serialized_start=2445
-  _globals['_LISTMODELSREQUEST']._serialized_end=2464
-  _globals['_MODEL']._serialized_start=2466
-  _globals['_MODEL']._serialized_end=2570
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2572
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2626
-  _globals['_CHATSERVICE']._serialized_start=2859
-  _globals['_CHATSERVICE']._serialized_end=3141
+  _globals['_CHATCOMPLETIONREQUEST']._serialized_end=1301
+  _globals['_USAGE']._serialized_start=1304
+  _globals['_USAGE']._serialized_end=1444
+  _globals['_MEDIAUSAGE']._serialized_start=1447
+  _globals['_MEDIAUSAGE']._serialized_end=1623
+  _globals['_CHATCOMPLETIONRESPONSE']._serialized_start=1626
+  _globals['_CHATCOMPLETIONRESPONSE']._serialized_end=2051
+  _globals['_CHATCHOICE']._serialized_start=2054
+  _globals['_CHATCHOICE']._serialized_end=2258
+  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_start=2260
+  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_end=2363
+  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_start=2366
+  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_end=2690
+  _globals['_LISTMODELSREQUEST']._serialized_start=2692
+  _globals['_LISTMODELSREQUEST']._serialized_end=2711
+  _globals['_MODEL']._serialized_start=2713
+  _globals['_MODEL']._serialized_end=2817
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2819
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2873
+  _globals['_MEDIAOBJECT']._serialized_start=2876
+  _globals['_MEDIAOBJECT']._serialized_end=3030
+  _globals['_PUTMEDIAREQUEST']._serialized_start=3032
+  _globals['_PUTMEDIAREQUEST']._serialized_end=3151
+  _globals['_PUTMEDIARESPONSE']._serialized_start=3153
+  _globals['_PUTMEDIARESPONSE']._serialized_end=3248
+  _globals['_GETMEDIAREQUEST']._serialized_start=3250
+  _globals['_GETMEDIAREQUEST']._serialized_end=3340
+  _globals['_GETMEDIARESPONSE']._serialized_start=3342
+  _globals['_GETMEDIARESPONSE']._serialized_end=3399
+  _globals['_DELETEMEDIAREQUEST']._serialized_start=3401
+  _globals['_DELETEMEDIAREQUEST']._serialized_end=3494
+  _globals['_DELETEMEDIARESPONSE']._serialized_start=3496
+  _globals['_DELETEMEDIARESPONSE']._serialized_end=3517
+  _globals['_LISTMEDIAREQUEST']._serialized_start=3519
+  _globals['_LISTMEDIAREQUEST']._serialized_end=3587
+  _globals['_LISTMEDIARESPONSE']._serialized_start=3589
+  _globals['_LISTMEDIARESPONSE']._serialized_end=3664
+  _globals['_ESTIMATEMEDIAREQUEST']._serialized_start=3666
+  _globals['_ESTIMATEMEDIAREQUEST']._serialized_end=3760
+  _globals['_ESTIMATEMEDIARESPONSE']._serialized_start=3762
+  _globals['_ESTIMATEMEDIARESPONSE']._serialized_end=3881
+  _globals['_FORGETTENANTREQUEST']._serialized_start=3883
+  _globals['_FORGETTENANTREQUEST']._serialized_end=3904
+  _globals['_FORGETTENANTRESPONSE']._serialized_start=3906
+  _globals['_FORGETTENANTRESPONSE']._serialized_end=3951
+  _globals['_CHATSERVICE']._serialized_start=4184
+  _globals['_CHATSERVICE']._serialized_end=4919
 # @@protoc_insertion_point(module_scope)

@@ -350,6 +350,7 @@ class ChatCompletionRequest(_message.Message):
     BAD_WORDS_FIELD_NUMBER: _builtins.int
     TRUNCATE_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     TRUNCATION_SIDE_FIELD_NUMBER: _builtins.int
+    INCLUDE_MEDIA_USAGE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served model name; empty means the only one."""
     cache_salt: _builtins.str
@@ -371,6 +372,8 @@ class ChatCompletionRequest(_message.Message):
     """
     truncation_side: Global___TruncationSide.ValueType
     """Which end of the prompt is cut away."""
+    include_media_usage: _builtins.bool
+    """Whether the usage tells of each media item."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The conversation so far, oldest first; at least one message."""
@@ -406,10 +409,11 @@ class ChatCompletionRequest(_message.Message):
         bad_words: _abc.Iterable[_builtins.str] | None = ...,
         truncate_prompt_tokens: _builtins.int | None = ...,
         truncation_side: Global___TruncationSide.ValueType = ...,
+        include_media_usage: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_truncate_prompt_tokens", b"_truncate_prompt_tokens", "add_generation_prompt", b"add_generation_prompt", "sampling", b"sampling", "truncate_prompt_tokens", b"truncate_prompt_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_truncate_prompt_tokens", b"_truncate_prompt_tokens", "add_generation_prompt", b"add_generation_prompt", "bad_words", b"bad_words", "cache_salt", b"cache_salt", "messages", b"messages", "model", b"model", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "template_kwargs_json", b"template_kwargs_json", "truncate_prompt_tokens", b"truncate_prompt_tokens", "truncation_side", b"truncation_side"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_truncate_prompt_tokens", b"_truncate_prompt_tokens", "add_generation_prompt", b"add_generation_prompt", "bad_words", b"bad_words", "cache_salt", b"cache_salt", "include_media_usage", b"include_media_usage", "messages", b"messages", "model", b"model", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "template_kwargs_json", b"template_kwargs_json", "truncate_prompt_tokens", b"truncate_prompt_tokens", "truncation_side", b"truncation_side"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_generation_prompt: _TypeAlias = _typing.Literal["add_generation_prompt"]  # noqa: Y015
     _WhichOneofArgType__add_generation_prompt: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt"]  # noqa: Y015
@@ -432,6 +436,7 @@ class Usage(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     MEDIA_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    MEDIA_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Prompt tokens, media placeholders expanded."""
     completion_tokens: _builtins.int
@@ -440,6 +445,10 @@ class Usage(_message.Message):
     """Prompt tokens that stand for media."""
     cached_tokens: _builtins.int
     """Prompt tokens served from the prefix cache."""
+    @_builtins.property
+    def media(self) -> _containers.RepeatedCompositeFieldContainer[Global___MediaUsage]:
+        """What each media item was, in the order of the prompt; empty unless asked for."""
+
     def __init__(
         self,
         *,
@@ -447,14 +456,63 @@ class Usage(_message.Message):
         completion_tokens: _builtins.int = ...,
         media_tokens: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
+        media: _abc.Iterable[Global___MediaUsage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "media_tokens", b"media_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "media", b"media", "media_tokens", b"media_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class MediaUsage(_message.Message):
+    """How one media item of a call came to be available, and what it took."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UUID_FIELD_NUMBER: _builtins.int
+    MODALITY_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    FETCH_MS_FIELD_NUMBER: _builtins.int
+    DECODE_MS_FIELD_NUMBER: _builtins.int
+    ENCODE_MS_FIELD_NUMBER: _builtins.int
+    uuid: _builtins.str
+    """Client's own name for the item; empty: none."""
+    modality: _media_pb2.Modality.ValueType
+    """Kind of the item."""
+    tokens: _builtins.int
+    """Prompt tokens that stand for it."""
+    cache: _media_pb2.CacheStatus.ValueType
+    """HIT: found in the store. MISS: encoded and stored. INLINE: encoded and not stored."""
+    fetch_ms: _builtins.float
+    """Milliseconds that fetching its URL took; 0 if it was not fetched."""
+    decode_ms: _builtins.float
+    """Milliseconds that decoding it took; 0 if it was not decoded for this call."""
+    encode_ms: _builtins.float
+    """Milliseconds that the encoder took for it, waits included; 0 if it did not encode it for this
+    call.
+    """
+    def __init__(
+        self,
+        *,
+        uuid: _builtins.str = ...,
+        modality: _media_pb2.Modality.ValueType = ...,
+        tokens: _builtins.int = ...,
+        cache: _media_pb2.CacheStatus.ValueType = ...,
+        fetch_ms: _builtins.float = ...,
+        decode_ms: _builtins.float = ...,
+        encode_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "decode_ms", b"decode_ms", "encode_ms", b"encode_ms", "fetch_ms", b"fetch_ms", "modality", b"modality", "tokens", b"tokens", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MediaUsage: _TypeAlias = MediaUsage  # noqa: Y015
 
 @_typing.final
 class ChatCompletionResponse(_message.Message):
@@ -764,3 +822,383 @@ class ListModelsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class MediaObject(_message.Message):
+    """A media item that is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UUID_FIELD_NUMBER: _builtins.int
+    MODALITY_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    CREATED_S_FIELD_NUMBER: _builtins.int
+    EXPIRES_S_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
+    uuid: _builtins.str
+    """Name of the item."""
+    modality: _media_pb2.Modality.ValueType
+    """Kind of the item."""
+    tokens: _builtins.int
+    """Tokens it takes in a prompt."""
+    num_bytes: _builtins.int
+    """Bytes of its source; 0 if it was not counted."""
+    created_s: _builtins.int
+    """When it got its name, seconds since the Unix epoch."""
+    expires_s: _builtins.int
+    """When it is forgotten if it is not used, seconds since the Unix epoch."""
+    ttl_s: _builtins.int
+    """Seconds that it is kept after each use."""
+    def __init__(
+        self,
+        *,
+        uuid: _builtins.str = ...,
+        modality: _media_pb2.Modality.ValueType = ...,
+        tokens: _builtins.int = ...,
+        num_bytes: _builtins.int = ...,
+        created_s: _builtins.int = ...,
+        expires_s: _builtins.int = ...,
+        ttl_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_s", b"created_s", "expires_s", b"expires_s", "modality", b"modality", "num_bytes", b"num_bytes", "tokens", b"tokens", "ttl_s", b"ttl_s", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MediaObject: _TypeAlias = MediaObject  # noqa: Y015
+
+@_typing.final
+class PutMediaRequest(_message.Message):
+    """Asks to encode and keep a media item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ttl_s: _builtins.int
+    """Seconds to keep it after each use; clamped to the server's maximum; absent: the server's own
+    time. At least 1.
+    """
+    cache_salt: _builtins.str
+    """Client's salt, which later requests must have too; at most 128 characters; empty: none."""
+    model: _builtins.str
+    """Served model name; empty means the only one."""
+    @_builtins.property
+    def media(self) -> Global___MediaPart:
+        """The item, with a source. Without a uuid it gets one."""
+
+    def __init__(
+        self,
+        *,
+        media: Global___MediaPart | None = ...,
+        ttl_s: _builtins.int | None = ...,
+        cache_salt: _builtins.str = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ttl_s", b"_ttl_s", "media", b"media", "ttl_s", b"ttl_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ttl_s", b"_ttl_s", "cache_salt", b"cache_salt", "media", b"media", "model", b"model", "ttl_s", b"ttl_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ttl_s: _TypeAlias = _typing.Literal["ttl_s"]  # noqa: Y015
+    _WhichOneofArgType__ttl_s: _TypeAlias = _typing.Literal["_ttl_s", b"_ttl_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_s) -> _WhichOneofReturnType__ttl_s | None: ...
+
+Global___PutMediaRequest: _TypeAlias = PutMediaRequest  # noqa: Y015
+
+@_typing.final
+class PutMediaResponse(_message.Message):
+    """The item that is kept now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def media(self) -> Global___MediaObject:
+        """The item."""
+
+    @_builtins.property
+    def usage(self) -> Global___MediaUsage:
+        """How it came to be available, and what it took."""
+
+    def __init__(
+        self,
+        *,
+        media: Global___MediaObject | None = ...,
+        usage: Global___MediaUsage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutMediaResponse: _TypeAlias = PutMediaResponse  # noqa: Y015
+
+@_typing.final
+class GetMediaRequest(_message.Message):
+    """Asks for a media item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UUID_FIELD_NUMBER: _builtins.int
+    MODALITY_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    uuid: _builtins.str
+    """Its name; 1 to 512 characters."""
+    modality: _media_pb2.Modality.ValueType
+    """Its kind; absent: the first kind that has the name."""
+    cache_salt: _builtins.str
+    """The salt that it was put with; empty: none."""
+    def __init__(
+        self,
+        *,
+        uuid: _builtins.str = ...,
+        modality: _media_pb2.Modality.ValueType = ...,
+        cache_salt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "modality", b"modality", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMediaRequest: _TypeAlias = GetMediaRequest  # noqa: Y015
+
+@_typing.final
+class GetMediaResponse(_message.Message):
+    """A media item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def media(self) -> Global___MediaObject:
+        """The item."""
+
+    def __init__(
+        self,
+        *,
+        media: Global___MediaObject | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMediaResponse: _TypeAlias = GetMediaResponse  # noqa: Y015
+
+@_typing.final
+class DeleteMediaRequest(_message.Message):
+    """Asks to forget a media item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UUID_FIELD_NUMBER: _builtins.int
+    MODALITY_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    uuid: _builtins.str
+    """Its name; 1 to 512 characters."""
+    modality: _media_pb2.Modality.ValueType
+    """Its kind; absent: the first kind that has the name."""
+    cache_salt: _builtins.str
+    """The salt that it was put with; empty: none."""
+    def __init__(
+        self,
+        *,
+        uuid: _builtins.str = ...,
+        modality: _media_pb2.Modality.ValueType = ...,
+        cache_salt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "modality", b"modality", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteMediaRequest: _TypeAlias = DeleteMediaRequest  # noqa: Y015
+
+@_typing.final
+class DeleteMediaResponse(_message.Message):
+    """The item is forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteMediaResponse: _TypeAlias = DeleteMediaResponse  # noqa: Y015
+
+@_typing.final
+class ListMediaRequest(_message.Message):
+    """Asks for a page of media items."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """Most items of the page, 1 to 100; 0 means 20."""
+    after: _builtins.str
+    """`last_id` of the page before; empty: from the beginning."""
+    cache_salt: _builtins.str
+    """Lists the items that were put with this salt; empty: those without one."""
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        after: _builtins.str = ...,
+        cache_salt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "cache_salt", b"cache_salt", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMediaRequest: _TypeAlias = ListMediaRequest  # noqa: Y015
+
+@_typing.final
+class ListMediaResponse(_message.Message):
+    """A page of media items. It may hold few or none although more follow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_FIELD_NUMBER: _builtins.int
+    LAST_ID_FIELD_NUMBER: _builtins.int
+    last_id: _builtins.str
+    """Where the next page begins; empty after the last one."""
+    @_builtins.property
+    def media(self) -> _containers.RepeatedCompositeFieldContainer[Global___MediaObject]:
+        """The items; at most as many as were asked for."""
+
+    def __init__(
+        self,
+        *,
+        media: _abc.Iterable[Global___MediaObject] | None = ...,
+        last_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_id", b"last_id", "media", b"media"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMediaResponse: _TypeAlias = ListMediaResponse  # noqa: Y015
+
+@_typing.final
+class EstimateMediaRequest(_message.Message):
+    """Asks what a media item would cost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    cache_salt: _builtins.str
+    """The salt that it was put with; empty: none."""
+    model: _builtins.str
+    """Served model name; empty means the only one."""
+    @_builtins.property
+    def media(self) -> Global___MediaPart:
+        """The item, with a source or with the uuid of an item that is kept."""
+
+    def __init__(
+        self,
+        *,
+        media: Global___MediaPart | None = ...,
+        cache_salt: _builtins.str = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "media", b"media", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateMediaRequest: _TypeAlias = EstimateMediaRequest  # noqa: Y015
+
+@_typing.final
+class EstimateMediaResponse(_message.Message):
+    """What a media item would cost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_PIXELS_FIELD_NUMBER: _builtins.int
+    QUEUE_UNITS_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """Tokens it takes in a prompt."""
+    num_pixels: _builtins.int
+    """Pixels that the tower would see, all frames of a video together; 0 if the item is kept."""
+    queue_units: _builtins.int
+    """What it would be charged in the encoder's queue, in pixels; 0 if it is kept."""
+    cache: _media_pb2.CacheStatus.ValueType
+    """HIT if it is kept already, else MISS."""
+    def __init__(
+        self,
+        *,
+        tokens: _builtins.int = ...,
+        num_pixels: _builtins.int = ...,
+        queue_units: _builtins.int = ...,
+        cache: _media_pb2.CacheStatus.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "num_pixels", b"num_pixels", "queue_units", b"queue_units", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateMediaResponse: _TypeAlias = EstimateMediaResponse  # noqa: Y015
+
+@_typing.final
+class ForgetTenantRequest(_message.Message):
+    """Asks to forget everything of the caller's tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetTenantRequest: _TypeAlias = ForgetTenantRequest  # noqa: Y015
+
+@_typing.final
+class ForgetTenantResponse(_message.Message):
+    """Everything is forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_FORGOTTEN_FIELD_NUMBER: _builtins.int
+    num_forgotten: _builtins.int
+    """Named media items that were forgotten."""
+    def __init__(
+        self,
+        *,
+        num_forgotten: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_forgotten", b"num_forgotten"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetTenantResponse: _TypeAlias = ForgetTenantResponse  # noqa: Y015

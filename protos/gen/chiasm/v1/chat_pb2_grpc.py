@@ -50,6 +50,36 @@ class ChatServiceStub:
                 request_serializer=chiasm_dot_v1_dot_chat__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=chiasm_dot_v1_dot_chat__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.PutMedia = channel.unary_unary(
+                '/chiasm.v1.ChatService/PutMedia',
+                request_serializer=chiasm_dot_v1_dot_chat__pb2.PutMediaRequest.SerializeToString,
+                response_deserializer=chiasm_dot_v1_dot_chat__pb2.PutMediaResponse.FromString,
+                _registered_method=True)
+        self.GetMedia = channel.unary_unary(
+                '/chiasm.v1.ChatService/GetMedia',
+                request_serializer=chiasm_dot_v1_dot_chat__pb2.GetMediaRequest.SerializeToString,
+                response_deserializer=chiasm_dot_v1_dot_chat__pb2.GetMediaResponse.FromString,
+                _registered_method=True)
+        self.DeleteMedia = channel.unary_unary(
+                '/chiasm.v1.ChatService/DeleteMedia',
+                request_serializer=chiasm_dot_v1_dot_chat__pb2.DeleteMediaRequest.SerializeToString,
+                response_deserializer=chiasm_dot_v1_dot_chat__pb2.DeleteMediaResponse.FromString,
+                _registered_method=True)
+        self.ListMedia = channel.unary_unary(
+                '/chiasm.v1.ChatService/ListMedia',
+                request_serializer=chiasm_dot_v1_dot_chat__pb2.ListMediaRequest.SerializeToString,
+                response_deserializer=chiasm_dot_v1_dot_chat__pb2.ListMediaResponse.FromString,
+                _registered_method=True)
+        self.EstimateMedia = channel.unary_unary(
+                '/chiasm.v1.ChatService/EstimateMedia',
+                request_serializer=chiasm_dot_v1_dot_chat__pb2.EstimateMediaRequest.SerializeToString,
+                response_deserializer=chiasm_dot_v1_dot_chat__pb2.EstimateMediaResponse.FromString,
+                _registered_method=True)
+        self.ForgetTenant = channel.unary_unary(
+                '/chiasm.v1.ChatService/ForgetTenant',
+                request_serializer=chiasm_dot_v1_dot_chat__pb2.ForgetTenantRequest.SerializeToString,
+                response_deserializer=chiasm_dot_v1_dot_chat__pb2.ForgetTenantResponse.FromString,
+                _registered_method=True)
 
 
 class ChatServiceServicer:
@@ -86,6 +116,56 @@ class ChatServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutMedia(self, request, context):
+        """Encode a media item now and keep it under a uuid. Sending the same content again succeeds.
+
+        Reasons: as ChatCompletion for its media, and UNAVAILABLE (STORE_UNAVAILABLE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMedia(self, request, context):
+        """Describe a media item; this does not count as a use of it.
+        Reasons: INVALID_ARGUMENT (INVALID_UUID), UNAUTHENTICATED, NOT_FOUND (MEDIA_NOT_FOUND),
+        UNAVAILABLE (STORE_UNAVAILABLE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteMedia(self, request, context):
+        """Forget a media item: its uuid and its embedding, also for other uuids of the same content.
+        Reasons: as GetMedia.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMedia(self, request, context):
+        """List the caller's media items, a page at a time and in no useful order.
+        Reasons: INVALID_ARGUMENT, UNAUTHENTICATED, UNAVAILABLE (STORE_UNAVAILABLE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EstimateMedia(self, request, context):
+        """Tell what a media item would cost; nothing is encoded or stored.
+        Reasons: as ChatCompletion for its media.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetTenant(self, request, context):
+        """Forget everything that is kept of the caller's tenant.
+        Reasons: UNAUTHENTICATED, UNAVAILABLE (STORE_UNAVAILABLE), DEADLINE_EXCEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChatServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -103,6 +183,36 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=chiasm_dot_v1_dot_chat__pb2.ListModelsRequest.FromString,
                     response_serializer=chiasm_dot_v1_dot_chat__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'PutMedia': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutMedia,
+                    request_deserializer=chiasm_dot_v1_dot_chat__pb2.PutMediaRequest.FromString,
+                    response_serializer=chiasm_dot_v1_dot_chat__pb2.PutMediaResponse.SerializeToString,
+            ),
+            'GetMedia': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMedia,
+                    request_deserializer=chiasm_dot_v1_dot_chat__pb2.GetMediaRequest.FromString,
+                    response_serializer=chiasm_dot_v1_dot_chat__pb2.GetMediaResponse.SerializeToString,
+            ),
+            'DeleteMedia': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteMedia,
+                    request_deserializer=chiasm_dot_v1_dot_chat__pb2.DeleteMediaRequest.FromString,
+                    response_serializer=chiasm_dot_v1_dot_chat__pb2.DeleteMediaResponse.SerializeToString,
+            ),
+            'ListMedia': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMedia,
+                    request_deserializer=chiasm_dot_v1_dot_chat__pb2.ListMediaRequest.FromString,
+                    response_serializer=chiasm_dot_v1_dot_chat__pb2.ListMediaResponse.SerializeToString,
+            ),
+            'EstimateMedia': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateMedia,
+                    request_deserializer=chiasm_dot_v1_dot_chat__pb2.EstimateMediaRequest.FromString,
+                    response_serializer=chiasm_dot_v1_dot_chat__pb2.EstimateMediaResponse.SerializeToString,
+            ),
+            'ForgetTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetTenant,
+                    request_deserializer=chiasm_dot_v1_dot_chat__pb2.ForgetTenantRequest.FromString,
+                    response_serializer=chiasm_dot_v1_dot_chat__pb2.ForgetTenantResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -187,6 +297,168 @@ class ChatService:
             '/chiasm.v1.ChatService/ListModels',
             chiasm_dot_v1_dot_chat__pb2.ListModelsRequest.SerializeToString,
             chiasm_dot_v1_dot_chat__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutMedia(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chiasm.v1.ChatService/PutMedia',
+            chiasm_dot_v1_dot_chat__pb2.PutMediaRequest.SerializeToString,
+            chiasm_dot_v1_dot_chat__pb2.PutMediaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMedia(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chiasm.v1.ChatService/GetMedia',
+            chiasm_dot_v1_dot_chat__pb2.GetMediaRequest.SerializeToString,
+            chiasm_dot_v1_dot_chat__pb2.GetMediaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteMedia(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chiasm.v1.ChatService/DeleteMedia',
+            chiasm_dot_v1_dot_chat__pb2.DeleteMediaRequest.SerializeToString,
+            chiasm_dot_v1_dot_chat__pb2.DeleteMediaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMedia(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chiasm.v1.ChatService/ListMedia',
+            chiasm_dot_v1_dot_chat__pb2.ListMediaRequest.SerializeToString,
+            chiasm_dot_v1_dot_chat__pb2.ListMediaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateMedia(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chiasm.v1.ChatService/EstimateMedia',
+            chiasm_dot_v1_dot_chat__pb2.EstimateMediaRequest.SerializeToString,
+            chiasm_dot_v1_dot_chat__pb2.EstimateMediaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chiasm.v1.ChatService/ForgetTenant',
+            chiasm_dot_v1_dot_chat__pb2.ForgetTenantRequest.SerializeToString,
+            chiasm_dot_v1_dot_chat__pb2.ForgetTenantResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,32 @@ class ChatServiceStub:
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ListModelsRequest, _chat_pb2.ListModelsResponse]
     """List the served models."""
+    PutMedia: _grpc.UnaryUnaryMultiCallable[_chat_pb2.PutMediaRequest, _chat_pb2.PutMediaResponse]
+    """Encode a media item now and keep it under a uuid. Sending the same content again succeeds.
+
+    Reasons: as ChatCompletion for its media, and UNAVAILABLE (STORE_UNAVAILABLE).
+    """
+    GetMedia: _grpc.UnaryUnaryMultiCallable[_chat_pb2.GetMediaRequest, _chat_pb2.GetMediaResponse]
+    """Describe a media item; this does not count as a use of it.
+    Reasons: INVALID_ARGUMENT (INVALID_UUID), UNAUTHENTICATED, NOT_FOUND (MEDIA_NOT_FOUND),
+    UNAVAILABLE (STORE_UNAVAILABLE).
+    """
+    DeleteMedia: _grpc.UnaryUnaryMultiCallable[_chat_pb2.DeleteMediaRequest, _chat_pb2.DeleteMediaResponse]
+    """Forget a media item: its uuid and its embedding, also for other uuids of the same content.
+    Reasons: as GetMedia.
+    """
+    ListMedia: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ListMediaRequest, _chat_pb2.ListMediaResponse]
+    """List the caller's media items, a page at a time and in no useful order.
+    Reasons: INVALID_ARGUMENT, UNAUTHENTICATED, UNAVAILABLE (STORE_UNAVAILABLE).
+    """
+    EstimateMedia: _grpc.UnaryUnaryMultiCallable[_chat_pb2.EstimateMediaRequest, _chat_pb2.EstimateMediaResponse]
+    """Tell what a media item would cost; nothing is encoded or stored.
+    Reasons: as ChatCompletion for its media.
+    """
+    ForgetTenant: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ForgetTenantRequest, _chat_pb2.ForgetTenantResponse]
+    """Forget everything that is kept of the caller's tenant.
+    Reasons: UNAUTHENTICATED, UNAVAILABLE (STORE_UNAVAILABLE), DEADLINE_EXCEEDED.
+    """
 
 @_typing.type_check_only
 class ChatServiceAsyncStub(ChatServiceStub):
@@ -75,6 +101,32 @@ class ChatServiceAsyncStub(ChatServiceStub):
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_chat_pb2.ListModelsRequest, _chat_pb2.ListModelsResponse]  # type: ignore[assignment]
     """List the served models."""
+    PutMedia: _aio.UnaryUnaryMultiCallable[_chat_pb2.PutMediaRequest, _chat_pb2.PutMediaResponse]  # type: ignore[assignment]
+    """Encode a media item now and keep it under a uuid. Sending the same content again succeeds.
+
+    Reasons: as ChatCompletion for its media, and UNAVAILABLE (STORE_UNAVAILABLE).
+    """
+    GetMedia: _aio.UnaryUnaryMultiCallable[_chat_pb2.GetMediaRequest, _chat_pb2.GetMediaResponse]  # type: ignore[assignment]
+    """Describe a media item; this does not count as a use of it.
+    Reasons: INVALID_ARGUMENT (INVALID_UUID), UNAUTHENTICATED, NOT_FOUND (MEDIA_NOT_FOUND),
+    UNAVAILABLE (STORE_UNAVAILABLE).
+    """
+    DeleteMedia: _aio.UnaryUnaryMultiCallable[_chat_pb2.DeleteMediaRequest, _chat_pb2.DeleteMediaResponse]  # type: ignore[assignment]
+    """Forget a media item: its uuid and its embedding, also for other uuids of the same content.
+    Reasons: as GetMedia.
+    """
+    ListMedia: _aio.UnaryUnaryMultiCallable[_chat_pb2.ListMediaRequest, _chat_pb2.ListMediaResponse]  # type: ignore[assignment]
+    """List the caller's media items, a page at a time and in no useful order.
+    Reasons: INVALID_ARGUMENT, UNAUTHENTICATED, UNAVAILABLE (STORE_UNAVAILABLE).
+    """
+    EstimateMedia: _aio.UnaryUnaryMultiCallable[_chat_pb2.EstimateMediaRequest, _chat_pb2.EstimateMediaResponse]  # type: ignore[assignment]
+    """Tell what a media item would cost; nothing is encoded or stored.
+    Reasons: as ChatCompletion for its media.
+    """
+    ForgetTenant: _aio.UnaryUnaryMultiCallable[_chat_pb2.ForgetTenantRequest, _chat_pb2.ForgetTenantResponse]  # type: ignore[assignment]
+    """Forget everything that is kept of the caller's tenant.
+    Reasons: UNAUTHENTICATED, UNAVAILABLE (STORE_UNAVAILABLE), DEADLINE_EXCEEDED.
+    """
 
 class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     """Chat with a vision, video or audio language model."""
@@ -113,5 +165,67 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_chat_pb2.ListModelsResponse, _abc.Awaitable[_chat_pb2.ListModelsResponse]]:
         """List the served models."""
+
+    @_abc_1.abstractmethod
+    def PutMedia(
+        self,
+        request: _chat_pb2.PutMediaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.PutMediaResponse, _abc.Awaitable[_chat_pb2.PutMediaResponse]]:
+        """Encode a media item now and keep it under a uuid. Sending the same content again succeeds.
+
+        Reasons: as ChatCompletion for its media, and UNAVAILABLE (STORE_UNAVAILABLE).
+        """
+
+    @_abc_1.abstractmethod
+    def GetMedia(
+        self,
+        request: _chat_pb2.GetMediaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.GetMediaResponse, _abc.Awaitable[_chat_pb2.GetMediaResponse]]:
+        """Describe a media item; this does not count as a use of it.
+        Reasons: INVALID_ARGUMENT (INVALID_UUID), UNAUTHENTICATED, NOT_FOUND (MEDIA_NOT_FOUND),
+        UNAVAILABLE (STORE_UNAVAILABLE).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteMedia(
+        self,
+        request: _chat_pb2.DeleteMediaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.DeleteMediaResponse, _abc.Awaitable[_chat_pb2.DeleteMediaResponse]]:
+        """Forget a media item: its uuid and its embedding, also for other uuids of the same content.
+        Reasons: as GetMedia.
+        """
+
+    @_abc_1.abstractmethod
+    def ListMedia(
+        self,
+        request: _chat_pb2.ListMediaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.ListMediaResponse, _abc.Awaitable[_chat_pb2.ListMediaResponse]]:
+        """List the caller's media items, a page at a time and in no useful order.
+        Reasons: INVALID_ARGUMENT, UNAUTHENTICATED, UNAVAILABLE (STORE_UNAVAILABLE).
+        """
+
+    @_abc_1.abstractmethod
+    def EstimateMedia(
+        self,
+        request: _chat_pb2.EstimateMediaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.EstimateMediaResponse, _abc.Awaitable[_chat_pb2.EstimateMediaResponse]]:
+        """Tell what a media item would cost; nothing is encoded or stored.
+        Reasons: as ChatCompletion for its media.
+        """
+
+    @_abc_1.abstractmethod
+    def ForgetTenant(
+        self,
+        request: _chat_pb2.ForgetTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.ForgetTenantResponse, _abc.Awaitable[_chat_pb2.ForgetTenantResponse]]:
+        """Forget everything that is kept of the caller's tenant.
+        Reasons: UNAUTHENTICATED, UNAVAILABLE (STORE_UNAVAILABLE), DEADLINE_EXCEEDED.
+        """
 
 def add_ChatServiceServicer_to_server(servicer: ChatServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -468,8 +468,14 @@ class PlanResponse(_message.Message):
 
     LAYOUT_FIELD_NUMBER: _builtins.int
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_PIXELS_FIELD_NUMBER: _builtins.int
+    NUM_QUEUE_PIXELS_FIELD_NUMBER: _builtins.int
     num_tokens: _builtins.int
     """Tokens the item takes in the prompt."""
+    num_pixels: _builtins.int
+    """Pixels that the tower would see, all frames of a video together; 0 if the embedding is stored."""
+    num_queue_pixels: _builtins.int
+    """Pixels that the item would be charged in the encoder's queue; 0 if the embedding is stored."""
     @_builtins.property
     def layout(self) -> _media_pb2.MediaLayout:
         """Placeholder expansion and grids."""
@@ -479,10 +485,12 @@ class PlanResponse(_message.Message):
         *,
         layout: _media_pb2.MediaLayout | None = ...,
         num_tokens: _builtins.int = ...,
+        num_pixels: _builtins.int = ...,
+        num_queue_pixels: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "num_tokens", b"num_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "num_pixels", b"num_pixels", "num_queue_pixels", b"num_queue_pixels", "num_tokens", b"num_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
