@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 Side = Literal["encoder", "generator"]
 
+# Checkpoints of several models: the section of the one that is served, and its class.
+_SERVED_PARTS = {
+    "qwen2_5_omni": ("thinker_config", "Qwen2_5OmniThinkerForConditionalGeneration"),
+}
+
 
 class CheckpointError(Exception):
     """A checkpoint cannot be loaded: no such architecture, or weights that are missing."""
@@ -88,12 +93,15 @@ def _read_architecture(
         raise CheckpointError(
             f"Cannot read the configuration of {model_path}: {_one_line(error)}"
         ) from error
-    names = config.architectures or ["none"]
-    model_class = getattr(transformers, names[0], None)
+    name = (config.architectures or ["none"])[0]
+    if config.model_type in _SERVED_PARTS:
+        section, name = _SERVED_PARTS[config.model_type]
+        config = getattr(config, section)
+    model_class = getattr(transformers, name, None)
     if not isinstance(model_class, type) or not issubclass(
         model_class, transformers.PreTrainedModel
     ):
-        raise CheckpointError(f"{model_path} has an unknown architecture: {names[0]}.")
+        raise CheckpointError(f"{model_path} has an unknown architecture: {name}.")
     return model_class, config
 
 

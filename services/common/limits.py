@@ -26,6 +26,11 @@ class Limits:
         max_pixels: Pixels of one picture, read from its header.
         max_side: Pixels along either side of a picture.
         min_side: Fewest pixels along either side of a picture.
+        max_audio_duration_s: Seconds of one audio clip.
+        max_audio_samples: Samples of all channels of one audio clip, as its file stores them.
+        max_audio_channels: Channels of one audio clip.
+        min_audio_rate: Fewest samples of a channel a second, in hertz.
+        max_audio_rate: Most samples of a channel a second, in hertz.
         max_media_items: Media items of one request.
         max_messages: Messages of one chat.
         max_content_parts: Content parts of one message.
@@ -58,6 +63,11 @@ class Limits:
     max_pixels: int = 33_000_000
     max_side: int = 16384
     min_side: int = 1
+    max_audio_duration_s: int = 600
+    max_audio_samples: int = 64 * _MIB
+    max_audio_channels: int = 8
+    min_audio_rate: int = 1000
+    max_audio_rate: int = 192_000
     max_media_items: int = 64
     max_messages: int = 4096
     max_content_parts: int = 1024

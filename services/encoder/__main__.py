@@ -119,6 +119,7 @@ async def _build(
             max_video_pixels=settings.decode.max_video_pixels,
             max_source_frames=settings.decode.max_video_source_frames,
             max_video_duration_s=settings.decode.max_video_duration_s,
+            max_audio_duration_s=settings.decode.max_audio_duration_s,
         ),
     )
     log.info(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from chiasm.common.families import UnsupportedModelError, family_of
+from chiasm.common.families import UnsupportedModelError, family_of, served_part
 from chiasm.common.media import Modality
+from chiasm.encoder.audio_preprocessor import AudioPreprocessor
 from chiasm.encoder.commands import EncoderDescription
 from chiasm.encoder.fingerprint import compute_fingerprint
 from chiasm.encoder.image_preprocessor import ImagePreprocessor
@@ -29,9 +30,12 @@ _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-_PREPROCESSORS: Mapping[Modality, type[ImagePreprocessor | VideoPreprocessor]] = {
+_PREPROCESSORS: Mapping[
+    Modality, type[ImagePreprocessor | VideoPreprocessor | AudioPreprocessor]
+] = {
     Modality.IMAGE: ImagePreprocessor,
     Modality.VIDEO: VideoPreprocessor,
+    Modality.AUDIO: AudioPreprocessor,
 }
 
 
@@ -72,7 +76,7 @@ class EncoderCheckpoint:
             OSError: A file is missing.
             UnsupportedModelError: The family is not served, or a configuration is incomplete.
         """
-        config = _read_config(path)
+        config = served_part(_read_config(path))
         family = family_of(config)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -91,6 +91,7 @@ class DecodeSettings(SettingsGroup):
     max_video_duration_s: float = Field(
         3600.0, gt=0, description="Longest that a video may run, in seconds."
     )
+    max_audio_duration_s: int = Field(600, ge=1, description="Most seconds of a sound clip.")
 
 
 class AdmissionSettings(SettingsGroup):
@@ -119,6 +120,7 @@ class EncoderSettings(ServiceSettings):
     env_aliases: ClassVar = {
         "VLLM_AUDIO_FETCH_TIMEOUT": "audio_fetch_timeout_s",
         "VLLM_IMAGE_FETCH_TIMEOUT": "image_fetch_timeout_s",
+        "VLLM_MAX_AUDIO_DECODE_DURATION_S": "max_audio_duration_s",
         "VLLM_MAX_IMAGE_PIXELS": "max_image_pixels",
         "VLLM_VIDEO_FETCH_TIMEOUT": "video_fetch_timeout_s",
     }

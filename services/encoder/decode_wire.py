@@ -43,6 +43,10 @@ class Operation(enum.IntEnum):
     """Read the container of a video."""
     DECODE_VIDEO = 4
     """Decode the sampled frames of a video."""
+    PROBE_AUDIO = 5
+    """Read the header of a sound file."""
+    DECODE_AUDIO = 6
+    """Decode a sound file to one channel of float32 samples."""
 
     @property
     def is_probe(self) -> bool:

@@ -7,6 +7,7 @@ niced and with one thread, and the kernel bounds its memory and its CPU seconds 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import math
 import mmap
@@ -34,6 +35,8 @@ _DECODERS = {
     Operation.DECODE_IMAGE: "chiasm.encoder.decode_image",
     Operation.PROBE_VIDEO: "chiasm.encoder.decode_video",
     Operation.DECODE_VIDEO: "chiasm.encoder.decode_video",
+    Operation.PROBE_AUDIO: "chiasm.encoder.decode_audio",
+    Operation.DECODE_AUDIO: "chiasm.encoder.decode_audio",
 }
 
 
@@ -99,5 +102,7 @@ def _answer(request: DecodeRequest, fds: Sequence[int]) -> DecodeReply:
     except MemoryError:
         return DecodeReply(Status.OUT_OF_MEMORY)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return DecodeReply(Status.OUT_OF_MEMORY)
         # Decoders raise anything, SyntaxError included.
         return DecodeReply.failure(Status.INVALID, str(error))

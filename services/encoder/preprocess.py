@@ -27,6 +27,7 @@ class MediaLimits:
         max_video_pixels: Most pixels of these together.
         max_source_frames: Most frames that a video may hold.
         max_video_duration_s: Longest that a video may run, in seconds.
+        max_audio_duration_s: Most seconds of a sound clip.
     """
 
     max_image_pixels: int = 33_000_000
@@ -34,6 +35,7 @@ class MediaLimits:
     max_video_pixels: int = 256_000_000
     max_source_frames: int = 250_000
     max_video_duration_s: float = 3600.0
+    max_audio_duration_s: int = 600
 
 
 @dataclass(frozen=True, slots=True)

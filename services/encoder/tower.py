@@ -8,9 +8,10 @@ import torch
 
 from chiasm.common.half_load import load_half
 from chiasm.common.media import DataType, Modality
+from chiasm.encoder.families import qwen2_5_omni, qwen2_audio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import transformers
@@ -26,6 +27,10 @@ _FEATURES_CALLS = {
     Modality.IMAGE: "get_image_features",
     Modality.VIDEO: "get_video_features",
     Modality.AUDIO: "get_audio_features",
+}
+_OWN_FEATURES_CALLS: Mapping[tuple[str, Modality], Callable[..., list[torch.Tensor]]] = {
+    ("qwen2_audio", Modality.AUDIO): qwen2_audio.get_audio_features,
+    ("qwen2_5_omni_thinker", Modality.AUDIO): qwen2_5_omni.get_audio_features,
 }
 
 
@@ -104,14 +109,25 @@ class Tower:
         for name, value in arguments.items():
             if value.is_floating_point():
                 arguments[name] = value.to(self._model.dtype)
-        output = getattr(self._model, _FEATURES_CALLS[items[0].modality])(**arguments)
-        embeddings = [rows.reshape(-1, rows.shape[-1]) for rows in output.pooler_output]
+        features = self._compute_features(items[0].modality, arguments)
+        embeddings = [rows.reshape(-1, rows.shape[-1]) for rows in features]
         for item, rows in zip(items, embeddings, strict=True):
             if rows.shape != (item.num_rows, self.hidden_size):
                 raise RowCountError(
                     f"planned [{item.num_rows}, {self.hidden_size}], got {list(rows.shape)}"
                 )
         return [rows.to("cpu").contiguous() for rows in embeddings]
+
+    def _compute_features(
+        self, modality: Modality, arguments: Mapping[str, torch.Tensor]
+    ) -> Sequence[torch.Tensor]:
+        """Call the family's own function if there is one, else the method of the model."""
+        own_call = _OWN_FEATURES_CALLS.get((self._model.config.model_type, modality))
+        if own_call is not None:
+            return own_call(self._model, **arguments)
+        output = getattr(self._model, _FEATURES_CALLS[modality])(**arguments)
+        features: Sequence[torch.Tensor] = output.pooler_output
+        return features
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -76,6 +76,16 @@ _ONEVISION_TEMPLATE = (
     "{% else %}{{ content['text'] + ' ' }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+WINDOWED_VISION_CONFIG: dict[str, object] = {
+    "depth": 2,
+    "hidden_size": 32,
+    "out_hidden_size": 64,
+    "num_heads": 4,
+    "intermediate_size": 64,
+    "fullatt_block_indexes": [1],
+    "window_size": 56,
+    "initializer_range": 0.3,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,22 +142,12 @@ def make_qwen2_vl(path: Path, seed: int = 0, tower: TowerSizes | None = None) ->
 
 def make_qwen2_5_vl(path: Path, seed: int = 0) -> Path:
     """Write a tiny Qwen2.5-VL checkpoint to ``path`` and return it; its tower uses windows."""
-    vision_config: dict[str, object] = {
-        "depth": 2,
-        "hidden_size": 32,
-        "out_hidden_size": 64,
-        "num_heads": 4,
-        "intermediate_size": 64,
-        "fullatt_block_indexes": [1],
-        "window_size": 56,
-        "initializer_range": 0.3,
-    }
-    return _write_qwen(path, "Qwen2_5_VL", vision_config, seed)
+    return _write_qwen(path, "Qwen2_5_VL", WINDOWED_VISION_CONFIG, seed)
 
 
 def make_llava(path: Path, seed: int = 0) -> Path:
     """Write a tiny LLaVA-1.5 checkpoint to ``path`` and return it; 16 tokens per image."""
-    tokenizer = _make_tokenizer(_LLAVA_TOKENS, "</s>", _LLAVA_TEMPLATE)
+    tokenizer = make_tokenizer(_LLAVA_TOKENS, "</s>", _LLAVA_TEMPLATE)
     config = transformers.LlavaConfig(
         vision_config={
             "model_type": "clip_vision_model",
@@ -160,8 +160,8 @@ def make_llava(path: Path, seed: int = 0) -> Path:
             "projection_dim": 32,
             "initializer_range": 0.3,
         },
-        text_config={"model_type": "llama", **_text_config(tokenizer)},
-        image_token_index=_token_id(tokenizer, "<image>"),
+        text_config={"model_type": "llama", **small_text_config(tokenizer)},
+        image_token_index=token_id(tokenizer, "<image>"),
         image_seq_length=16,
     )
     processor = transformers.LlavaProcessor(  # type: ignore[no-untyped-call]  # transformers' own
@@ -174,12 +174,14 @@ def make_llava(path: Path, seed: int = 0) -> Path:
         num_additional_image_tokens=1,
         chat_template=_LLAVA_TEMPLATE,
     )
-    return _save(path, transformers.LlavaForConditionalGeneration, config, processor, seed)
+    return save_checkpoint(
+        path, transformers.LlavaForConditionalGeneration, config, processor, seed
+    )
 
 
 def make_llava_onevision(path: Path, seed: int = 0) -> Path:
     """Write a tiny LLaVA-OneVision checkpoint to ``path`` and return it; tiles of 16 tokens."""
-    tokenizer = _make_tokenizer(_ONEVISION_TOKENS, "</s>", _ONEVISION_TEMPLATE)
+    tokenizer = make_tokenizer(_ONEVISION_TOKENS, "</s>", _ONEVISION_TEMPLATE)
     # Low enough that the features of some pictures are interpolated.
     aspect_ratio = "anyres_max_2"
     config = transformers.LlavaOnevisionConfig(
@@ -193,9 +195,9 @@ def make_llava_onevision(path: Path, seed: int = 0) -> Path:
             "patch_size": 14,
             "vision_use_head": False,
         },
-        text_config={"model_type": "qwen2", **_text_config(tokenizer)},
-        image_token_index=_token_id(tokenizer, "<image>"),
-        video_token_index=_token_id(tokenizer, "<video>"),
+        text_config={"model_type": "qwen2", **small_text_config(tokenizer)},
+        image_token_index=token_id(tokenizer, "<image>"),
+        video_token_index=token_id(tokenizer, "<video>"),
         image_grid_pinpoints=_ONEVISION_RESOLUTIONS,
         vision_aspect_ratio=aspect_ratio,
     )
@@ -212,7 +214,7 @@ def make_llava_onevision(path: Path, seed: int = 0) -> Path:
         chat_template=_ONEVISION_TEMPLATE,
     )
     model_class = transformers.LlavaOnevisionForConditionalGeneration
-    return _save(path, model_class, config, processor, seed)
+    return save_checkpoint(path, model_class, config, processor, seed)
 
 
 def load_whole(path: Path) -> tuple[Any, Any]:
@@ -240,19 +242,19 @@ def _write_qwen(
     max_pixels: int = QWEN_PIXEL_BOUNDS["longest_edge"],
     text_config: dict[str, object] | None = None,
 ) -> Path:
-    tokenizer = _make_tokenizer(_QWEN_TOKENS, "<|im_end|>", _QWEN_TEMPLATE)
+    tokenizer = make_tokenizer(_QWEN_TOKENS, "<|im_end|>", _QWEN_TEMPLATE)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     config = getattr(transformers, f"{family}Config")(
         text_config={
-            **_text_config(tokenizer),
+            **small_text_config(tokenizer),
             "rope_parameters": rope,
             **(text_config or {}),
         },
         vision_config=vision_config,
-        image_token_id=_token_id(tokenizer, "<|image_pad|>"),
-        video_token_id=_token_id(tokenizer, "<|video_pad|>"),
-        vision_start_token_id=_token_id(tokenizer, "<|vision_start|>"),
-        vision_end_token_id=_token_id(tokenizer, "<|vision_end|>"),
+        image_token_id=token_id(tokenizer, "<|image_pad|>"),
+        video_token_id=token_id(tokenizer, "<|video_pad|>"),
+        vision_start_token_id=token_id(tokenizer, "<|vision_start|>"),
+        vision_end_token_id=token_id(tokenizer, "<|vision_end|>"),
     )
     processor = getattr(transformers, f"{family}Processor")(
         image_processor=transformers.Qwen2VLImageProcessor(
@@ -263,16 +265,18 @@ def _write_qwen(
         chat_template=_QWEN_TEMPLATE,
     )
     model_class = getattr(transformers, f"{family}ForConditionalGeneration")
-    return _save(path, model_class, config, processor, seed)
+    return save_checkpoint(path, model_class, config, processor, seed)
 
 
-def _token_id(tokenizer: transformers.PreTrainedTokenizerFast, token: str) -> int:
+def token_id(tokenizer: transformers.PreTrainedTokenizerFast, token: str) -> int:
+    """Return the id of a token."""
     token_id = tokenizer.convert_tokens_to_ids(token)
     assert isinstance(token_id, int)
     return token_id
 
 
-def _text_config(tokenizer: transformers.PreTrainedTokenizerFast) -> dict[str, object]:
+def small_text_config(tokenizer: transformers.PreTrainedTokenizerFast) -> dict[str, object]:
+    """Return the configuration of a tiny text model."""
     return {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 64,
@@ -289,9 +293,13 @@ def _text_config(tokenizer: transformers.PreTrainedTokenizerFast) -> dict[str, o
     }
 
 
-def _make_tokenizer(
-    special_tokens: tuple[str, ...], eos_token: str, chat_template: str
+def make_tokenizer(
+    special_tokens: tuple[str, ...],
+    eos_token: str,
+    chat_template: str,
+    named_tokens: dict[str, str] | None = None,
 ) -> transformers.PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer; ``named_tokens`` become attributes of it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -310,18 +318,20 @@ def _make_tokenizer(
         additional_special_tokens=[
             token for token in special_tokens if token not in (eos_token, pad_token)
         ],
+        extra_special_tokens=named_tokens or {},
         chat_template=chat_template,
         clean_up_tokenization_spaces=False,
     )
 
 
-def _save(
+def save_checkpoint(
     path: Path,
     model_class: type[transformers.PreTrainedModel],
     config: transformers.PreTrainedConfig,
     processor: transformers.ProcessorMixin,
     seed: int,
 ) -> Path:
+    """Write a model with random weights and its processor to ``path`` and return it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)

@@ -1,6 +1,8 @@
 """Torch-free records of what differs between model families, for encoder and generator alike."""
 
 from chiasm.common.families.family import (
+    AudioPlan,
+    AudioPlanner,
     Family,
     ImagePlanner,
     PositionScheme,
@@ -8,10 +10,12 @@ from chiasm.common.families.family import (
     VideoPlanner,
     VisualPlan,
 )
-from chiasm.common.families.lookup import family_of
+from chiasm.common.families.lookup import family_of, served_part
 from chiasm.common.families.reading import UnsupportedModelError
 
 __all__ = [
+    "AudioPlan",
+    "AudioPlanner",
     "Family",
     "ImagePlanner",
     "PositionScheme",
@@ -20,4 +24,5 @@ __all__ = [
     "VideoPlanner",
     "VisualPlan",
     "family_of",
+    "served_part",
 ]

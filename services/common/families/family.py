@@ -31,6 +31,8 @@ class PositionScheme(enum.Enum):
     """One number per token, counting up."""
     MROPE = "mrope"
     """Three numbers per token: time, row and column of the merged patch grid."""
+    TMROPE = "tmrope"
+    """The same, and what follows a video goes on behind its last time too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,48 @@ class VideoPlanner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class AudioPlan:
+    """What an audio clip becomes, known before it is decoded.
+
+    Attributes:
+        layout: Expansion of the item's placeholder.
+        num_frames: Frames of features that hold its sound.
+        num_positions: Positions that the tower computes, padding included; what the clip costs.
+    """
+
+    layout: MediaLayout
+    num_frames: int
+    num_positions: int
+
+
+class AudioPlanner(Protocol):
+    """Plans audio clips of one checkpoint from their length."""
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples a second that the tower hears, in hertz."""
+        ...
+
+    @property
+    def packs_frames(self) -> bool:
+        """Whether clips are batched by their frames, one clip behind the other; else padded."""
+        ...
+
+    def plan(self, num_samples: int) -> AudioPlan:
+        """Return the plan of a clip of ``num_samples`` samples at ``sampling_rate``.
+
+        Raises:
+            InvalidRequestError: The clip is too short to become a token.
+            TooLargeError: The tower would not hear all of it.
+        """
+        ...
+
+    def padded_length(self, num_samples: int) -> int:
+        """Return the samples to which the feature extractor pads a clip with silence."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """Facts about one kind of checkpoint.
 
@@ -111,6 +155,8 @@ class Family:
             attributes (``to_dict()``, so that defaults are filled in); ``None`` for families that
             take no pictures.
         make_video_planner: The same for videos, from the video processor's attributes.
+        make_audio_planner: The same from ``config.json`` and the feature extractor's attributes;
+            ``None`` for families that hear nothing.
         read_positions_per_s: Returns how many time positions a second of video takes, from
             ``config.json``; ``None`` where every temporal patch takes one.
     """
@@ -124,14 +170,18 @@ class Family:
     make_video_planner: (
         Callable[[Mapping[str, object], Mapping[str, object]], VideoPlanner] | None
     ) = None
+    make_audio_planner: (
+        Callable[[Mapping[str, object], Mapping[str, object]], AudioPlanner] | None
+    ) = None
     read_positions_per_s: Callable[[Mapping[str, object]], float | None] = lambda config: None
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """Kinds of media that can be encoded."""
-        makers = {
+        makers: Mapping[Modality, object | None] = {
             Modality.IMAGE: self.make_image_planner,
             Modality.VIDEO: self.make_video_planner,
+            Modality.AUDIO: self.make_audio_planner,
         }
         return tuple(modality for modality, maker in makers.items() if maker is not None)
 

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
 from chiasm.common.families.llava import LLAVA
 from chiasm.common.families.llava_onevision import LLAVA_ONEVISION
+from chiasm.common.families.qwen2_5_omni import QWEN2_5_OMNI
+from chiasm.common.families.qwen2_audio import QWEN2_AUDIO
 from chiasm.common.families.qwen_vl import QWEN_VL
 from chiasm.common.families.reading import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from chiasm.common.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (QWEN_VL, LLAVA, LLAVA_ONEVISION)
+FAMILIES: tuple[Family, ...] = (
+    QWEN_VL,
+    LLAVA,
+    LLAVA_ONEVISION,
+    QWEN2_AUDIO,
+    QWEN2_5_OMNI,
+)
+
+# Checkpoints of several models, and the section of the one that is served.
+_SERVED_SECTIONS = {"qwen2_5_omni": "thinker_config"}
+
+
+def served_part(config: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the part of a ``config.json`` that describes the model that is served.
+
+    That is all of it, but for checkpoints that hold several models.
+    """
+    part = config.get(_SERVED_SECTIONS.get(str(config.get("model_type")), ""))
+    return cast("Mapping[str, object]", part) if isinstance(part, Mapping) else config
 
 
 def family_of(config: Mapping[str, object]) -> Family:

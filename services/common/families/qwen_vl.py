@@ -87,8 +87,11 @@ class AreaBounds:
         """Return the bounds under the processor's names; ``None`` without wishes."""
         if options.min_pixels is None and options.max_pixels is None:
             return None
-        bounds = self.clamp(options)
-        return {"shortest_edge": bounds.min_pixels, "longest_edge": bounds.max_pixels}
+        return self.clamp(options).as_size()
+
+    def as_size(self) -> Mapping[str, int]:
+        """Return the bounds under the processor's names."""
+        return {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
 
     def resize(self, height: int, width: int) -> tuple[int, int]:
         """Return the ``(height, width)`` to which a picture is resized."""
@@ -138,12 +141,15 @@ class GridVideoPlanner:
         bounds: How frames are resized.
         frames_per_patch: Frames of one temporal patch; the last frame is repeated to fill one.
         max_total_pixels: Area of all resized frames over which frames are made smaller; 0: none.
+        tells_bounds: Whether the processor is told the bounds also where the client has no wish,
+            because its own are others.
     """
 
     token_id: int
     bounds: AreaBounds
     frames_per_patch: int
     max_total_pixels: int
+    tells_bounds: bool = False
 
     def plan(self, video: SampledVideo, options: ProcessingOptions) -> VisualPlan:
         """Return the grid of a video; see ``VideoPlanner.plan``."""
@@ -158,7 +164,9 @@ class GridVideoPlanner:
         return VisualPlan(replace(layout, timestamps_s=times), num_pixels)
 
     def processor_size(self, options: ProcessingOptions) -> Mapping[str, int] | None:
-        """Return the area bounds under the processor's names; ``None`` without wishes."""
+        """Return the bounds under the processor's names; ``None`` if its own hold."""
+        if self.tells_bounds:
+            return self.bounds.clamp(options).as_size()
         return self.bounds.processor_size(options)
 
     def _share(self, bounds: AreaBounds, num_frames: int) -> AreaBounds:

@@ -3,8 +3,9 @@
 Text counts up. A media item under M-RoPE is a box of merged patches: its tokens are numbered by
 time, row and column from the position that the item starts at, and the text behind it goes on
 after the longer side of the box. The time of a video's patches counts up, or follows the clock.
+Under TMRoPE the text behind a video also goes on after its last time. Sound counts up as text does.
 
-Source: M-RoPE, Wang et al. 2024, "Qwen2-VL", section 2.1.
+Source: M-RoPE, Wang et al. 2024, "Qwen2-VL", section 2.1; TMRoPE, Xu et al. 2025, "Qwen2.5-Omni".
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from chiasm.common.errors import InvalidRequestError
 from chiasm.common.families import PositionScheme
+from chiasm.common.media import Modality
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,11 +87,15 @@ def compute_positions(
     pieces: list[np.ndarray] = []
     index = position = 0
     for number, span in enumerate(spans):
+        if span.ref.modality is Modality.AUDIO:
+            continue  # sound counts up as text does
         pieces.append(_count_up(position, span.offset - index))
         position += span.offset - index
         per_patch = _positions_per_patch(span.layout, positions_per_s)
         param = f"spans[{number}].layout"
         box, position = _number_layout(span.layout, position, per_patch, param)
+        if scheme is PositionScheme.TMROPE:
+            position = max(position, int(box.max()) + 1)
         pieces.append(box)
         index = span.end
     pieces.append(_count_up(position, num_tokens - index))

@@ -10,6 +10,7 @@ import torch
 
 from chiasm.common.half_load import CheckpointError, load_half
 from tests.fakes.checkpoints import make_llava, make_qwen2_5_vl, make_qwen2_vl
+from tests.fakes.sound_checkpoints import make_qwen2_5_omni, make_qwen2_audio, nest_thinker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
 
     import transformers
 
-MAKERS = {"qwen2_vl": make_qwen2_vl, "qwen2_5_vl": make_qwen2_5_vl, "llava": make_llava}
+MAKERS = {
+    "qwen2_vl": make_qwen2_vl,
+    "qwen2_5_vl": make_qwen2_5_vl,
+    "llava": make_llava,
+    "qwen2_audio": make_qwen2_audio,
+    "qwen2_5_omni": make_qwen2_5_omni,
+}
 
 
 @pytest.fixture(scope="module", params=MAKERS)
@@ -34,7 +41,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _load_whole(path: Path) -> transformers.PreTrainedModel:
     import transformers
 
-    model = transformers.AutoModelForImageTextToText.from_pretrained(path)
+    model = transformers.AutoModelForMultimodalLM.from_pretrained(path)
     assert isinstance(model, transformers.PreTrainedModel)
     return model
 
@@ -68,6 +75,22 @@ def test_encoder_half_has_no_language_model(checkpoint: Path) -> None:
 
     assert names
     assert not any("language_model" in name or "lm_head" in name for name in names)
+
+
+def test_the_thinker_is_found_in_a_checkpoint_with_a_talker(tmp_path: Path) -> None:
+    expected = {
+        name: parameter
+        for side in ("encoder", "generator")
+        for name, parameter in load_half(make_qwen2_5_omni(tmp_path), side).named_parameters()
+    }
+
+    nested = nest_thinker(tmp_path)
+
+    for side in ("encoder", "generator"):
+        half = load_half(nested, side)
+        assert half.config.model_type == "qwen2_5_omni_thinker"
+        assert all(torch.equal(p, expected.pop(name)) for name, p in half.named_parameters())
+    assert not expected
 
 
 def test_calling_a_child_of_the_other_half_fails(qwen: Path) -> None:

@@ -1,0 +1,117 @@
+"""A small file that holds much sound makes a decode process take what its result takes, no more."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from chiasm.common.errors import InvalidRequestError
+from chiasm.common.families.resampling import resampled_length
+from chiasm.common.media import Modality
+from chiasm.encoder.decode_pool import DecodeLimits, DecodePool
+from chiasm.encoder.memory_file import MemoryFile
+from chiasm.encoder.wire_audio import SAMPLE_BYTES, AudioBounds, AudioHeader, AudioTask
+from tests.fakes import sounds
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+
+MIB = 1 << 20
+RATE = 16000
+MINUTES = 10
+BOUNDS = AudioBounds(
+    max_samples=64 * MIB, max_duration_s=600, max_channels=8, min_rate=1000, max_rate=192_000
+)
+MEMORY_BYTES = 256 * MIB
+# One block of each channel as numbers, mixed down and resampled, and what the codec keeps.
+MAX_WORKING_BYTES = 12 * MIB
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def tight_decoder() -> AsyncIterator[DecodePool]:
+    """Yield one worker that may take little."""
+    pool = DecodePool(1, DecodeLimits(MEMORY_BYTES, cpu_limit_s=20, timeout_s=50.0, niceness=0))
+    pool.start()
+    yield pool
+    pool.stop()
+
+
+async def read_header(decoder: DecodePool, data: bytes) -> AudioHeader:
+    body = await decoder.probe(Modality.AUDIO, MemoryFile.of_bytes(data), AudioTask(BOUNDS).pack())
+    return AudioHeader.unpack(body)
+
+
+async def load(decoder: DecodePool, data: bytes) -> np.ndarray:
+    header = await read_header(decoder, data)
+    num_samples = resampled_length(header.num_frames, header.rate, RATE)
+    media = await decoder.decode(
+        Modality.AUDIO,
+        MemoryFile.of_bytes(data),
+        AudioTask(BOUNDS, header, RATE).pack(),
+        num_samples * SAMPLE_BYTES,
+    )
+    return np.frombuffer(media, np.float32)
+
+
+def peak_bytes(decoder: DecodePool) -> int:
+    """Return the most resident memory that the only worker ever had."""
+    (process,) = decoder._processes
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) << 10
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("FLAC", "PCM_16"), ("OGG", "OPUS")])
+async def test_the_header_of_a_bomb_is_read_without_decoding_it(
+    tight_decoder: DecodePool, kind: str, subtype: str
+) -> None:
+    bomb = sounds.silence(60 * MINUTES, 2, 48_000, kind, subtype)
+    assert len(bomb) < 200_000
+
+    header = await read_header(tight_decoder, bomb)
+
+    assert header == AudioHeader(60 * MINUTES * 48_000, 48_000, 2)
+
+
+async def test_a_bomb_is_decoded_in_the_memory_of_its_result() -> None:
+    bomb = sounds.silence(60 * MINUTES, 2, 48_000, "FLAC", "PCM_16")
+    pool = DecodePool(1, DecodeLimits(512 * MIB, cpu_limit_s=20, timeout_s=50.0, niceness=0))
+    pool.start()
+    try:
+        await load(pool, sounds.silence(1, 2, 48_000, "FLAC", "PCM_16"))
+        before = peak_bytes(pool)
+
+        samples = await load(pool, bomb)
+
+        # 230 MB as its file's samples are read, 38 MB as the model hears it.
+        assert len(samples) == 60 * MINUTES * RATE
+        assert peak_bytes(pool) - before < samples.nbytes + MAX_WORKING_BYTES
+    finally:
+        pool.stop()
+
+
+async def test_a_clip_over_the_memory_of_the_worker_is_refused_and_the_worker_goes_on(
+    tight_decoder: DecodePool,
+) -> None:
+    bomb = sounds.silence(60 * MINUTES, 1, 8_000, "FLAC", "PCM_16")
+    small = sounds.silence(1, 1, 8_000, "FLAC", "PCM_16")
+    assert len(await load(tight_decoder, small)) == RATE
+    (process,) = tight_decoder._processes
+
+    with pytest.raises(InvalidRequestError) as caught:
+        await load(tight_decoder, bomb)
+
+    assert caught.value.message == (
+        "Failed to load audio: the file needs too much memory to decode"
+    )
+    assert peak_bytes(tight_decoder) < MEMORY_BYTES
+    assert len(await load(tight_decoder, small)) == RATE
+    assert tight_decoder._processes == {process}
