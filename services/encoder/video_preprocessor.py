@@ -234,7 +234,8 @@ class VideoPreprocessor:
             raise invalid_media(
                 Modality.VIDEO, f"{header.num_frames} frames cannot be sampled like this."
             ) from error
-        return tuple(int(index) for index in indices)
+        # By rounding, some processors name one frame behind the last.
+        return tuple(int(index) for index in indices if index < header.num_frames)
 
 
 def _all_frames(header: VideoHeader) -> int:

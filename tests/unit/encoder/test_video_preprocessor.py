@@ -146,6 +146,14 @@ def test_without_wishes_32_frames_are_taken_of_a_long_video(path: Path) -> None:
     assert indices_of(plan(path, replace(header, num_frames=31))) == list(range(31))
 
 
+def test_no_frame_behind_the_last_is_chosen(path: Path) -> None:
+    for total in range(100, 200):
+        indices = indices_of(plan(path, VideoHeader(40, 30, total, RATE, 9.0), num_frames=98))
+
+        assert len(indices) == 98
+        assert max(indices) < total
+
+
 @pytest.mark.parametrize("num_frames", [1, 2, 3])
 @pytest.mark.parametrize("options", [{}, {"fps": 0.01}, {"fps": 900.0}, {"num_frames": 99}])
 def test_the_shortest_videos_have_a_plan(
