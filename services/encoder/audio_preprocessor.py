@@ -154,7 +154,7 @@ class AudioPreprocessor:
         assert isinstance(mask, torch.Tensor), "tensors were asked for"
         tensors = {"input_features": values, "feature_attention_mask": mask}
         if self._planner.packs_frames:
-            num_frames = self._planner.plan(len(samples)).num_frames
+            (num_frames,) = item.layout.audio_lengths
             frames = values[0, :, :num_frames].T.contiguous()
             tensors = {"input_features": frames, "feature_lens": torch.tensor([num_frames])}
         return TowerInputs(

@@ -184,8 +184,14 @@ def _open_file(source: mmap.mmap) -> Iterator[_Sound]:
                 yield _Sound(file.samplerate, file.channels, num_frames, _read_blocks(file))
                 return
         demuxer = "flac"  # which libsndfile cannot read without a length
-    options = _CONTAINER_OPTIONS
-    with av.open(io.BytesIO(source), "r", format=demuxer, options=options) as container:
+    with av.open(
+        io.BytesIO(source),
+        "r",
+        format=demuxer,
+        options=_CONTAINER_OPTIONS,
+        # Titles in other encodings than UTF-8 are no fault of the sound.
+        metadata_errors="ignore",
+    ) as container:
         yield _open_stream(container)
 
 

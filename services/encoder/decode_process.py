@@ -69,7 +69,8 @@ class DecodeProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                env={},
+                # NOTE: numpy's OpenBLAS takes address space for every core of a large host.
+                env={"OPENBLAS_NUM_THREADS": "1"},
             )
 
     @property

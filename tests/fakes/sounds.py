@@ -40,11 +40,20 @@ def silence(seconds: int, num_channels: int, rate: int, kind: str, subtype: str)
     return buffer.getvalue()
 
 
-def mux(sound: np.ndarray, rate: int, container: str, codec: str, *, video: bool = False) -> bytes:
+def mux(
+    sound: np.ndarray,
+    rate: int,
+    container: str,
+    codec: str,
+    *,
+    video: bool = False,
+    title: str = "",
+) -> bytes:
     """Return a file of FFmpeg's muxer ``container``; ``sound`` is [frames, channels], float32."""
     buffer = io.BytesIO()
     layout = _LAYOUTS[sound.shape[1]]
     with av.open(buffer, "w", format=container) as output:
+        output.metadata.update({"title": title} if title else {})
         # All streams before the first packet, which writes the header.
         stream = output.add_stream(codec, rate=rate, layout=layout)
         assert isinstance(stream, av.AudioStream)

@@ -29,6 +29,7 @@ MINUTES = 10
 BOUNDS = AudioBounds(
     max_samples=64 * MIB, max_duration_s=600, max_channels=8, min_rate=1000, max_rate=192_000
 )
+# Room for its libraries and a short clip, not for ten minutes at a high rate.
 MEMORY_BYTES = 256 * MIB
 # One block of each channel as numbers, mixed down and resampled, and what the codec keeps.
 MAX_WORKING_BYTES = 12 * MIB
@@ -48,25 +49,30 @@ async def read_header(decoder: DecodePool, data: bytes) -> AudioHeader:
     return AudioHeader.unpack(body)
 
 
-async def load(decoder: DecodePool, data: bytes) -> np.ndarray:
+async def load(decoder: DecodePool, data: bytes, rate: int = RATE) -> np.ndarray:
     header = await read_header(decoder, data)
-    num_samples = resampled_length(header.num_frames, header.rate, RATE)
+    num_samples = resampled_length(header.num_frames, header.rate, rate)
     media = await decoder.decode(
         Modality.AUDIO,
         MemoryFile.of_bytes(data),
-        AudioTask(BOUNDS, header, RATE).pack(),
+        AudioTask(BOUNDS, header, rate).pack(),
         num_samples * SAMPLE_BYTES,
     )
     return np.frombuffer(media, np.float32)
 
 
-def peak_bytes(decoder: DecodePool) -> int:
-    """Return the most resident memory that the only worker ever had."""
+def read_status(decoder: DecodePool, field: str) -> int:
+    """Return what the kernel tells of the only worker, sizes in KiB."""
     (process,) = decoder._processes
     status = Path(f"/proc/{process.pid}/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    found = re.search(rf"{field}:\s+(\d+)", status)
     assert found is not None
-    return int(found[1]) << 10
+    return int(found[1])
+
+
+def peak_bytes(decoder: DecodePool) -> int:
+    """Return the most resident memory that the only worker ever had."""
+    return read_status(decoder, "VmHWM") << 10
 
 
 @pytest.mark.parametrize(("kind", "subtype"), [("FLAC", "PCM_16"), ("OGG", "OPUS")])
@@ -79,6 +85,17 @@ async def test_the_header_of_a_bomb_is_read_without_decoding_it(
     header = await read_header(tight_decoder, bomb)
 
     assert header == AudioHeader(60 * MINUTES * 48_000, 48_000, 2)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "M4A"])
+async def test_a_worker_has_one_thread(tight_decoder: DecodePool, kind: str) -> None:
+    sound = sounds.tone(48_000, 1, 48_000)
+    is_m4a = kind == "M4A"
+    data = sounds.mux(sound, 48_000, "ipod", "aac") if is_m4a else sounds.write(sound, 48_000, kind)
+
+    await load(tight_decoder, data)
+
+    assert read_status(tight_decoder, "Threads") == 1
 
 
 async def test_a_bomb_is_decoded_in_the_memory_of_its_result() -> None:
@@ -107,7 +124,7 @@ async def test_a_clip_over_the_memory_of_the_worker_is_refused_and_the_worker_go
     (process,) = tight_decoder._processes
 
     with pytest.raises(InvalidRequestError) as caught:
-        await load(tight_decoder, bomb)
+        await load(tight_decoder, bomb, rate=48_000)
 
     assert caught.value.message == (
         "Failed to load audio: the file needs too much memory to decode"

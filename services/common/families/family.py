@@ -106,13 +106,11 @@ class AudioPlan:
     """What an audio clip becomes, known before it is decoded.
 
     Attributes:
-        layout: Expansion of the item's placeholder.
-        num_frames: Frames of features that hold its sound.
+        layout: Expansion of the item's placeholder, and the frames of features that hold its sound.
         num_positions: Positions that the tower computes, padding included; what the clip costs.
     """
 
     layout: MediaLayout
-    num_frames: int
     num_positions: int
 
 

@@ -77,10 +77,10 @@ class WindowPlanner:
             )
         layout = MediaLayout(
             runs=(TokenRun(self.token_id, num_tokens, is_embedding=True),),
-            audio_lengths=(num_samples,),
+            audio_lengths=(num_frames,),
         )
         num_computed = num_samples if self.packs_frames else self.window_samples
-        return AudioPlan(layout, num_frames, -(-num_computed // self.hop_length // 2))
+        return AudioPlan(layout, -(-num_computed // self.hop_length // 2))
 
     def padded_length(self, num_samples: int) -> int:
         """Return the samples to which a clip is padded; see ``AudioPlanner.padded_length``."""

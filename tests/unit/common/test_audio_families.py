@@ -77,7 +77,7 @@ def test_the_layout_equals_that_of_the_processor(
     inputs = processor(text=["<|AUDIO|>"], audio=[sound], sampling_rate=RATE)
     assert plan.layout.expand() == inputs["input_ids"][0]
     assert plan.layout.num_embedding_tokens == plan.layout.num_tokens
-    assert plan.layout.audio_lengths == (num_samples,)
+    assert plan.layout.audio_lengths == (-(-num_samples // 160),)
 
 
 @pytest.mark.parametrize("num_samples", [1, 160, 161, 320])
@@ -116,7 +116,7 @@ def test_towers_of_windows_pay_for_the_whole_window_and_others_for_the_sound(
 
     assert planner.packs_frames == (config["model_type"] == "qwen2_5_omni_thinker")
     assert costs == ([4, 188] if planner.packs_frames else [200, 200])
-    assert [plan.num_frames for plan in plans] == [7, 375]
+    assert [plan.layout.audio_lengths for plan in plans] == [(7,), (375,)]
     lengths = [planner.padded_length(n) for n in (1000, 60_000, 64_000)]
     assert lengths == ([1440, 60_480, 64_000] if planner.packs_frames else [64_000] * 3)
 

@@ -105,6 +105,15 @@ def test_the_sound_of_a_video_is_taken_and_its_frames_are_not_decoded() -> None:
     assert np.array_equal(load(with_frames), load(sounds.mux(sound, 48000, "mp4", "aac")))
 
 
+def test_a_title_in_another_encoding_is_no_fault_of_the_sound() -> None:
+    data = sounds.mux(sounds.tone(48_000), RATE, "ipod", "alac", title="Fruehling")
+    assert data.count(b"Fruehling") == 1
+
+    in_latin_1 = data.replace(b"Fruehling", "Fr\u00fchling!".encode("latin-1"))
+
+    assert np.array_equal(load(in_latin_1), load(data))
+
+
 def test_a_sound_at_the_rate_of_the_model_is_not_resampled() -> None:
     sound = sounds.tone(1234)
 
