@@ -38,7 +38,9 @@ class EmbeddingSource(Protocol):
 
 
 class EmbeddingLoader:
-    """Loads SPLICE rows once per process and keeps the last used ones in host memory.
+    """Loads rows once per process and keeps the last used ones in host memory.
+
+    A row is that of the SPLICE tensor and, behind it, those of the DEEPSTACK tensors by level.
 
     Requests that want the same embedding at once share one load. An embedding that a live sequence
     holds stays in memory whether or not it is still cached here.
@@ -71,18 +73,18 @@ class EmbeddingLoader:
 
         Args:
             tenant: Tenant that asks; embeddings of others are not seen.
-            ref: The embedding; one SPLICE tensor.
+            ref: The embedding; tensors of one shape.
 
         Returns:
-            [num_embedding_tokens, hidden_size], dtype of the model, on the host; ``None`` if the
-            store has it not or does not answer.
+            [num_embedding_tokens, num_tensors * hidden_size], dtype of the model, on the host;
+            ``None`` if the store has it not or does not answer.
 
         Raises:
             InvalidRequestError: The rows are not finite (reason ``INVALID_EMBEDDING``).
         """
         key = (tenant, ref.embedding_id)
         rows = self._cache.get(key)
-        if rows is not None and rows.shape == ref.tensors[0].shape:
+        if rows is not None and rows.shape == _row_shape(ref):
             self._cache.move_to_end(key)
             GENERATOR_EMBEDDING_LOADS.labels("host").inc()
             return rows
@@ -127,11 +129,18 @@ class EmbeddingLoader:
             self._cache_bytes -= oldest.nbytes
 
 
+def _row_shape(ref: EmbeddingRef) -> tuple[int, int]:
+    num_rows, width = ref.tensors[0].shape
+    return num_rows, len(ref.tensors) * width
+
+
 def _to_rows(embedding: Embedding, dtype: torch.dtype) -> torch.Tensor:
-    spec, buffer = embedding.ref.tensors[0], embedding.buffers[0]
-    # A copy of our own: torch takes no read-only buffers.
-    storage = torch.from_numpy(np.frombuffer(buffer, dtype=np.uint8).copy())
-    rows = storage.view(_TORCH_DTYPE[spec.dtype]).view(spec.shape).to(dtype)
+    tensors = []
+    for spec, buffer in zip(embedding.ref.tensors, embedding.buffers, strict=True):
+        # A copy of our own: torch takes no read-only buffers.
+        storage = torch.from_numpy(np.frombuffer(buffer, dtype=np.uint8).copy())
+        tensors.append(storage.view(_TORCH_DTYPE[spec.dtype]).view(spec.shape).to(dtype))
+    rows = tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
     if not bool(rows.isfinite().all()):
         raise InvalidRequestError(
             "An embedding has values that are not finite.", reason="INVALID_EMBEDDING"

@@ -54,18 +54,33 @@ class TransformersDecoder:
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Compute the tokens of ``batch``; see ``Decoder.forward``."""
         hidden = self._embed(batch.token_ids)
+        deepstack: dict[str, object] = {}
         if batch.embeddings is not None:
-            hidden[batch.embedding_rows] = batch.embeddings.to(hidden.dtype)
+            rows = batch.embeddings.to(hidden.dtype)
+            spliced, *levels = torch.chunk(rows, 1 + self._spec.num_deepstack_levels, dim=1)
+            hidden[batch.embedding_rows] = spliced
+            deepstack = self._deepstack_arguments(batch, levels)
         positions = batch.positions[:, None] if len(batch.positions) > 1 else batch.positions
         output = self._text_model(
             inputs_embeds=hidden[None],
             position_ids=positions,
             use_cache=False,
             paged=AttentionContext(batch, self._cache),
+            **deepstack,
         )
         last_hidden_state = output.last_hidden_state
         assert isinstance(last_hidden_state, torch.Tensor), "a decoder returns hidden states"
         return last_hidden_state[0]
+
+    def _deepstack_arguments(
+        self, batch: ForwardBatch, levels: Sequence[torch.Tensor]
+    ) -> dict[str, object]:
+        """Return the arguments by which a text model adds ``levels`` behind its first layers."""
+        if not levels:
+            return {}
+        is_visual = torch.zeros_like(batch.token_ids, dtype=torch.bool)
+        is_visual[batch.embedding_rows] = True
+        return {"visual_pos_masks": is_visual[None], "deepstack_visual_embeds": list(levels)}
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy blocks of the cache; see ``Decoder.copy_blocks``."""
