@@ -103,6 +103,7 @@ class EncoderCheckpoint:
             fingerprint=self.fingerprint,
             placeholder_ids=self.placeholder_ids,
             hidden_size=self.tower.hidden_size,
+            num_deepstack_levels=self.tower.num_deepstack_levels,
             data_type=self.tower.data_type,
             max_source_bytes=max_source_bytes,
             max_pixels=max_pixels,

@@ -187,6 +187,7 @@ class EncoderDescription:
     fingerprint: bytes
     placeholder_ids: Mapping[Modality, int]
     hidden_size: int
+    num_deepstack_levels: int
     data_type: DataType
     max_source_bytes: int
     max_pixels: int

@@ -109,7 +109,8 @@ class ItemEncoder:
         self._admission.observe(item.num_pixels, output.work_s)
         self._num_encoded_items += 1
         ENCODER_ENCODED_ITEMS.labels(ref.modality.value).inc()
-        embedding = Embedding(ref, [bytes_of(output.rows)])
+        parts = torch.chunk(output.rows, len(ref.tensors), dim=1)
+        embedding = Embedding(ref, [bytes_of(part.contiguous()) for part in parts])
         return await self.keep(tenant, embedding, item.layout, timings)
 
     async def keep(

@@ -254,12 +254,17 @@ class EncodePipeline:
     def _ref(
         self, command: EncodeCommand, embedding_id: bytes, item: PlannedItem | ReadyItem
     ) -> EmbeddingRef:
-        shape = (item.layout.num_embedding_tokens, self._description.hidden_size)
+        description = self._description
+        shape = (item.layout.num_embedding_tokens, description.hidden_size)
+        deepstack = [
+            TensorSpec(TensorRole.DEEPSTACK, description.data_type, shape, level)
+            for level in range(description.num_deepstack_levels)
+        ]
         return EmbeddingRef(
             embedding_id=embedding_id,
-            fingerprint=self._description.fingerprint,
+            fingerprint=description.fingerprint,
             modality=command.modality,
-            tensors=(TensorSpec(TensorRole.SPLICE, self._description.data_type, shape),),
+            tensors=(TensorSpec(TensorRole.SPLICE, description.data_type, shape), *deepstack),
         )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from chiasm.common.families import family_of
 from chiasm.common.half_load import load_half
 from chiasm.common.media import DataType, Modality
 from chiasm.encoder.families import qwen2_5_omni, qwen2_audio
@@ -45,6 +46,9 @@ class Tower:
         # The wrapper around this method loses its types.
         self._model = model.to(device)  # type: ignore[arg-type]
         self._device = device
+        config = self._model.config.to_dict()
+        self._num_deepstack_levels = family_of(config).count_deepstack_levels(config)
+        self._row_width = self.hidden_size * (1 + self._num_deepstack_levels)
 
     @classmethod
     def load(cls, model_path: Path, dtype: torch.dtype | None, device: torch.device) -> Tower:
@@ -76,6 +80,11 @@ class Tower:
         return int(self._model.config.get_text_config().hidden_size)
 
     @property
+    def num_deepstack_levels(self) -> int:
+        """Tensors of an embedding that are added behind layers of the language model."""
+        return self._num_deepstack_levels
+
+    @property
     def num_parameter_bytes(self) -> int:
         """Bytes of all parameters that this process holds."""
         return sum(p.numel() * p.element_size() for p in self._model.parameters())
@@ -97,7 +106,9 @@ class Tower:
             items: Preprocessed items that join; at least one.
 
         Returns:
-            One tensor per item. [num_rows, hidden_size], the tower's dtype, contiguous, on the CPU.
+            One tensor per item. [num_rows, row_width], the tower's dtype, contiguous, on the CPU.
+            ``row_width`` is the width of the language model, once for the spliced rows and once
+            for every deepstack level.
 
         Raises:
             RowCountError: An item has another number of rows than planned.
@@ -112,9 +123,9 @@ class Tower:
         features = self._compute_features(items[0].modality, arguments)
         embeddings = [rows.reshape(-1, rows.shape[-1]) for rows in features]
         for item, rows in zip(items, embeddings, strict=True):
-            if rows.shape != (item.num_rows, self.hidden_size):
+            if rows.shape != (item.num_rows, self._row_width):
                 raise RowCountError(
-                    f"planned [{item.num_rows}, {self.hidden_size}], got {list(rows.shape)}"
+                    f"planned [{item.num_rows}, {self._row_width}], got {list(rows.shape)}"
                 )
         return [rows.to("cpu").contiguous() for rows in embeddings]
 
@@ -127,7 +138,10 @@ class Tower:
             return own_call(self._model, **arguments)
         output = getattr(self._model, _FEATURES_CALLS[modality])(**arguments)
         features: Sequence[torch.Tensor] = output.pooler_output
-        return features
+        levels: Sequence[Sequence[torch.Tensor]] = getattr(output, "deepstack_features", None) or ()
+        if not levels:
+            return features
+        return [torch.cat(parts, dim=1) for parts in zip(features, *levels, strict=True)]
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

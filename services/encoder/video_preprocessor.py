@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from chiasm.common import torchvision_shim
 
@@ -18,7 +19,7 @@ from transformers.video_utils import VideoMetadata  # noqa: E402
 
 from chiasm.common.errors import InvalidRequestError, TooLargeError  # noqa: E402
 from chiasm.common.families import SampledVideo  # noqa: E402
-from chiasm.common.media import Modality  # noqa: E402
+from chiasm.common.media import Modality, TokenRun  # noqa: E402
 from chiasm.encoder.decode_pool import invalid_media  # noqa: E402
 from chiasm.encoder.frame_list import pack_frames  # noqa: E402
 from chiasm.encoder.image_preprocessor import ONE_PIXEL_PNG  # noqa: E402
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from chiasm.common.families import Family, VideoPlanner
-    from chiasm.common.media import ProcessingOptions
+    from chiasm.common.families import Family, VideoPlanner, VisualPlan
+    from chiasm.common.media import MediaLayout, ProcessingOptions
     from chiasm.encoder.decode_pool import DecodePool
     from chiasm.encoder.memory_file import MemoryFile
     from chiasm.encoder.preprocess import MediaLimits
@@ -66,8 +67,14 @@ class VideoPreprocessor:
     """
 
     def __init__(
-        self, processor: VideoProcessor, planner: VideoPlanner, limits: MediaLimits
+        self,
+        processor: VideoProcessor,
+        planner: VideoPlanner,
+        limits: MediaLimits,
+        tokenizer: Tokenizer | None,
     ) -> None:
+        """Take the parts; ``tokenizer`` is needed if the planner writes text between frames."""
+        self._tokenizer = tokenizer
         self._processor = processor
         self._planner = planner
         self._limits = limits
@@ -97,7 +104,9 @@ class VideoPreprocessor:
         )
         assert family.make_video_planner is not None, "the family takes videos"
         planner = family.make_video_planner(config, plain(processor.to_dict()))
-        return cls(processor, planner, limits)
+        file = model_path / "tokenizer.json"
+        tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
+        return cls(processor, planner, limits, tokenizer)
 
     @property
     def sample(self) -> bytes:
@@ -141,7 +150,8 @@ class VideoPreprocessor:
             options = replace(options, fps=None)
         indices = self._sample(header, options)
         fps = len(indices) / header.num_frames * header.fps
-        sampled = SampledVideo(len(indices), header.height, header.width, fps)
+        times = tuple(index / header.fps for index in indices)
+        sampled = SampledVideo(len(indices), header.height, header.width, fps, times)
         plan = self._planner.plan(sampled, options)
         shape = (len(indices), header.height, header.width, NUM_CHANNELS)
         task = replace(
@@ -151,7 +161,7 @@ class VideoPreprocessor:
             modality=Modality.VIDEO,
             source=source,
             options=options,
-            layout=plan.layout,
+            layout=self._write_texts(plan),
             num_pixels=max(math.prod(shape[:3]), plan.num_pixels),
             num_tower_pixels=plan.num_pixels,
             decoding=Decoding(task.pack(), shape),
@@ -180,6 +190,20 @@ class VideoPreprocessor:
         return TowerInputs(
             item.modality, tensors, item.num_tower_pixels, item.layout.num_embedding_tokens
         )
+
+    def _write_texts(self, plan: VisualPlan) -> MediaLayout:
+        """Return the layout with the texts between its runs as tokens."""
+        if not plan.pieces:
+            return plan.layout
+        assert self._tokenizer is not None, "checked when the preprocessor was loaded"
+        runs: list[TokenRun] = []
+        for piece in plan.pieces:
+            if isinstance(piece, TokenRun):
+                runs.append(piece)
+                continue
+            token_ids = self._tokenizer.encode(piece, add_special_tokens=False).ids
+            runs += [TokenRun(token_id, 1, is_embedding=False) for token_id in token_ids]
+        return replace(plan.layout, runs=tuple(runs))
 
     def _task(self) -> VideoTask:
         return VideoTask(
@@ -220,7 +244,9 @@ class VideoPreprocessor:
 
     def _choose(self, header: VideoHeader, wishes: Mapping[str, object]) -> tuple[int, ...]:
         if header.num_frames <= self._frames_per_patch:
-            return tuple(range(header.num_frames))
+            # Too short to sample; the last frame is repeated to fill a patch.
+            last = header.num_frames - 1
+            return tuple(min(index, last) for index in range(self._frames_per_patch))
         metadata = VideoMetadata(
             total_num_frames=header.num_frames,
             fps=header.fps,

@@ -132,8 +132,16 @@ class Admission:
 
     def _check_tensors(self, span: MediaSpan, param: str) -> None:
         tensors = span.ref.tensors
-        if len(tensors) != 1 or tensors[0].role is not TensorRole.SPLICE:
-            raise _mismatch("The model takes one spliced tensor per media item.", param)
+        levels = range(self._spec.num_deepstack_levels)
+        expected = [(TensorRole.SPLICE, 0), *((TensorRole.DEEPSTACK, level) for level in levels)]
+        if [(tensor.role, tensor.level) for tensor in tensors] != expected:
+            raise _mismatch(
+                f"The model takes one spliced tensor and {len(levels)} deepstack tensors, by level,"
+                " per media item.",
+                param,
+            )
+        if len({(tensor.shape, tensor.dtype) for tensor in tensors}) != 1:
+            raise _mismatch("The tensors of a media item must have one shape and type.", param)
         if len(tensors[0].shape) != 2 or tensors[0].shape[1] != self._spec.hidden_size:
             raise _mismatch(
                 f"Image embedding hidden dimension mismatch: got {tensors[0].shape[-1]}, but model"

@@ -39,7 +39,9 @@ class EmbeddingSource(Protocol):
 
 
 class EmbeddingLoader:
-    """Loads SPLICE rows once per process and keeps the last used ones in host memory.
+    """Loads rows once per process and keeps the last used ones in host memory.
+
+    A row is that of the SPLICE tensor and, behind it, those of the DEEPSTACK tensors by level.
 
     Requests that want the same embedding at once share one load. An embedding that a live sequence
     holds stays in memory whether or not it is still cached here.
@@ -70,12 +72,12 @@ class EmbeddingLoader:
 
         Args:
             tenant: Tenant that asks; embeddings of others are not seen.
-            ref: The embedding; one SPLICE tensor.
+            ref: The embedding; tensors of one shape.
 
         Returns:
-            [num_embedding_tokens, hidden_size], dtype of the model, on the host, shared with other
-            sequences and therefore not to be written; ``None`` if the store has it not or does not
-            answer.
+            [num_embedding_tokens, num_tensors * hidden_size], dtype of the model, on the host,
+            shared with other sequences and therefore not to be written; ``None`` if the store has
+            it not or does not answer.
 
         Raises:
             InvalidRequestError: The rows are not finite (reason ``INVALID_EMBEDDING``).
@@ -129,9 +131,11 @@ class EmbeddingLoader:
 
 
 def _to_rows(embedding: Embedding, dtype: torch.dtype) -> torch.Tensor:
-    spec = embedding.ref.tensors[0]
-    storage = torch.frombuffer(_writable(embedding.buffers[0]), dtype=_TORCH_DTYPE[spec.dtype])
-    rows = storage.view(spec.shape).to(dtype)
+    tensors = []
+    for spec, buffer in zip(embedding.ref.tensors, embedding.buffers, strict=True):
+        storage = torch.frombuffer(_writable(buffer), dtype=_TORCH_DTYPE[spec.dtype])
+        tensors.append(storage.view(spec.shape).to(dtype))
+    rows = tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
     if not is_finite(rows):
         raise InvalidRequestError(
             "An embedding has values that are not finite.", reason="INVALID_EMBEDDING"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 VOCAB_SIZE = 320
 QWEN_PIXEL_BOUNDS = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 64}
 QWEN_FRAME_BOUNDS = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
-_QWEN_TOKENS = (
+QWEN_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
@@ -44,7 +44,7 @@ _CORPUS = (
     "What color is the shape? The shape is a red circle on a white background.",
     "Describe the picture. There are three blue squares and one green star.",
 )
-_QWEN_TEMPLATE = (
+QWEN_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
@@ -248,7 +248,7 @@ def _write_qwen(
     max_pixels: int = QWEN_PIXEL_BOUNDS["longest_edge"],
     text_config: dict[str, object] | None = None,
 ) -> Path:
-    tokenizer = make_tokenizer(_QWEN_TOKENS, "<|im_end|>", _QWEN_TEMPLATE)
+    tokenizer = make_tokenizer(QWEN_TOKENS, "<|im_end|>", QWEN_TEMPLATE)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     config = getattr(transformers, f"{family}Config")(
         text_config={
@@ -268,7 +268,7 @@ def _write_qwen(
         ),
         video_processor=transformers.Qwen2VLVideoProcessor(size=QWEN_FRAME_BOUNDS),
         tokenizer=tokenizer,
-        chat_template=_QWEN_TEMPLATE,
+        chat_template=QWEN_TEMPLATE,
     )
     model_class = getattr(transformers, f"{family}ForConditionalGeneration")
     return save_checkpoint(path, model_class, config, processor, seed)

@@ -88,9 +88,11 @@ class SplitEngine:
         sequence = Sequence(seq_id, *admission.check(request))
         for index, embedding in enumerate(prompt.embeddings):
             shape = embedding.ref.tensors[0].shape
-            data = bytearray(embedding.buffers[0])
-            rows = torch.frombuffer(data, dtype=torch.float32).view(shape)
-            self.embeddings[seq_id, index] = rows
+            tensors = [
+                torch.frombuffer(bytearray(buffer), dtype=torch.float32).view(shape)
+                for buffer in embedding.buffers
+            ]
+            self.embeddings[seq_id, index] = torch.cat(tensors, dim=1)
         return sequence
 
     def provide(self, seq_id: int, index: int) -> None:

@@ -27,10 +27,10 @@ torchvision_shim.install()
 import transformers  # noqa: E402 - the shim must run before anything imports torchvision
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 _MERGE_SIZE = 2
-_PATCH_VALUES = 3 * 2 * 14 * 14
 _LLAVA_SIDE = 56
 _FIRST_TEXT_TOKEN = 20
 _MIN_MARGIN = 1e-3
@@ -71,6 +71,7 @@ class WholeModel:
         config = self.model.config
         self._image_token_id: int = config.image_token_id
         self._has_grid = hasattr(config.vision_config, "spatial_merge_size")
+        self._patch_values = 3 * 2 * config.vision_config.patch_size**2
 
     def make_prompt(self, num_images: int, seed: int, max_tokens: int = 32) -> MediaPrompt:
         """Return a prompt of random text around ``num_images`` random images of odd sizes.
@@ -99,16 +100,18 @@ class WholeModel:
         spans, embeddings, pixels, grids = [], [], [], []
         for _ in range(num_images):
             image, grid = self._random_image(rng, generator)
-            rows = self._encode(image, grid)
-            runs = (TokenRun(self._image_token_id, len(rows), is_embedding=True),)
+            tensors = self._encode(image, grid)
+            num_rows = len(tensors[0])
+            runs = (TokenRun(self._image_token_id, num_rows, is_embedding=True),)
             layout = MediaLayout(runs, grid, _MERGE_SIZE if grid else 0)
-            ref = _make_ref(rows, rng)
+            ref = _make_ref(tensors, rng)
             spans.append(MediaSpan(len(token_ids), ref, layout, is_ready=True))
-            embeddings.append(Embedding(ref, [memoryview(rows.numpy().tobytes())]))
+            buffers = [memoryview(tensor.numpy().tobytes()) for tensor in tensors]
+            embeddings.append(Embedding(ref, buffers))
             pixels.append(image)
             if grid:
                 grids.append((grid.t, grid.h, grid.w))
-            token_ids += [self._image_token_id] * len(rows) + _random_text(rng)
+            token_ids += [self._image_token_id] * num_rows + _random_text(rng)
         ids = torch.tensor([token_ids])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if pixels:
@@ -139,23 +142,28 @@ class WholeModel:
             shape = (1, 3, _LLAVA_SIDE, _LLAVA_SIDE)
             return torch.randn(shape, generator=generator), None
         height, width = (_MERGE_SIZE * rng.randint(1, 5) for _ in range(2))
-        pixels = torch.randn(height * width, _PATCH_VALUES, generator=generator)
+        pixels = torch.randn(height * width, self._patch_values, generator=generator)
         return pixels, PatchGrid(1, height, width)
 
-    def _encode(self, image: torch.Tensor, grid: PatchGrid | None) -> torch.Tensor:
+    def _encode(self, image: torch.Tensor, grid: PatchGrid | None) -> list[torch.Tensor]:
+        """Return the spliced rows, then those of the deepstack levels."""
         if grid is None:
             output = self.model.model.get_image_features(image)
         else:
             sizes = torch.tensor([[grid.t, grid.h, grid.w]])
             output = self.model.model.get_image_features(image, sizes)
-        rows = output.pooler_output[0]
-        assert isinstance(rows, torch.Tensor)
-        return rows
+        levels = getattr(output, "deepstack_features", ())
+        return [output.pooler_output[0], *(level[0] for level in levels)]
 
 
-def _make_ref(rows: torch.Tensor, rng: random.Random) -> EmbeddingRef:
-    spec = TensorSpec(TensorRole.SPLICE, DataType.FLOAT32, tuple(rows.shape))
-    return EmbeddingRef(rng.randbytes(32), b"f" * 32, Modality.IMAGE, (spec,))
+def _make_ref(tensors: Sequence[torch.Tensor], rng: random.Random) -> EmbeddingRef:
+    shape = tuple(tensors[0].shape)
+    spliced = TensorSpec(TensorRole.SPLICE, DataType.FLOAT32, shape)
+    levels = [
+        TensorSpec(TensorRole.DEEPSTACK, DataType.FLOAT32, shape, level)
+        for level in range(len(tensors) - 1)
+    ]
+    return EmbeddingRef(rng.randbytes(32), b"f" * 32, Modality.IMAGE, (spliced, *levels))
 
 
 def _random_text(rng: random.Random) -> list[int]:

@@ -113,7 +113,7 @@ class VideoReference:
                 "video_metadata": [
                     _metadata(video, pixels) for video, pixels in zip(videos, frames, strict=True)
                 ],
-                "do_sample_frames": bool(wishes),
+                **({"do_sample_frames": True, "fps": None, "num_frames": None} if wishes else {}),
                 **dict(wishes),
             }
         inputs = self._processor(text=[prompt], return_tensors="pt", **arguments)

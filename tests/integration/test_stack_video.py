@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from tests.fakes import checkpoints
+from tests.fakes.deepstack_checkpoints import make_qwen3_vl
 from tests.fakes.videos import H264, KINDS, moving_square, write_video
 from tests.harness import chat
 from tests.harness.stack import Stack
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_vl": checkpoints.make_qwen2_vl,
     "qwen2_5_vl": checkpoints.make_qwen2_5_vl,
     "llava_onevision": checkpoints.make_llava_onevision,
+    "qwen3_vl": make_qwen3_vl,
 }
 SHORT = Video(write_video(moving_square(9, 60, 44), KINDS["mpeg4 in mp4"]), 10.0)
 LONG = write_video(moving_square(48, 90, 50, seed=1), H264, rate=12)

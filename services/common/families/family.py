@@ -13,7 +13,7 @@ from chiasm.common.media import Modality
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from chiasm.common.media import MediaLayout, ProcessingOptions
+    from chiasm.common.media import MediaLayout, ProcessingOptions, TokenRun
 
 MAX_ASPECT_RATIO = 200
 
@@ -43,10 +43,13 @@ class VisualPlan:
         layout: Expansion of the item's placeholder, and its grid if the family has one.
         num_pixels: Pixels of the resized image, before any crop, or of all resized frames; what
             preprocessing costs.
+        pieces: The runs of ``layout`` with texts between them, which the checkpoint's tokenizer
+            makes runs of, too; empty if there are none.
     """
 
     layout: MediaLayout
     num_pixels: int
+    pieces: tuple[str | TokenRun, ...] = ()
 
 
 class ImagePlanner(Protocol):
@@ -77,12 +80,14 @@ class SampledVideo:
         height: Rows of pixels of each.
         width: Columns of pixels of each.
         fps: How many of them make a second of the video.
+        times_s: When each of them is shown, in seconds.
     """
 
     num_frames: int
     height: int
     width: int
     fps: float
+    times_s: tuple[float, ...] = ()
 
 
 class VideoPlanner(Protocol):
@@ -157,6 +162,8 @@ class Family:
             ``None`` for families that hear nothing.
         read_positions_per_s: Returns how many time positions a second of video takes, from
             ``config.json``; ``None`` where every temporal patch takes one.
+        count_deepstack_levels: Returns from ``config.json`` how many tensors of an embedding are
+            added behind the first layers of the language model.
     """
 
     name: str
@@ -172,6 +179,7 @@ class Family:
         Callable[[Mapping[str, object], Mapping[str, object]], AudioPlanner] | None
     ) = None
     read_positions_per_s: Callable[[Mapping[str, object]], float | None] = lambda config: None
+    count_deepstack_levels: Callable[[Mapping[str, object]], int] = lambda config: 0
 
     @property
     def modalities(self) -> tuple[Modality, ...]:

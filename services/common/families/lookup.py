@@ -9,6 +9,7 @@ from chiasm.common.families.llava import LLAVA
 from chiasm.common.families.llava_onevision import LLAVA_ONEVISION
 from chiasm.common.families.qwen2_5_omni import QWEN2_5_OMNI
 from chiasm.common.families.qwen2_audio import QWEN2_AUDIO
+from chiasm.common.families.qwen3_vl import QWEN3_VL
 from chiasm.common.families.qwen_vl import QWEN_VL
 from chiasm.common.families.reading import UnsupportedModelError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 FAMILIES: tuple[Family, ...] = (
     QWEN_VL,
+    QWEN3_VL,
     LLAVA,
     LLAVA_ONEVISION,
     QWEN2_AUDIO,

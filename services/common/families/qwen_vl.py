@@ -187,7 +187,7 @@ def make_grid_planner(
         UnsupportedModelError: A value is missing, or tower and processor disagree.
     """
     token_id = QWEN_VL.placeholder_token_id(config, Modality.IMAGE)
-    return GridPlanner(token_id, _read_bounds(config, preprocessor))
+    return GridPlanner(token_id, read_bounds(config, preprocessor))
 
 
 def make_grid_video_planner(
@@ -198,7 +198,7 @@ def make_grid_video_planner(
     Raises:
         UnsupportedModelError: A value is missing, or tower and processor disagree.
     """
-    bounds = _read_bounds(config, preprocessor)
+    bounds = read_bounds(config, preprocessor)
     max_total_pixels = 0
     if preprocessor.get("cap_pixels_per_frame"):
         token_side = bounds.patch_size * bounds.merge_size
@@ -220,7 +220,12 @@ def read_positions_per_s(config: Mapping[str, object]) -> float | None:
     return float(read_int(vision_config, "tokens_per_second"))
 
 
-def _read_bounds(config: Mapping[str, object], preprocessor: Mapping[str, object]) -> AreaBounds:
+def read_bounds(config: Mapping[str, object], preprocessor: Mapping[str, object]) -> AreaBounds:
+    """Return how a checkpoint resizes and cuts pictures or frames.
+
+    Raises:
+        UnsupportedModelError: A value is missing, or tower and processor disagree.
+    """
     size = read_section(preprocessor, "size")
     merge_size = read_int(preprocessor, "merge_size")
     tower_merge_size = read_section(config, "vision_config").get("spatial_merge_size", merge_size)

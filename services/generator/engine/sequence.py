@@ -97,7 +97,7 @@ class Sequence:
         forks: Sequences of the same prompt that share its blocks once the prompt is computed; empty
             from then on.
         token_ids: Tokens of the prompt, then the generated ones that are known.
-        embeddings: SPLICE rows of each span, ``[num_embedding_tokens, hidden_size]`` on the host;
+        embeddings: Rows of each span as ``EmbeddingLoader.load`` returns them, on the host;
             ``None`` until they arrive. They stay until the end, so that a preempted sequence can
             be recomputed without the embedding store. Shared with the forks.
         tables: Its blocks by group of cache layers; written by ``BlockManager`` only, like

@@ -55,7 +55,8 @@ class ForwardBatch:
         positions: [num_rows, num_tokens], int64; see ``PromptPositions``.
         slot_mappings: Slot of every token, by cache group. [num_tokens], int64.
         embedding_rows: Rows whose token embedding is overwritten. [num_spliced], int64.
-        embeddings: What stands there. [num_spliced, hidden_size], dtype of the model; ``None`` if
+        embeddings: What stands there and, behind it, what deepstack levels add.
+            [num_spliced, (1 + num_levels) * hidden_size], dtype of the model; ``None`` if
             there are none.
         logit_rows: Rows to sample from, as ``sampled``. [num_sampled], int64.
         decode_groups: Rows that decode.

@@ -54,6 +54,8 @@ class ModelSpec:
         positions: How positions are numbered.
         positions_per_s: Time positions that a second of video takes; ``None`` if every temporal
             patch takes one.
+        num_deepstack_levels: Tensors of an embedding that are added to the hidden states behind
+            the first layers, one each.
         logits: What is done to the logits.
         layer_windows: Positions that a token sees in each layer, itself included; 0 is all before
             it. Empty: all layers see everything.
@@ -68,6 +70,7 @@ class ModelSpec:
     eos_token_ids: frozenset[int]
     positions: PositionScheme
     positions_per_s: float | None = None
+    num_deepstack_levels: int = 0
     logits: LogitsRule = LogitsRule()
     layer_windows: tuple[int, ...] = ()
 
@@ -101,6 +104,7 @@ def read_model_spec(model: transformers.PreTrainedModel) -> ModelSpec:
         eos_token_ids=_read_eos_token_ids(model),
         positions=family.positions,
         positions_per_s=family.read_positions_per_s(config),
+        num_deepstack_levels=family.count_deepstack_levels(config),
         logits=_read_logits_rule(text_config),
         layer_windows=_read_layer_windows(text_config),
     )

@@ -115,22 +115,7 @@ def _number_layout(
     layout: MediaLayout, position: int, per_patch: np.float32, param: str
 ) -> tuple[np.ndarray, int]:
     """Return the positions of one item's expansion and the position behind it."""
-    grid, merge = layout.grid, layout.spatial_merge_size
-    embedding_runs = [run for run in layout.runs if run.is_embedding]
-    if grid is None or len(embedding_runs) != 1:
-        raise InvalidRequestError(
-            "The model needs a grid and one run of embedding tokens for each media item.",
-            reason="LAYOUT_MISMATCH",
-            param=param,
-        )
-    shape = (grid.t, grid.h // merge, grid.w // merge)
-    if embedding_runs[0].count != shape[0] * shape[1] * shape[2]:
-        raise InvalidRequestError(
-            f"A grid of {grid.t} x {grid.h} x {grid.w} patches merged by {merge} does not have"
-            f" {embedding_runs[0].count} tokens.",
-            reason="LAYOUT_MISMATCH",
-            param=param,
-        )
+    shape = _box_shape(layout, param)
     pieces: list[np.ndarray] = []
     for run in layout.runs:
         if run.is_embedding:
@@ -142,6 +127,29 @@ def _number_layout(
             pieces.append(_count_up(position, run.count))
             position += run.count
     return np.concatenate(pieces, axis=1), position
+
+
+def _box_shape(layout: MediaLayout, param: str) -> tuple[int, int, int]:
+    """Return what one run of embedding tokens is: the whole grid, or one temporal patch of it."""
+    grid, merge = layout.grid, layout.spatial_merge_size
+    counts = [run.count for run in layout.runs if run.is_embedding]
+    if grid is None or not counts:
+        raise InvalidRequestError(
+            "The model needs a grid and embedding tokens for each media item.",
+            reason="LAYOUT_MISMATCH",
+            param=param,
+        )
+    rows, columns = grid.h // merge, grid.w // merge
+    if counts == [grid.t * rows * columns]:
+        return grid.t, rows, columns
+    if counts == [rows * columns] * grid.t:
+        return 1, rows, columns
+    raise InvalidRequestError(
+        f"A grid of {grid.t} x {grid.h} x {grid.w} patches merged by {merge} does not have"
+        f" {sum(counts)} tokens in {len(counts)} runs.",
+        reason="LAYOUT_MISMATCH",
+        param=param,
+    )
 
 
 def _count_up(position: int, num_tokens: int) -> np.ndarray:

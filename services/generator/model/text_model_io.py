@@ -20,8 +20,21 @@ def embed_batch(embed: torch.nn.Module, batch: ForwardBatch) -> torch.Tensor:
     hidden = embed(batch.token_ids)
     assert isinstance(hidden, torch.Tensor), "an embedding returns rows"
     if batch.embeddings is not None:
-        hidden[batch.embedding_rows] = batch.embeddings.to(hidden.dtype)
+        rows = batch.embeddings[:, : hidden.shape[1]]
+        hidden[batch.embedding_rows] = rows.to(hidden.dtype)
     return hidden
+
+
+def take_deepstack_levels(batch: ForwardBatch, num_levels: int) -> list[torch.Tensor]:
+    """Return what is added to the media of ``batch`` behind each of the first layers.
+
+    Returns:
+        ``num_levels`` tensors [num_spliced, hidden_size], dtype of the embeddings; none if the
+        batch has no media.
+    """
+    if batch.embeddings is None or not num_levels:
+        return []
+    return list(batch.embeddings.chunk(1 + num_levels, dim=1)[1:])
 
 
 def position_ids_of(batch: ForwardBatch) -> torch.Tensor:

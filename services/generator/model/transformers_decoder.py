@@ -13,6 +13,7 @@ from chiasm.generator.model.text_model_io import (
     apply_logits_rule,
     embed_batch,
     position_ids_of,
+    take_deepstack_levels,
 )
 
 if TYPE_CHECKING:
@@ -59,11 +60,13 @@ class TransformersDecoder:
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Compute the tokens of ``batch``; see ``Decoder.forward``."""
+        levels = take_deepstack_levels(batch, self._spec.num_deepstack_levels)
         output = self._text_model(
             inputs_embeds=embed_batch(self._embed, batch)[None],
             position_ids=position_ids_of(batch),
             use_cache=False,
             paged=AttentionContext(batch, self._cache),
+            **_deepstack_arguments(batch, levels),
         )
         last_hidden_state = output.last_hidden_state
         assert isinstance(last_hidden_state, torch.Tensor), "a decoder returns hidden states"
@@ -78,3 +81,12 @@ class TransformersDecoder:
         logits = self._head(hidden)
         assert isinstance(logits, torch.Tensor), "a head returns logits"
         return apply_logits_rule(logits, self._spec.logits)
+
+
+def _deepstack_arguments(batch: ForwardBatch, levels: Sequence[torch.Tensor]) -> dict[str, object]:
+    """Return the arguments by which a text model adds ``levels`` behind its first layers."""
+    if not levels:
+        return {}
+    is_visual = torch.zeros_like(batch.token_ids, dtype=torch.bool)
+    is_visual[batch.embedding_rows] = True
+    return {"visual_pos_masks": is_visual[None], "deepstack_visual_embeds": levels}

@@ -170,7 +170,8 @@ def test_families_know_their_positions_and_placeholders(qwen_path: Path, llava_p
 
 
 def test_unknown_model_types_name_the_known_ones() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"'bert'.*qwen2_vl, qwen2_5_vl, llava"):
+    known = r"'bert'.*qwen2_vl, qwen2_5_vl, qwen3_vl, llava"
+    with pytest.raises(UnsupportedModelError, match=known):
         family_of({"model_type": "bert"})
 
 

@@ -27,6 +27,7 @@ from tests.fakes.checkpoints import (
     make_qwen2_5_vl,
     make_qwen2_vl,
 )
+from tests.fakes.deepstack_checkpoints import make_qwen3_vl
 from tests.fakes.pictures import noise
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ MAKERS = {
     "qwen2_5_vl": make_qwen2_5_vl,
     "llava": make_llava,
     "llava_onevision": make_llava_onevision,
+    "qwen3_vl": make_qwen3_vl,
 }
 # Arguments of `get_image_features` that processors of these families give.
 FEATURES = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images")
@@ -86,7 +88,9 @@ def encode_whole(path: Path, image: Image.Image, **kwargs: object) -> torch.Tens
     text = processor.image_token
     inputs = processor(text=[text], images=[image], return_tensors="pt", **kwargs)
     features = {name: inputs[name] for name in FEATURES if name in inputs}
-    rows = torch.cat(list(model.get_image_features(**features).pooler_output))
+    output = model.get_image_features(**features)
+    tensors = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+    rows = torch.cat([torch.cat(list(tensor)) for tensor in tensors], dim=1)
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == len(rows)
     return rows
 
@@ -148,7 +152,8 @@ def test_rows_are_finite_float32_of_the_language_models_width(path: Path) -> Non
 
     assert rows.dtype == torch.float32
     assert checkpoint.tower.data_type is DataType.FLOAT32
-    assert rows.shape[1] == checkpoint.tower.hidden_size == 64
+    assert checkpoint.tower.hidden_size == 64
+    assert rows.shape[1] == 64 * (1 + checkpoint.tower.num_deepstack_levels)
     assert torch.isfinite(rows).all()
     assert bytes_of(rows).nbytes == rows.numel() * 4
     assert np.array_equal(np.frombuffer(bytes_of(rows), np.float32), rows.numpy().reshape(-1))

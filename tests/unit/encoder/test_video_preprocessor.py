@@ -23,6 +23,7 @@ from tests.fakes.checkpoints import (
     make_qwen2_5_vl,
     make_qwen2_vl,
 )
+from tests.fakes.deepstack_checkpoints import make_qwen3_vl
 from tests.fakes.videos import moving_square
 
 if TYPE_CHECKING:
@@ -30,8 +31,12 @@ if TYPE_CHECKING:
 
     from chiasm.encoder.preprocess import PlannedItem
 
-QWEN_MAKERS = {"qwen2_vl": make_qwen2_vl, "qwen2_5_vl": make_qwen2_5_vl}
-MAKERS = {**QWEN_MAKERS, "llava_onevision": make_llava_onevision}
+MAKERS = {
+    "qwen2_vl": make_qwen2_vl,
+    "qwen2_5_vl": make_qwen2_5_vl,
+    "llava_onevision": make_llava_onevision,
+    "qwen3_vl": make_qwen3_vl,
+}
 RATE = 10.0
 FEATURES = ("pixel_values_videos", "video_grid_thw")
 
@@ -89,6 +94,10 @@ def process_whole(path: Path, frames: np.ndarray, **kwargs: Any) -> Any:
     return processor(text=text, videos=[frames], videos_kwargs=videos_kwargs, return_tensors="pt")
 
 
+def samples_by_itself(path: Path) -> bool:
+    return bool(whole_of(path)[1].video_processor.do_sample_frames)
+
+
 @pytest.mark.parametrize(("num_frames", "height", "width"), [(8, 48, 64), (5, 29, 90), (2, 70, 70)])
 @torch.inference_mode()
 def test_embeddings_and_layouts_equal_the_whole_model(
@@ -96,13 +105,15 @@ def test_embeddings_and_layouts_equal_the_whole_model(
 ) -> None:
     frames = moving_square(num_frames, width, height)
     model, _ = whole_of(path)
-    expected = process_whole(path, frames, do_sample_frames=False)
+    expected = process_whole(path, frames)
     features = {name: expected[name] for name in FEATURES if name in expected}
 
     item = plan(path, header_of(frames))
     rows = encode(path, item, frames)
 
-    assert torch.equal(rows, torch.cat(list(model.get_video_features(**features).pooler_output)))
+    output = model.get_video_features(**features)
+    tensors = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+    assert torch.equal(rows, torch.cat([torch.cat(list(tensor)) for tensor in tensors], dim=1))
     assert item.layout.expand() == expected["input_ids"][0].tolist()
 
 
@@ -118,6 +129,7 @@ def test_frames_are_chosen_as_the_processor_does(
 ) -> None:
     _, processor = whole_of(path)
     frames = moving_square(num_frames, 40, 30)
+    wishes = {"fps": None, "num_frames": None, **wishes}
     expected = process_whole(path, frames, do_sample_frames=True, **wishes)
     (metadata,) = processor.video_processor(
         [frames],
@@ -131,7 +143,7 @@ def test_frames_are_chosen_as_the_processor_does(
 
     assert indices_of(item) == list(metadata.frames_indices)
     assert item.layout.expand() == expected["input_ids"][0].tolist()
-    if item.layout.grid is not None:
+    if item.layout.grid is not None and len(item.layout.runs) == 1:
         interval_s = processor.video_processor.temporal_patch_size / metadata.sampled_fps
         assert np.diff(item.layout.timestamps_s) == pytest.approx(interval_s)
 
@@ -141,6 +153,9 @@ def test_without_wishes_32_frames_are_taken_of_a_long_video(path: Path) -> None:
 
     indices = indices_of(plan(path, header))
 
+    if samples_by_itself(path):  # two frames a second
+        assert len(indices) == 80
+        return
     assert len(indices) == DEFAULT_NUM_FRAMES
     assert indices == [number * 1000 // 32 for number in range(32)]
     assert indices_of(plan(path, replace(header, num_frames=31))) == list(range(31))
@@ -161,7 +176,8 @@ def test_the_shortest_videos_have_a_plan(
 ) -> None:
     item = plan(path, VideoHeader(40, 30, num_frames, RATE, num_frames / RATE), **options)
 
-    assert 1 <= len(indices_of(item)) <= num_frames
+    assert 1 <= len(indices_of(item)) <= max(2, num_frames)
+    assert max(indices_of(item)) < num_frames
     assert item.layout.num_tokens > 0
 
 
@@ -172,8 +188,8 @@ def test_a_list_of_pictures_is_taken_whole_and_its_rate_can_be_told(path: Path) 
 
     assert indices_of(plain) == indices_of(told) == list(range(50))
     if plain.layout.grid is not None:
-        assert plain.layout.timestamps_s[1] == pytest.approx(2 / 24)
-        assert told.layout.timestamps_s[1] == pytest.approx(1.0)
+        assert np.diff(plain.layout.timestamps_s) == pytest.approx(2 / 24)
+        assert np.diff(told.layout.timestamps_s) == pytest.approx(1.0)
     assert len(indices_of(plan(path, header, num_frames=10))) == 10
 
 

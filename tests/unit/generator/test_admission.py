@@ -197,3 +197,46 @@ def test_too_many_media_items_are_refused() -> None:
     error = _refusal(_request((50, 51, 51) * 3, (_span(0), _span(3), _span(6))))
 
     assert error.message == "At most 2 media items may be provided in one prompt."
+
+
+def _deepstack_span(*tensors: TensorSpec) -> MediaSpan:
+    span = _span(1)
+    return replace(span, ref=replace(span.ref, tensors=(*span.ref.tensors, *tensors)))
+
+
+def _level(level: int, num_rows: int = 2) -> TensorSpec:
+    return TensorSpec(TensorRole.DEEPSTACK, DataType.FLOAT32, (num_rows, 1), level)
+
+
+def test_deepstack_tensors_are_taken_by_models_that_add_them() -> None:
+    admission = Admission(
+        replace(BYTE_SPEC, num_deepstack_levels=2), "tiny", MAX_MODEL_LEN, Limits()
+    )
+    span = _deepstack_span(_level(0), _level(1))
+
+    prompt, _ = admission.check(_request((1, 50, 51, 51), (span,)))
+
+    assert prompt.spans == (span,)
+
+
+@pytest.mark.parametrize(
+    ("num_levels", "tensors"),
+    [
+        (0, (_level(0),)),
+        (2, ()),
+        (2, (_level(0),)),
+        (2, (_level(1), _level(0))),
+        (2, (_level(0), _level(1), _level(2))),
+        (2, (_level(0), _level(1, num_rows=3))),
+    ],
+)
+def test_other_deepstack_tensors_are_refused(
+    num_levels: int, tensors: tuple[TensorSpec, ...]
+) -> None:
+    spec = replace(BYTE_SPEC, num_deepstack_levels=num_levels)
+    admission = Admission(spec, "tiny", MAX_MODEL_LEN, Limits())
+
+    with pytest.raises(InvalidRequestError) as refused:
+        admission.check(_request((1, 50, 51, 51), (_deepstack_span(*tensors),)))
+
+    assert refused.value.reason == "LAYOUT_MISMATCH"

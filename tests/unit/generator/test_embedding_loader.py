@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,6 +51,26 @@ async def test_rows_come_from_the_store_once_and_then_from_memory() -> None:
     assert first is not None
     assert first.tolist() == [[1.5] * WIDTH] * ROWS
     assert source.num_gets == 1
+
+
+async def test_deepstack_rows_stand_behind_the_spliced_ones() -> None:
+    spliced = _embedding(1)
+    levels = [
+        replace(spliced.ref.tensors[0], role=TensorRole.DEEPSTACK, level=level) for level in (0, 1)
+    ]
+    ref = replace(spliced.ref, tensors=(*spliced.ref.tensors, *levels))
+    buffers = [_embedding(1, fill).buffers[0] for fill in (1.0, 2.0, 3.0)]
+    source = FakeEmbeddingSource()
+    source.put("a", Embedding(ref, buffers))
+    loader = _loader(source)
+
+    rows = await loader.load("a", ref)
+    again = await loader.load("a", ref)
+
+    assert rows is not None
+    assert rows.tolist() == [[1.0] * WIDTH + [2.0] * WIDTH + [3.0] * WIDTH] * ROWS
+    assert again is rows
+    assert await loader.load("a", spliced.ref) is not rows
 
 
 async def test_loads_at_once_share_one_get() -> None:

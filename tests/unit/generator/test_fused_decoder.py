@@ -18,6 +18,7 @@ from chiasm.generator.model.fused.fused_decoder import FusedDecoder
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.model_spec import read_model_spec
 from tests.fakes.checkpoints import make_qwen2_5_vl
+from tests.fakes.deepstack_checkpoints import make_qwen3_vl
 from tests.fakes.split_engine import SplitEngine
 from tests.fakes.text_models import TEXT_CONFIGS, make_text_model, randomise_vectors
 from tests.fakes.whole_model import WholeModel
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from chiasm.generator.model.forward_batch import ForwardBatch
     from tests.fakes.whole_model import MediaPrompt
 
+VISION_MODELS = {"qwen2_5_vl": make_qwen2_5_vl, "qwen3_vl": make_qwen3_vl}
 CPU = torch.device("cpu")
 MAX_TOKENS = 16
 NUM_IMAGES = (0, 1, 2, 0)
@@ -38,13 +40,13 @@ FLOAT32_TOLERANCE = 1e-5
 BFLOAT16_TOLERANCE = 3e-2
 
 
-@pytest.fixture(scope="module", params=[*TEXT_CONFIGS, "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=[*TEXT_CONFIGS, *VISION_MODELS])
 def text_model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> WholeModel:
     path = tmp_path_factory.mktemp(request.param)
-    if request.param == "qwen2_5_vl":
-        return WholeModel(randomise_vectors(make_qwen2_5_vl(path)))
+    if make := VISION_MODELS.get(request.param):
+        return WholeModel(randomise_vectors(make(path)))
     return WholeModel(make_text_model(path, request.param), attention="eager")
 
 

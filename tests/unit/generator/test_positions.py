@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -168,6 +169,20 @@ def test_the_time_of_videos_follows_the_clock_as_in_transformers(
 
     assert np.array_equal(positions.prompt, expected.numpy())
     assert positions.delta == delta
+
+
+def test_a_video_may_be_written_patch_by_patch_with_text_between() -> None:
+    video = _video_span(0, (2, 1, 2), 1.0)
+    text, rows = TokenRun(1, 2, is_embedding=False), TokenRun(IMAGE_TOKEN, 2, is_embedding=True)
+    layout = replace(video.layout, runs=(text, rows, text, rows))
+
+    positions = compute_positions(PositionScheme.MROPE, 9, [replace(video, layout=layout)])
+
+    assert positions.prompt.tolist() == [
+        [0, 1, 2, 2, 4, 5, 6, 6, 8],
+        [0, 1, 2, 2, 4, 5, 6, 6, 8],
+        [0, 1, 2, 3, 4, 5, 6, 7, 8],
+    ]
 
 
 def test_without_a_clock_every_temporal_patch_takes_one_position() -> None:

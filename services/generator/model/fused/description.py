@@ -96,6 +96,7 @@ _TRAITS = {
     "qwen2_vl_text": _Traits(has_window=True),
     "qwen2_5_vl_text": _Traits(has_window=True),
     "qwen3": _Traits(has_window=True, has_qk_norm=True),
+    "qwen3_vl_text": _Traits(has_qk_norm=True),
     "gemma2": _Traits(
         has_window=True, has_softcap=True, has_post_norms=True, has_offset_norms=True
     ),

@@ -18,6 +18,7 @@ from chiasm.generator.model.text_model_io import (
     apply_logits_rule,
     embed_batch,
     position_ids_of,
+    take_deepstack_levels,
 )
 
 if TYPE_CHECKING:
@@ -103,8 +104,11 @@ class FusedDecoder:
             hidden = hidden * self._description.embedding_scale
         context = AttentionContext(batch, self._cache)
         rotations = self._make_rotations(hidden, batch)
-        for layer in self._layers:
+        levels = take_deepstack_levels(batch, self._spec.num_deepstack_levels)
+        for index, layer in enumerate(self._layers):
             hidden = layer.forward(hidden, rotations[layer.rotary_type], context)
+            if index < len(levels):
+                hidden[batch.embedding_rows] += levels[index].to(hidden.dtype)
         return self._norm(hidden)
 
     def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
