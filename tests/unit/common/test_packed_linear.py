@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from chiasm.generator.model.fused.packed_linear import PackedLinear, can_pack
+from chiasm.common.packed_linear import PackedLinear, can_pack
 
 # One rounding to 8 bits against another.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float64: 0.0}

@@ -1,0 +1,1 @@
+"""Our own vision towers: packed weights, batched windows, fused elementwise operations."""
