@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import gelu, linear, silu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 # Rows for which oneDNN is asked to choose its layout; the layout serves any number of rows, and
 # one chosen for few rows makes prefill slower.

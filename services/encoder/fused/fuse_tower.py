@@ -77,9 +77,7 @@ def _install_picture_tower(model: transformers.PreTrainedModel) -> None:
     config, inner = model.config, model.model
     tower_type = inner.vision_tower.config.model_type
     if tower_type not in PICTURE_TOWERS:
-        raise UnsupportedTowerError(
-            f"towers of type {tower_type!r} do not take pictures of one size"
-        )
+        raise UnsupportedTowerError(f"towers of type {tower_type!r} are not fused")
     check_projector(inner.multi_modal_projector)
     layers = config.vision_feature_layer
     inner.vision_tower = PictureTower(

@@ -87,7 +87,7 @@ class PictureTower(torch.nn.Module):
 
 
 class FusedProjector(torch.nn.Module):
-    """Two linear layers with a function between them; stands where transformers' projector stood."""
+    """Two linear layers, a function between them; stands where transformers' projector stood."""
 
     def __init__(self, projector: torch.nn.Module, activation: str) -> None:
         """Take the weights of ``projector``, which ``check_projector`` has accepted."""

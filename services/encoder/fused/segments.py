@@ -51,6 +51,7 @@ def attend(heads: torch.Tensor, segments: Segments) -> torch.Tensor:
 
     Args:
         heads: Queries, keys and values. [num_rows, 3, num_heads, head_dim].
+        segments: Where the rows are cut.
 
     Returns:
         [num_rows, num_heads * head_dim], contiguous, dtype of ``heads``.
