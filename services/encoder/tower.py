@@ -114,7 +114,8 @@ class Tower:
     @property
     def num_parameter_bytes(self) -> int:
         """Bytes of all parameters that this process holds, packed ones included."""
-        return sum(p.nbytes for p in self._model.parameters()) + count_packed_bytes(self._model)
+        num_bytes = sum(p.numel() * p.element_size() for p in self._model.parameters())
+        return num_bytes + count_packed_bytes(self._model)
 
     @property
     def config(self) -> Mapping[str, object]:

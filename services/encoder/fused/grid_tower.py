@@ -47,14 +47,16 @@ class GridTower(torch.nn.Module):
             check_block(block, description)
         for module in (merger, *level_mergers):
             check_merger(module, config.model_type)
-        if tower.rotary_pos_emb.inv_freq.shape[0] * 4 != _head_dim(config):
+        frequencies = tower.get_submodule("rotary_pos_emb").get_buffer("inv_freq")
+        if len(frequencies) * 4 != _head_dim(config):
             raise UnsupportedTowerError("the rotation does not cover whole heads")
         self.spatial_merge_size: int = config.spatial_merge_size
         self._dtype = tower.dtype
         self._full_blocks = getattr(config, "fullatt_block_indexes", None)
         self._level_blocks: list[int] = getattr(config, "deepstack_visual_indexes", None) or []
-        self._rotary = tower.rotary_pos_emb
-        self._positions = getattr(tower, "pos_embed", None)
+        self._rotary = tower.get_submodule("rotary_pos_emb")
+        has_positions = hasattr(tower, "pos_embed")
+        self._positions = tower.get_submodule("pos_embed") if has_positions else None
         projection = tower.get_submodule("patch_embed.proj")
         bias = None if projection.bias is None else take_parameter(projection, "bias")
         self._patch_embed = PackedLinear(take_parameter(projection, "weight").flatten(1), bias)
@@ -70,8 +72,9 @@ class GridTower(torch.nn.Module):
     @property
     def num_packed_bytes(self) -> int:
         """Bytes of the weights that are no parameters of this module."""
-        parts = [self._patch_embed, *self._blocks, self._merger, *self._level_mergers]
-        return sum(part.num_bytes for part in parts)
+        blocks = sum(block.num_bytes for block in self._blocks)
+        mergers = sum(merger.num_bytes for merger in (self._merger, *self._level_mergers))
+        return self._patch_embed.num_bytes + blocks + mergers
 
     def forward(
         self, patches: torch.Tensor, grid_thw: torch.Tensor, **_: object

@@ -44,5 +44,5 @@ def rotate(heads: torch.Tensor, rotation: torch.Tensor) -> None:
         rotation: See ``make_rotation``.
     """
     turned = heads[:, :2].flatten(1, 2)
-    pairs = torch.view_as_complex(turned.to(torch.float32).unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(turned.to(torch.float32).view(*turned.shape[:2], -1, 2))
     turned.copy_(torch.view_as_real(pairs.mul_(rotation)).flatten(-2))

@@ -36,7 +36,7 @@ def cut_segments(bounds: torch.Tensor) -> Segments:
         bounds: First row of every segment, and the number of rows; ascending. [num_segments + 1].
     """
     starts, lengths = bounds[:-1].long(), bounds.diff().long()
-    distinct = [int(length) for length in lengths.unique() if length > 0]
+    distinct = sorted({length for length in lengths.tolist() if length > 0})
     if len(distinct) == 1:
         return Segments((SegmentGroup(distinct[0], None),))
     return Segments(
@@ -73,5 +73,6 @@ def _rows_of(starts: torch.Tensor, length: int) -> torch.Tensor:
 def _attend_equal(heads: torch.Tensor, length: int) -> torch.Tensor:
     num_rows, _, num_heads, head_dim = heads.shape
     parts = heads.view(-1, length, 3, num_heads, head_dim).permute(2, 0, 3, 1, 4)
-    attended = scaled_dot_product_attention(*parts.unbind(0))
+    query, key, value = parts.unbind(0)
+    attended = scaled_dot_product_attention(query, key, value)
     return attended.transpose(1, 2).reshape(num_rows, num_heads * head_dim)
