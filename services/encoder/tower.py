@@ -114,7 +114,7 @@ class Tower:
     @property
     def num_parameter_bytes(self) -> int:
         """Bytes of all parameters that this process holds, packed ones included."""
-        num_bytes = sum(p.numel() * p.element_size() for p in self._model.parameters())
+        num_bytes: int = sum(p.numel() * p.element_size() for p in self._model.parameters())
         return num_bytes + count_packed_bytes(self._model)
 
     @property
