@@ -186,7 +186,7 @@ def test_several_pictures_equal_transformers(tmp_path: Path) -> None:
 def test_blocks_behind_the_last_that_is_read_are_dropped(
     tmp_path: Path, layer: int | list[int], num_blocks: int
 ) -> None:
-    model = load_half(make_llava(tmp_path), "encoder")
+    model: Any = load_half(make_llava(tmp_path), "encoder")
     model.config.vision_feature_layer = layer
     pixels = make_pictures(tmp_path).tensors["pixel_values"]
     if isinstance(layer, list):
