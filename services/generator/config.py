@@ -64,6 +64,12 @@ class SchedulingSettings(SettingsGroup):
     """How much is computed and queued at once."""
 
     max_step_tokens: int = Field(default=2048, ge=1, description="Token budget of one step.")
+    max_step_ms: int = Field(
+        default=150,
+        ge=0,
+        description="Milliseconds to which prompts may lengthen a step beside streams, or twice the"
+        " streams' own time if that is more; 0: no bound.",
+    )
     max_running_sequences: int = Field(
         default=64, ge=1, description="Sequences that hold KV-cache blocks at once."
     )
