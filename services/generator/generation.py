@@ -156,6 +156,15 @@ class Generation:
             self._engine.close(seq_id)
         await self._tracker.close()
 
+    def stop(self, index: int) -> None:
+        """End one of the sequences, whose blocks are free before the next step.
+
+        Nothing happens if it has ended or there is none of that index.
+        """
+        if index < len(self.stream.seq_ids):
+            self.stream.stop(index)
+            self._engine.close(self.stream.seq_ids[index])
+
     def log_finished(self, finished: Finished) -> None:
         """Write the one line that a finished request leaves in the log."""
         log.info(
