@@ -110,7 +110,8 @@ class GenerationService:
         else:
             prompt, sampling = self._admission.check(request)
         if request.wishes.guide is not None:
-            sampling = replace(sampling, grammar=await self._guides.compile(request.wishes.guide))
+            grammar = await self._guides.compile(request.wishes.guide, request.context.tenant)
+            sampling = replace(sampling, grammar=grammar)
         samplings = [
             sampling,
             *(
