@@ -208,7 +208,9 @@ def _load(settings: GeneratorSettings) -> LoadedModel:
         chunk_tokens=max(settings.scheduling.max_step_tokens, settings.chunking.fixed_tokens),
     )
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
-    return load_model(model.model, dtype, torch.device(device), request, model.decoder)
+    return load_model(
+        model.model, dtype, torch.device(device), request, model.decoder, model.quantization
+    )
 
 
 def _make_compiler(settings: GeneratorSettings, loaded: LoadedModel) -> GrammarCompiler | None:
