@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from chiasm.encoder.memory_file import MemoryFile
 from chiasm.encoder.tower import bytes_of
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Mapping
 
     from chiasm.common.embedding_store import EmbeddingStore
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from chiasm.encoder.admission import Admission
     from chiasm.encoder.batcher import EncodeBatcher, TowerRows
     from chiasm.encoder.decode_pool import DecodePool
-    from chiasm.encoder.preprocess import PlannedItem, Preprocessor
+    from chiasm.encoder.preprocess import PlannedItem, Preprocessor, TowerInputs
 
 log = structlog.get_logger(__name__)
 
@@ -153,7 +155,7 @@ class ItemEncoder:
             )
             decoded = time.monotonic()
             inputs = await asyncio.get_running_loop().run_in_executor(
-                self._threads, preprocessor.run, item, media
+                self._threads, _preprocess, preprocessor, item, media
             )
             preprocessed = time.monotonic()
             output = await self._stages.batcher.submit(inputs)
@@ -169,3 +171,12 @@ class ItemEncoder:
         MEDIA_DECODE_LATENCY_SECONDS.labels(modality).observe(timings.decode_s)
         PREPROCESSING_LATENCY_SECONDS.labels(modality).observe(timings.preprocess_s)
         return output, timings
+
+
+def _preprocess(preprocessor: Preprocessor, item: PlannedItem, media: mmap.mmap) -> TowerInputs:
+    """Preprocess an item and free its decoded media here: that would hold up the event loop."""
+    inputs = preprocessor.run(item, media)
+    # Where a tensor is still a view of them, they are freed with it.
+    with suppress(BufferError):
+        media.close()
+    return inputs
