@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import itertools
+import multiprocessing
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from benchmarks.encoder_report import Row, at_least, at_most, milliseconds, plain
-from benchmarks.photos import copy_of, photo
+from benchmarks.photos import copy_of, load_picture, photo
 from benchmarks.sleeping_pair import sleeping_pair
 from chiasm.common.grpc_client import EndpointPool
 from chiasm.common.media import Modality, ProcessingOptions, RequestContext
@@ -66,23 +64,29 @@ class Stages:
 
 
 async def measure_decoding(large: bytes) -> list[Row]:
-    """Compare one decode worker with two, and with Pillow alone in as many threads."""
+    """Compare one decode worker with two, and with Pillow alone in as many processes."""
     pools = {workers: DecodePool(workers, _LIMITS) for workers in (1, NUM_WORKERS)}
     rates: dict[int, list[float]] = {workers: [] for workers in pools}
     bare: dict[int, list[float]] = {workers: [] for workers in pools}
+    context = multiprocessing.get_context("spawn")
+    processes = {workers: ProcessPoolExecutor(workers, mp_context=context) for workers in pools}
     for pool in pools.values():
         pool.start()
     try:
         for round_index in range(NUM_ROUNDS + 1):
             for workers, pool in pools.items():
                 rate = await _decode_rate(pool, large)
-                bare_rate = await asyncio.to_thread(_bare_decode_rate, large, workers)
+                bare_rate = await asyncio.to_thread(
+                    _bare_decode_rate, processes[workers], large, workers
+                )
                 if round_index:  # the first one imports Pillow
                     rates[workers].append(rate)
                     bare[workers].append(bare_rate)
     finally:
         for pool in pools.values():
             pool.stop()
+        for executor in processes.values():
+            executor.shutdown()
     name = f"JPEGs of {len(large) / 1e6:.1f} MB and 12 megapixels"
     return [
         plain(f"{name} by 1 decode worker", rates[1], unit="items/s"),
@@ -90,7 +94,7 @@ async def measure_decoding(large: bytes) -> list[Row]:
             f"{name}: {NUM_WORKERS} decode workers / 1",
             _ratios(rates[NUM_WORKERS], rates[1]),
             1.8,
-            "Pillow alone in threads "
+            "Pillow alone in processes "
             + plain("", _ratios(bare[NUM_WORKERS], bare[1]), unit="times").figure,
         ),
     ]
@@ -158,17 +162,11 @@ async def _decode_rate(pool: DecodePool, picture: bytes) -> float:
     return DECODES_PER_ROUND / (time.perf_counter() - started)
 
 
-def _bare_decode_rate(picture: bytes, num_threads: int) -> float:
+def _bare_decode_rate(processes: ProcessPoolExecutor, picture: bytes, num_processes: int) -> float:
+    list(processes.map(load_picture, [picture] * num_processes))
     started = time.perf_counter()
-    with ThreadPoolExecutor(num_threads) as threads:
-        list(threads.map(_load, [picture] * DECODES_PER_ROUND))
+    list(processes.map(load_picture, [picture] * DECODES_PER_ROUND))
     return DECODES_PER_ROUND / (time.perf_counter() - started)
-
-
-def _load(picture: bytes) -> float:
-    started = time.perf_counter()
-    Image.open(io.BytesIO(picture)).load()
-    return time.perf_counter() - started
 
 
 async def _take_stages(client: StageClient, picture: bytes, number: int) -> Stages:
@@ -192,7 +190,7 @@ async def _take_stages(client: StageClient, picture: bytes, number: int) -> Stag
 
 
 def _stage_rows(name: str, picture: bytes, bar: float, stages: Stages) -> list[Row]:
-    bare = milliseconds([_load(picture) for _ in range(NUM_ROUNDS)])
+    bare = milliseconds([load_picture(picture) for _ in range(NUM_ROUNDS)])
     text = f"{name}, {len(picture) / 1e6:.2f} MB"
     limit = f"Pillow alone {plain('', bare).figure}"
     parts = {
