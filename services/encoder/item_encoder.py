@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from chiasm.encoder.admission import Admission
     from chiasm.encoder.batcher import EncodeBatcher, TowerRows
     from chiasm.encoder.decode_pool import DecodePool
-    from chiasm.encoder.preprocess import PlannedItem, Preprocessor, TowerInputs
+    from chiasm.encoder.preprocess import PlannedItem, Preprocessor
 
 log = structlog.get_logger(__name__)
 
@@ -155,8 +155,10 @@ class ItemEncoder:
             )
             decoded = time.monotonic()
             inputs = await asyncio.get_running_loop().run_in_executor(
-                self._threads, _preprocess, preprocessor, item, media
+                self._threads, preprocessor.run, item, media
             )
+            # In a thread and behind the item's back: it takes milliseconds per megapixel too.
+            self._threads.submit(_free, media)
             preprocessed = time.monotonic()
             output = await self._stages.batcher.submit(inputs)
         if not await asyncio.to_thread(is_finite, output.rows):
@@ -173,10 +175,7 @@ class ItemEncoder:
         return output, timings
 
 
-def _preprocess(preprocessor: Preprocessor, item: PlannedItem, media: mmap.mmap) -> TowerInputs:
-    """Preprocess an item and free its decoded media here: that would hold up the event loop."""
-    inputs = preprocessor.run(item, media)
-    # Where a tensor is still a view of them, they are freed with it.
+def _free(media: mmap.mmap) -> None:
+    """Free decoded media; where a tensor is still a view of them, they are freed with it."""
     with suppress(BufferError):
         media.close()
-    return inputs
