@@ -40,7 +40,7 @@ def read_usage(pid: int) -> Usage:
     """Return what process ``pid`` and its descendants hold now."""
     rss_bytes = num_threads = 0
     descriptors: list[str] = []
-    for member in _family(pid):
+    for member in family_of(pid):
         try:
             status = Path(f"/proc/{member}/status").read_text()
             descriptors += _descriptors(member)
@@ -95,7 +95,8 @@ def median_rss(samples: list[Usage]) -> float:
     return statistics.median(sample.rss_bytes for sample in samples)
 
 
-def _family(pid: int) -> list[int]:
+def family_of(pid: int) -> list[int]:
+    """Return the ids of process ``pid`` and its descendants, itself first."""
     members = [pid]
     for member in members:
         for path in Path(f"/proc/{member}/task").glob("*/children"):

@@ -102,6 +102,14 @@ async def test_exif_behind_the_pixels_of_a_png_counts(decoder: DecodePool) -> No
     assert np.array_equal(pixels, np.asarray(upright))
 
 
+async def test_broken_pixels_in_front_of_exif_are_refused(decoder: DecodePool) -> None:
+    data = bytearray(png_with_late_exif(noise(64, 64), 6))
+    data[data.index(b"IDAT") + 2000] ^= 0xFF
+
+    with pytest.raises(InvalidRequestError, match="broken data stream"):
+        await decode(decoder, bytes(data))
+
+
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"junk" * 9])
 async def test_broken_exif_is_not_fatal(decoder: DecodePool, exif: bytes) -> None:
     buffer = io.BytesIO()
