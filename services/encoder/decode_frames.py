@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chiasm.encoder.decode_errors import MediaTooLargeError
-from chiasm.encoder.decode_image import read_header, read_pixels
+from chiasm.encoder.decode_image import read_header, read_picture
 from chiasm.encoder.frame_list import split_frames
 from chiasm.encoder.wire_image import ImageTask
 from chiasm.encoder.wire_video import VideoHeader
@@ -36,6 +36,6 @@ def decode_frames(task: VideoTask, source: mmap.mmap, media: mmap.mmap) -> None:
     picture = ImageTask(task.max_frame_pixels, task.width, task.height, _WHITE)
     offset = 0
     for index in task.frame_indices:
-        pixels = read_pixels(frames[index], picture)
+        pixels = read_picture(frames[index], picture).tobytes()
         media[offset : offset + len(pixels)] = pixels
         offset += len(pixels)

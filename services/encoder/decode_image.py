@@ -29,6 +29,7 @@ _TRANSPOSE = {
 }
 _MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 _NUM_WIDE_GREYS = 1 << 16
+_STRIP_ROWS = 64
 _PNG_SIGNATURE_BYTES = 8
 _PNG_CHUNK_OVERHEAD_BYTES = 12
 
@@ -39,8 +40,12 @@ def probe(body: bytes, source: mmap.mmap) -> bytes:
 
 
 def decode(body: bytes, source: mmap.mmap, media: mmap.mmap) -> None:
-    """Fill ``media`` with the pixels of a picture, for an ``ImageTask``; see ``read_pixels``."""
-    media[:] = read_pixels(source, ImageTask.unpack(body))
+    """Fill ``media`` with the pixels of a picture, for an ``ImageTask``; see ``read_picture``."""
+    picture = read_picture(source, ImageTask.unpack(body))
+    # A copy of a large picture's pixels is as large as all of them; strips take little.
+    for top in range(0, picture.height, _STRIP_ROWS):
+        strip = (0, top, picture.width, min(top + _STRIP_ROWS, picture.height))
+        media.write(picture.crop(strip).tobytes())
 
 
 def read_header(source: mmap.mmap | bytes, max_pixels: int) -> ImageHeader:
@@ -54,8 +59,8 @@ def read_header(source: mmap.mmap | bytes, max_pixels: int) -> ImageHeader:
     return ImageHeader(width, height)
 
 
-def read_pixels(source: mmap.mmap | bytes, task: ImageTask) -> bytes:
-    """Return the pixels of a picture of the size that ``task`` tells. [height, width, 3], uint8.
+def read_picture(source: mmap.mmap | bytes, task: ImageTask) -> Image.Image:
+    """Return a picture, upright, flattened to 8-bit RGB, of the size that ``task`` tells.
 
     Raises:
         MediaTooLargeError: It has too many pixels or too long a side.
@@ -70,7 +75,7 @@ def read_pixels(source: mmap.mmap | bytes, task: ImageTask) -> bytes:
         upright = upright.transpose(_TRANSPOSE[orientation])
     if upright.size != (width, height):
         raise ValueError("the picture does not have the size of its header")
-    return upright.tobytes()
+    return upright
 
 
 def _open(source: mmap.mmap | bytes, max_pixels: int) -> tuple[int, int, int, Image.Image]:
@@ -141,7 +146,8 @@ def _flatten(image: Image.Image, background_rgb: int) -> Image.Image:
         flat = Image.new("RGB", picture.size, (red, green, blue))
         flat.paste(picture, mask=picture.getchannel("A"))
         return flat
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _narrow(image: Image.Image) -> Image.Image:

@@ -1,0 +1,147 @@
+"""Ready-made embeddings that lie, names that are none, and texts that spell special tokens."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import torch
+
+from tests.fakes import bombs
+from tests.harness.attack import (
+    ANSWERED,
+    Attack,
+    Part,
+    attack,
+    named,
+    tensor,
+    tensor_file,
+)
+from tests.harness.attack_target import GOOD_PICTURE
+
+INVALID_REQUEST, INVALID_EMBEDDING = "invalid_request", "invalid_embedding"
+TOO_LARGE, INVALID_UUID = "too_large", "invalid_uuid"
+ANY_REFUSAL = (INVALID_REQUEST, INVALID_EMBEDDING, TOO_LARGE, "invalid_media")
+WIDTH = 64
+ROWS_OF_ONE = np.ones((6, WIDTH), np.float32)
+DATA = ROWS_OF_ONE.tobytes()
+
+# `os.system` on loading, as text: protocol 0.
+PICKLE = b"cos\nsystem\n(S'touch /tmp/pwned'\ntR."
+REDUCE = b"\x80\x02cbuiltins\neval\nX\x04\x00\x00\x001+11\x85R."
+SHAPES = {
+    "2^32 x 2^32": (1 << 32, 1 << 32),
+    "-1 x 8": (-1, 8),
+    "0": (0,),
+    "rank 0": (),
+    "rank 9": (1, 1, 1, 1, 1, 1, 1, 6, WIDTH),
+    "another width": (6 * WIDTH, 1),
+    "a row more": (7, WIDTH),
+    "2^63 rows": ((1 << 63) - 1, WIDTH),
+}
+
+
+def torch_file(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def with_value(value: float) -> bytes:
+    rows = ROWS_OF_ONE.copy()
+    rows[3, 1] = value
+    return rows.tobytes()
+
+
+def sparse_file() -> bytes:
+    """Return a sparse tensor whose indices lie outside of it."""
+    with torch.sparse.check_sparse_tensor_invariants(enable=False):
+        indices = torch.tensor([[1 << 40], [1 << 40]])
+        matrix = torch.sparse_coo_tensor(indices, torch.ones(1), (6, WIDTH), check_invariants=False)
+        return torch_file(matrix)
+
+
+def shape_rows(name: str, shape: tuple[int, ...]) -> list[Attack]:
+    lying = bombs.safetensor_of(shape, DATA)
+    return [
+        attack(f"a tensor of shape {name}", tensor(shape, DATA), *ANY_REFUSAL),
+        attack(f"a safetensors file of shape {name}", tensor_file(lying), *ANY_REFUSAL),
+    ]
+
+
+TENSORS: dict[str, Part] = {
+    "a byte too few": tensor((6, WIDTH), DATA[:-1]),
+    "a byte too many": tensor((6, WIDTH), DATA + b"x"),
+    "NaN": tensor((6, WIDTH), with_value(float("nan"))),
+    "infinity": tensor((6, WIDTH), with_value(float("inf"))),
+    "NaN in a file": tensor_file(bombs.safetensor_of((6, WIDTH), with_value(float("nan")))),
+    "an element type that does not exist": tensor((6, WIDTH), DATA, "complex"),
+    "a grid of 2^32 - 1": tensor((6, WIDTH), DATA, grid=((1 << 32) - 1,) * 3),
+    "a grid of 0": tensor((6, WIDTH), DATA, grid=(0, 4, 6)),
+    "a grid of more rows": tensor((6, WIDTH), DATA, grid=(1, 8, 8)),
+    "a pickle": tensor_file(PICKLE),
+    "a pickle that calls eval": tensor_file(REDUCE),
+    "a list saved by torch": tensor_file(torch_file([torch.ones(6, WIDTH)] * 2)),
+    "a model saved by torch": tensor_file(torch_file({"weight": {"a": torch.ones(2)}})),
+    "whole numbers": tensor_file(torch_file(torch.ones(6, WIDTH, dtype=torch.int64))),
+    "a sparse matrix": tensor_file(torch_file(torch.eye(6).to_sparse())),
+    "a sparse matrix with indices outside": tensor_file(sparse_file()),
+    "a zip of nothing": tensor_file(b"PK\x05\x06" + bytes(18)),
+    "a header of 2^63 bytes": tensor_file(struct.pack("<Q", 1 << 63) + b"{}"),
+    "a header of 4 GB": tensor_file(struct.pack("<Q", 1 << 32) + b"{}"),
+    "a header nested deeply": tensor_file(struct.pack("<Q", 40000) + b"[" * 40000),
+    "elements outside of the file": tensor_file(
+        bombs.safetensors(
+            {"image_embeds": {"dtype": "F32", "shape": [6, WIDTH], "data_offsets": [0, 1 << 40]}},
+            DATA,
+        )
+    ),
+    "elements from behind": tensor_file(
+        bombs.safetensors(
+            {"image_embeds": {"dtype": "F32", "shape": [6, WIDTH], "data_offsets": [-1536, 0]}},
+            DATA,
+        )
+    ),
+}
+UUIDS = {
+    "4 MB": "u" * (4 << 20),
+    "513 characters": "u" * 513,
+    "a NUL": "a\0b",
+    "a line break": "a\r\nb",
+    "a space": "a b",
+    "an emoji": "\N{GRINNING FACE}",
+    "from right to left": "\u202eabc",
+    "a quote": 'a"b',
+    "a backslash": "..\\..\\x",
+}
+HARMLESS_UUIDS = {
+    "a path": "../../../../etc/passwd",
+    "an absolute path": "/etc/passwd",
+    "an encoded path": "%2e%2e%2fescaped",
+    "a lone percent": "a%b",
+    "a pattern": "*",
+    "a key of the store": "chiasm:default:0:m",
+    "512 characters": "u" * 512,
+}
+
+ROWS = [
+    *(row for name, shape in SHAPES.items() for row in shape_rows(name, shape)),
+    *(attack(f"an embedding: {name}", part, *ANY_REFUSAL) for name, part in TENSORS.items()),
+    *(
+        attack(f"uuid: {name}", named(uuid, GOOD_PICTURE), INVALID_UUID)
+        for name, uuid in UUIDS.items()
+    ),
+    *(
+        attack(f"uuid without data: {name}", named(uuid), INVALID_UUID)
+        for name, uuid in UUIDS.items()
+    ),
+    *(
+        attack(f"harmless uuid: {name}", named(uuid, GOOD_PICTURE), ANSWERED)
+        for name, uuid in HARMLESS_UUIDS.items()
+    ),
+    *(
+        attack(f"unknown uuid: {name}", named(uuid + "-"), "media_not_found", INVALID_UUID)
+        for name, uuid in HARMLESS_UUIDS.items()
+    ),
+]
