@@ -1,4 +1,4 @@
-"""Make small files that unpack to very much, announce what they do not hold, or name other files."""
+"""Make small files that unpack to very much, or announce what they do not hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 _WEBP_SIZE_BITS = 14
 
@@ -105,16 +105,13 @@ def flac_with_rate(data: bytes, rate: int) -> bytes:
     return data[:18] + (fields & (1 << 44) - 1 | rate << 44).to_bytes(8, "big") + data[26:]
 
 
-def safetensors(header: Mapping[str, object], data: bytes) -> bytes:
-    """Return a safetensors file with any header."""
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
-def safetensor_of(shape: Sequence[int], data: bytes, dtype: str = "F32") -> bytes:
-    """Return a safetensors file of one tensor that claims a shape."""
-    entry = {"dtype": dtype, "shape": list(shape), "data_offsets": [0, len(data)]}
-    return safetensors({"image_embeds": entry}, data)
+def safetensor_of(
+    shape: Sequence[int], data: bytes, offsets: tuple[int, int] | None = None
+) -> bytes:
+    """Return a safetensors file of one float32 tensor that claims a shape and where it lies."""
+    entry = {"dtype": "F32", "shape": list(shape), "data_offsets": offsets or (0, len(data))}
+    header = json.dumps({"image_embeds": entry}).encode()
+    return struct.pack("<Q", len(header)) + header + data
 
 
 def _png_chunk(kind: bytes, data: bytes) -> bytes:

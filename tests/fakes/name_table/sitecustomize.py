@@ -19,7 +19,9 @@ _answers = {
     name: itertools.cycle(answers)
     for name, answers in json.loads(os.environ.get("TEST_NAME_TABLE", "{}")).items()
 }
-_look_up = uvloop.Loop.getaddrinfo
+# Any: a class of another package is not meant to be changed.
+_loop_class: Any = uvloop.Loop
+_look_up = _loop_class.getaddrinfo
 
 
 async def _getaddrinfo(loop: uvloop.Loop, host: Any, port: Any, **kwargs: Any) -> Any:
@@ -37,4 +39,4 @@ async def _getaddrinfo(loop: uvloop.Loop, host: Any, port: Any, **kwargs: Any) -
     ]
 
 
-uvloop.Loop.getaddrinfo = _getaddrinfo  # type: ignore[method-assign]  # this is what it is for
+_loop_class.getaddrinfo = _getaddrinfo

@@ -56,10 +56,9 @@ def with_value(value: float) -> bytes:
 
 def sparse_file() -> bytes:
     """Return a sparse tensor whose indices lie outside of it."""
-    with torch.sparse.check_sparse_tensor_invariants(enable=False):
-        indices = torch.tensor([[1 << 40], [1 << 40]])
-        matrix = torch.sparse_coo_tensor(indices, torch.ones(1), (6, WIDTH), check_invariants=False)
-        return torch_file(matrix)
+    indices = torch.tensor([[1 << 40], [1 << 40]])
+    matrix = torch.sparse_coo_tensor(indices, torch.ones(1), (6, WIDTH), check_invariants=False)
+    return torch_file(matrix)
 
 
 def shape_rows(name: str, shape: tuple[int, ...]) -> list[Attack]:
@@ -67,6 +66,20 @@ def shape_rows(name: str, shape: tuple[int, ...]) -> list[Attack]:
     return [
         attack(f"a tensor of shape {name}", tensor(shape, DATA), *ANY_REFUSAL),
         attack(f"a safetensors file of shape {name}", tensor_file(lying), *ANY_REFUSAL),
+    ]
+
+
+def uuid_rows(name: str, uuid: str) -> list[Attack]:
+    return [
+        attack(f"uuid: {name}", named(uuid, GOOD_PICTURE), INVALID_UUID),
+        attack(f"uuid without data: {name}", named(uuid), INVALID_UUID),
+    ]
+
+
+def harmless_uuid_rows(name: str, uuid: str) -> list[Attack]:
+    return [
+        attack(f"unknown uuid: {name}", named(uuid), "media_not_found"),
+        attack(f"harmless uuid: {name}", named(uuid, GOOD_PICTURE), ANSWERED),
     ]
 
 
@@ -92,17 +105,9 @@ TENSORS: dict[str, Part] = {
     "a header of 4 GB": tensor_file(struct.pack("<Q", 1 << 32) + b"{}"),
     "a header nested deeply": tensor_file(struct.pack("<Q", 40000) + b"[" * 40000),
     "elements outside of the file": tensor_file(
-        bombs.safetensors(
-            {"image_embeds": {"dtype": "F32", "shape": [6, WIDTH], "data_offsets": [0, 1 << 40]}},
-            DATA,
-        )
+        bombs.safetensor_of((6, WIDTH), DATA, offsets=(0, 1 << 40))
     ),
-    "elements from behind": tensor_file(
-        bombs.safetensors(
-            {"image_embeds": {"dtype": "F32", "shape": [6, WIDTH], "data_offsets": [-1536, 0]}},
-            DATA,
-        )
-    ),
+    "elements from behind": tensor_file(bombs.safetensor_of((6, WIDTH), DATA, offsets=(-1536, 0))),
 }
 UUIDS = {
     "4 MB": "u" * (4 << 20),

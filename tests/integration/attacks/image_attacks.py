@@ -1,14 +1,19 @@
-"""Pictures: bombs, tiny sizes, broken Exif, exotic formats, and files whose errors tell addresses."""
+"""Pictures: bombs, tiny sizes, broken Exif, exotic formats, files whose errors tell addresses."""
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from tests.fakes import bombs
 from tests.fakes.pictures import encode, noise, png_header
-from tests.harness.attack import ANSWERED, Attack, Part, Site, attack, file
+from tests.harness.attack import ANSWERED, DEFAULT_BUDGET_BYTES, Attack, Part, Site, attack, file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 INVALID_MEDIA, TOO_LARGE = "invalid_media", "too_large"
 MIB = 1 << 20
@@ -66,26 +71,27 @@ def small_pictures(mode: str) -> list[Part]:
     return [file(picture_of(width, height, mode)) for width, height in sizes]
 
 
+def row(name: str, make: Callable[[], bytes], *codes: str, budget: int = 0) -> Attack:
+    budget_bytes = budget or DEFAULT_BUDGET_BYTES
+    return attack(name, lambda _: file(make()), *codes, budget_bytes=budget_bytes)
+
+
 def small_row(mode: str) -> Attack:
     return attack(f"tiny pictures in mode {mode}", lambda _: small_pictures(mode), ANSWERED)
 
 
 def exif_row(name: str, exif: bytes) -> Attack:
-    return attack(
-        f"Exif: {name}", lambda _: file(bombs.jpeg_with_exif(noise(30, 20), exif)), ANSWERED
-    )
+    return row(f"Exif: {name}", partial(bombs.jpeg_with_exif, noise(30, 20), exif), ANSWERED)
 
 
 def exotic_row(kind: str) -> Attack:
-    mode = "1" if kind == "MSP" else "RGB"
-    return attack(
-        f"format {kind}", lambda _: file(bombs.saved(noise(64, 64, mode), kind)), INVALID_MEDIA
-    )
+    picture = noise(64, 64, "1" if kind == "MSP" else "RGB")
+    return row(f"format {kind}", partial(bombs.saved, picture, kind), INVALID_MEDIA)
 
 
 def junk_row(name: str, data: bytes) -> Attack:
     codes = (INVALID_MEDIA,) if data else ("invalid_media_url", "invalid_request")
-    return attack(f"no picture: {name}", lambda _: file(data), *codes)
+    return row(f"no picture: {name}", lambda: data, *codes)
 
 
 def many_bombs(_: Site) -> list[Part]:
@@ -97,51 +103,22 @@ ROWS = [
     *(exif_row(name, exif) for name, exif in EXIFS.items()),
     *(exotic_row(kind) for kind in EXOTIC),
     *(junk_row(name, data) for name, data in JUNK.items()),
-    attack(
-        "a WebP of 164 MP in 44 bytes", lambda _: file(bombs.solid_webp(16383, 10000)), TOO_LARGE
-    ),
-    attack("a 1-bit PNG of 144 MP", lambda _: file(bombs.bilevel_png(12000)), TOO_LARGE),
-    attack(
-        "a header of 2^31 x 2^31",
-        lambda _: file(png_header(2**31 - 1, 2**31 - 1)),
-        TOO_LARGE,
-        INVALID_MEDIA,
-    ),
-    attack("a side of 40000", lambda _: file(png_header(40000, 1)), TOO_LARGE),
-    attack("no side at all", lambda _: file(png_header(0, 0)), INVALID_MEDIA),
-    attack("1 x 10000", lambda _: file(encode(Image.new("L", (1, 10000)), "PNG")), INVALID_MEDIA),
-    attack(
-        "a text of 200 MB in a PNG",
-        lambda _: file(bombs.png_with_text_bomb(200 * MIB)),
-        INVALID_MEDIA,
-        ANSWERED,
-    ),
+    row("a WebP of 164 MP in 44 bytes", partial(bombs.solid_webp, 16383, 10000), TOO_LARGE),
+    row("a 1-bit PNG of 144 MP", partial(bombs.bilevel_png, 12000), TOO_LARGE),
+    row("a header of 2^31 x 2^31", partial(png_header, 2**31 - 1, 2**31 - 1), TOO_LARGE),
+    row("a side of 40000", partial(png_header, 40000, 1), TOO_LARGE),
+    row("no side at all", partial(png_header, 0, 0), INVALID_MEDIA),
+    row("1 x 10000", lambda: encode(Image.new("L", (1, 10000)), "PNG"), INVALID_MEDIA),
+    row("a text of 200 MB in a PNG", partial(bombs.png_with_text_bomb, 200 * MIB), INVALID_MEDIA),
 ]
 SLOW_ROWS = [
-    attack("a JPEG of 81 MP", lambda _: file(bombs.large_jpeg(9000)), TOO_LARGE),
-    attack(
-        "a WebP of 32.8 MP",
-        lambda _: file(bombs.solid_webp(8190, 4000)),
-        ANSWERED,
-        budget_bytes=LARGEST,
-    ),
-    attack(
-        "a 1-bit PNG of 32.5 MP",
-        lambda _: file(bombs.bilevel_png(5700)),
-        ANSWERED,
-        budget_bytes=LARGEST,
-    ),
-    attack(
-        "a JPEG of 32.5 MP", lambda _: file(bombs.large_jpeg(5700)), ANSWERED, budget_bytes=LARGEST
-    ),
+    row("a JPEG of 81 MP", partial(bombs.large_jpeg, 9000), TOO_LARGE),
+    row("a WebP of 32.8 MP", partial(bombs.solid_webp, 8190, 4000), ANSWERED, budget=LARGEST),
+    row("a 1-bit PNG of 32.5 MP", partial(bombs.bilevel_png, 5700), ANSWERED, budget=LARGEST),
+    row("a JPEG of 32.5 MP", partial(bombs.large_jpeg, 5700), ANSWERED, budget=LARGEST),
     attack("20 WebP of 33 MP each", many_bombs, ANSWERED, budget_bytes=MANY),
     *(
-        attack(
-            f"4096 x 4096 in mode {mode}",
-            lambda _, mode=mode: file(large_picture(mode)),
-            ANSWERED,
-            budget_bytes=LARGE,
-        )
+        row(f"4096 x 4096 in mode {mode}", partial(large_picture, mode), ANSWERED, budget=LARGE)
         for mode in MODES
     ),
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image
 
@@ -10,12 +13,13 @@ from tests.fakes.pictures import encode, noise
 from tests.fakes.videos import moving_square, still_video, write_video
 from tests.harness.attack import ANSWERED, GRPC, REST, Attack, Part, Site, attack, file, frames
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 INVALID_MEDIA, INVALID_REQUEST, TOO_LARGE = "invalid_media", "invalid_request", "too_large"
-MIB = 1 << 20
-RATE = 16000
+RATE, FORGED_RATE = 16000, 655_350
 JPEG = encode(Image.new("L", (28, 28), 50), "JPEG")
 CLIP = write_video(moving_square(8, 60, 44))
-SOUND = sounds.write(sounds.tone(RATE), RATE)
 FLAC = sounds.write(sounds.tone(RATE), RATE, "FLAC")
 
 WISHES: dict[str, tuple[object, str]] = {
@@ -43,128 +47,86 @@ PLAYLISTS = {
 }
 
 
-def wish_rows(name: str, value: object, code: str) -> list[Attack]:
+def video(name: str, make: Callable[[], bytes], *codes: str, **wishes: object) -> Attack:
+    return attack(name, lambda _: file(make(), "video", **wishes), *codes)
+
+
+def sound(name: str, make: Callable[[], bytes], *codes: str) -> Attack:
+    return attack(name, lambda _: file(make(), "audio"), *codes)
+
+
+def wish_row(name: str, value: object, code: str) -> Attack:
     fields = {"media_io_kwargs": {"video": {"num_frames": value}}}
-    return [
-        attack(
-            f"num_frames {name}", lambda _: file(CLIP, "video"), code, fields=fields, entries=[REST]
-        )
-    ]
+    clip = file(CLIP, "video")
+    return attack(f"num_frames {name}", clip, code, fields=fields, entries=[REST])
 
 
-def playlist_rows(name: str, script: str) -> list[Attack]:
-    def data(site: Site) -> bytes:
+def playlist_row(name: str, script: str, modality: str) -> Attack:
+    def make(site: Site) -> Part:
         address = f"http://127.0.0.1:{site.port}/picture.png"
-        return script.format(url=address, secret=site.secret, port=site.port).encode()
+        content = script.format(url=address, secret=site.secret, port=site.port)
+        return file(content.encode(), modality)
 
-    return [
-        attack(
-            f"playlist as {modality}: {name}",
-            lambda site, modality=modality: file(data(site), modality),
-            INVALID_MEDIA,
-        )
-        for modality in ("video", "audio")
-    ]
+    return attack(f"playlist as {modality}: {name}", make, INVALID_MEDIA)
 
 
-def mov_that_refers(site: Site) -> Part:
-    """Return a QuickTime file whose data reference names another file."""
-    path = str(site.secret).encode()
-    alias = b"alis" + bytes(4) + path
-    return file(CLIP.replace(b"url \0\0\0\1", alias[:8]) + path, "video")
+def fps_of_no_number(_: Site) -> Part:
+    # JSON cannot spell it; the REST body would be no JSON at all.
+    return file(CLIP, "video", fps=float("nan"))
 
 
-def many_frames(_: Site) -> Part:
-    return frames([JPEG] * 5000)
+def samples_of_no_number() -> bytes:
+    return sounds.write(np.full((RATE, 1), np.nan, np.float32), RATE, "WAV", "FLOAT")
 
 
-def many_frames_and_a_wish(_: Site) -> Part:
-    return frames([JPEG] * 5000, num_frames=(1 << 32) - 1)
+def forged_bomb() -> bytes:
+    return bombs.flac_with_rate(sounds.silence(300, 8, 44_100, "FLAC", "PCM_16"), FORGED_RATE)
 
 
+def sizes_that_differ() -> list[bytes]:
+    return [JPEG, encode(noise(9, 9), "JPEG")]
+
+
+TOO_MANY = (TOO_LARGE, INVALID_REQUEST)
+ALL_FRAMES = (1 << 32) - 1
 ROWS = [
-    attack("5000 frames", many_frames, TOO_LARGE, INVALID_REQUEST),
-    attack("5000 frames and a wish for all", many_frames_and_a_wish, TOO_LARGE, INVALID_REQUEST),
-    attack("257 frames", lambda _: frames([JPEG] * 257), TOO_LARGE, INVALID_REQUEST),
-    attack(
-        "frames of different sizes",
-        lambda _: frames([JPEG, encode(noise(9, 9), "JPEG")]),
-        INVALID_MEDIA,
+    attack("5000 frames", frames([JPEG] * 5000), *TOO_MANY),
+    attack("5000 frames, all wished", frames([JPEG] * 5000, num_frames=ALL_FRAMES), *TOO_MANY),
+    attack("257 frames", frames([JPEG] * 257), *TOO_MANY),
+    attack("frames of different sizes", frames(sizes_that_differ()), INVALID_MEDIA),
+    attack("a frame that is a bomb", frames([bombs.solid_webp(16383, 10000)] * 2), TOO_LARGE),
+    *(wish_row(name, value, code) for name, (value, code) in WISHES.items()),
+    video("num_frames 0 in the part", lambda: CLIP, INVALID_REQUEST, num_frames=0),
+    video("num_frames 2^32 - 1 in the part", lambda: CLIP, ANSWERED, num_frames=ALL_FRAMES),
+    video("fps 2000000", lambda: CLIP, INVALID_REQUEST, fps=2e6),
+    video("fps -1", lambda: CLIP, INVALID_REQUEST, fps=-1.0),
+    attack("fps NaN", fps_of_no_number, INVALID_REQUEST, entries=[GRPC]),
+    *(
+        playlist_row(name, script, modality)
+        for name, script in PLAYLISTS.items()
+        for modality in ("video", "audio")
     ),
-    attack(
-        "a frame that is a bomb",
-        lambda _: frames([bombs.solid_webp(16383, 10000)] * 2),
-        TOO_LARGE,
-        INVALID_MEDIA,
-    ),
-    *(row for name, (value, code) in WISHES.items() for row in wish_rows(name, value, code)),
-    attack(
-        "num_frames 0 in the part", lambda _: file(CLIP, "video", num_frames=0), INVALID_REQUEST
-    ),
-    attack(
-        "num_frames 2^32 - 1 in the part",
-        lambda _: file(CLIP, "video", num_frames=(1 << 32) - 1),
-        ANSWERED,
-    ),
-    attack("fps 2000000", lambda _: file(CLIP, "video", fps=2e6), INVALID_REQUEST),
-    attack("fps -1", lambda _: file(CLIP, "video", fps=-1.0), INVALID_REQUEST),
-    attack(
-        "fps NaN", lambda _: file(CLIP, "video", fps=float("nan")), INVALID_REQUEST, entries=[GRPC]
-    ),
-    *(row for name, script in PLAYLISTS.items() for row in playlist_rows(name, script)),
-    attack("a QuickTime file that refers to another", mov_that_refers, INVALID_MEDIA, ANSWERED),
-    attack("a truncated video", lambda _: file(CLIP[: len(CLIP) // 2], "video"), INVALID_MEDIA),
-    attack("a picture as video", lambda _: file(JPEG, "video"), INVALID_MEDIA),
-    attack(
-        "sound with a forged rate",
-        lambda _: file(bombs.flac_with_rate(FLAC, 655_350), "audio"),
-        INVALID_MEDIA,
-    ),
-    attack(
-        "sound with a rate of 0",
-        lambda _: file(bombs.flac_with_rate(FLAC, 0), "audio"),
-        INVALID_MEDIA,
-    ),
-    attack(
-        "sound of 2^36 samples by its header",
-        lambda _: file(sounds.with_flac_length(FLAC, (1 << 36) - 1), "audio"),
-        TOO_LARGE,
-    ),
-    attack("a truncated FLAC", lambda _: file(FLAC[: len(FLAC) // 2], "audio"), INVALID_MEDIA),
-    attack("a picture as sound", lambda _: file(JPEG, "audio"), INVALID_MEDIA),
-    attack(
-        "9 channels",
-        lambda _: file(sounds.write(sounds.tone(RATE, 9), RATE), "audio"),
-        INVALID_MEDIA,
-    ),
-    attack(
-        "samples that are no numbers",
-        lambda _: file(sounds.write(np.full((RATE, 1), np.nan), RATE, "WAV", "FLOAT"), "audio"),
-        INVALID_MEDIA,
-    ),
+    video("a truncated video", lambda: CLIP[: len(CLIP) // 2], INVALID_MEDIA),
+    video("a picture as video", lambda: JPEG, INVALID_MEDIA),
+    sound("a forged rate", partial(bombs.flac_with_rate, FLAC, FORGED_RATE), INVALID_MEDIA),
+    sound("a rate of 0", partial(bombs.flac_with_rate, FLAC, 0), INVALID_MEDIA),
+    sound("2^36 samples", partial(sounds.with_flac_length, FLAC, (1 << 36) - 1), TOO_LARGE),
+    sound("a truncated FLAC", lambda: FLAC[: len(FLAC) // 2], INVALID_MEDIA),
+    sound("a picture as sound", lambda: JPEG, INVALID_MEDIA),
+    sound("9 channels", lambda: sounds.write(sounds.tone(RATE, 9), RATE), INVALID_MEDIA),
+    sound("samples that are no numbers", samples_of_no_number, INVALID_MEDIA),
 ]
 SLOW_ROWS = [
-    attack(
-        "20000 still frames",
-        lambda _: file(still_video(20_000, 480), "video", num_frames=4),
-        ANSWERED,
-    ),
-    attack(
+    video("20000 still frames", partial(still_video, 20_000, 480), ANSWERED, num_frames=4),
+    sound(
         "10 minutes of silence as FLAC",
-        lambda _: file(sounds.silence(600, 2, 48_000, "FLAC", "PCM_16"), "audio"),
+        partial(sounds.silence, 600, 2, 48_000, "FLAC", "PCM_16"),
         TOO_LARGE,
     ),
-    attack(
+    sound(
         "an hour of silence as Opus",
-        lambda _: file(sounds.silence(3600, 1, 8_000, "OGG", "OPUS"), "audio"),
+        partial(sounds.silence, 3600, 1, 8_000, "OGG", "OPUS"),
         TOO_LARGE,
     ),
-    attack(
-        "8 channels at a forged rate",
-        lambda _: file(
-            bombs.flac_with_rate(sounds.silence(300, 8, 44_100, "FLAC", "PCM_16"), 655_350), "audio"
-        ),
-        INVALID_MEDIA,
-        TOO_LARGE,
-    ),
+    sound("8 channels at a forged rate", forged_bomb, INVALID_MEDIA),
 ]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.attack import Attack
 from tests.integration.attacks import (
     identity_attacks,
     image_attacks,
@@ -15,6 +14,7 @@ from tests.integration.attacks import (
 )
 
 if TYPE_CHECKING:
+    from tests.harness.attack import Attack
     from tests.harness.attack_target import AttackTarget
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]

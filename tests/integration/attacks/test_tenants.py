@@ -23,7 +23,7 @@ NOT_FOUND = "media_not_found"
 def ask_about(
     target: AttackTarget, entry: str, uuid: str, tenant: str = "alice", **wishes: int
 ) -> Reply:
-    return target.send(entry, [named(uuid, **wishes), QUESTION], tenant=tenant)
+    return target.send(entry, [named(uuid, None, **wishes), QUESTION], tenant=tenant)
 
 
 def ask_with(

@@ -1,4 +1,4 @@
-"""Spellings of special tokens in a text are text: no medium is bound to them, nothing is cut off."""
+"""Spellings of special tokens in a text are text: no medium is bound to them."""
 
 from __future__ import annotations
 

@@ -133,6 +133,21 @@ def rebinding(site: Site) -> Part:
     return url(f"http://rebinding.test:{site.port}{PATH}")
 
 
+def forbidden_row(modality: str) -> Attack:
+    return attack(
+        f"{modality} by a forbidden URL",
+        lambda site: url(f"http://127.0.0.1:{site.port}/", modality),
+        FORBIDDEN,
+    )
+
+
+def long_row(num_chars: int) -> Attack:
+    def make(site: Site) -> Part:
+        return url(f"http://public.test:{site.port}/".ljust(num_chars, "x"))
+
+    return attack(f"a URL of {num_chars} characters", make, TOO_LARGE)
+
+
 ROWS = [
     *(host_row(host, code) for host, code in HOSTS.items()),
     *(redirect_row(name, code) for name, code in REDIRECTS.items()),
