@@ -141,16 +141,16 @@ class AttackTarget:
         """Connections to the one address that may be dialled."""
         return self._servers.num_allowed
 
-    def run(self, attack: Attack, entry: str) -> Reply:
+    def check_attack(self, attack: Attack, entry: str) -> Reply:
         """Send an attack, check everything that holds for all of them, and return the reply."""
         parts = attack.parts(self.site)
         with self.unharmed(f"{attack.name} over {entry}", attack.budget_bytes):
             # A salt for each entry: what one has encoded is no hit of the other.
             reply = self.send(entry, parts, salt=f"over-{entry}", fields=attack.fields)
-            self.judge(reply, attack.codes, repr([part.rest for part in parts]))
+            self.check_reply(reply, attack.codes, repr([part.rest for part in parts]))
         return reply
 
-    def judge(self, reply: Reply, codes: Collection[str], sent: str) -> None:
+    def check_reply(self, reply: Reply, codes: Collection[str], sent: str) -> None:
         """Check that a reply is an honest answer or a refusal that tells nothing of the server.
 
         Args:
@@ -172,13 +172,13 @@ class AttackTarget:
         """Check that what is done inside costs little, kills nobody and reaches nothing."""
         for pid in self.pids.values():
             forget_peaks(pid)
-        baseline = self._read_peak()
+        baseline, num_forbidden = self._read_peak(), self.num_forbidden
         yield
         assert self._read_pids() == self.pids, "a service has died"
         peak_bytes = self._read_peak() - baseline
         if peak_bytes > self.totals.peak_bytes:
             self.totals.peak_bytes, self.totals.peak_name = peak_bytes, name
-        assert self.num_forbidden == 0, "an address was dialled that must not be"
+        assert self.num_forbidden == num_forbidden, "an address was dialled that must not be"
         assert self.site.secret.stat().st_atime == 1, "a file of the server was read"
         assert peak_bytes <= budget_bytes, f"{peak_bytes >> 20} MiB over the baseline"
         for entry in ENTRIES:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.fakes import bombs, sounds
 from tests.fakes.pictures import encode, noise
-from tests.fakes.videos import moving_square, still_video, write_video
+from tests.fakes.videos import H264, moving_square, still_video, write_video
 from tests.harness.attack import ANSWERED, GRPC, REST, Attack, Part, Site, attack, file, frames
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ RATE, FORGED_RATE = 16000, 655_350
 JPEG = encode(Image.new("L", (28, 28), 50), "JPEG")
 CLIP = write_video(moving_square(8, 60, 44))
 FLAC = sounds.write(sounds.tone(RATE), RATE, "FLAC")
+# The start of an IAMF stream.
+IMMERSIVE = b"\xf8\x06iamf\x01\x01" + bytes(600)
 
 WISHES: dict[str, tuple[object, str]] = {
     "-1": (-1, ANSWERED),
@@ -75,6 +77,10 @@ def fps_of_no_number(_: Site) -> Part:
     return file(CLIP, "video", fps=float("nan"))
 
 
+def encrypted() -> bytes:
+    return write_video(moving_square(8, 60, 44), H264, key="00112233445566778899aabbccddeeff")
+
+
 def samples_of_no_number() -> bytes:
     return sounds.write(np.full((RATE, 1), np.nan, np.float32), RATE, "WAV", "FLOAT")
 
@@ -107,6 +113,9 @@ ROWS = [
         for modality in ("video", "audio")
     ),
     video("a truncated video", lambda: CLIP[: len(CLIP) // 2], INVALID_MEDIA),
+    video("an encrypted video", encrypted, INVALID_MEDIA),
+    video("immersive sound as video", lambda: IMMERSIVE, INVALID_MEDIA),
+    sound("immersive sound", lambda: IMMERSIVE, INVALID_MEDIA),
     video("a picture as video", lambda: JPEG, INVALID_MEDIA),
     sound("a forged rate", partial(bombs.flac_with_rate, FLAC, FORGED_RATE), INVALID_MEDIA),
     sound("a rate of 0", partial(bombs.flac_with_rate, FLAC, 0), INVALID_MEDIA),

@@ -95,7 +95,22 @@ def test_a_media_object_is_held_to_the_same_rules(
     with target.unharmed(f"{row.name} at {path} over {entry}"):
         reply = call_media(target, entry, path, row)
 
-        target.judge(reply, row.codes, repr(row.parts(target.site)))
+        target.check_reply(reply, row.codes, repr(row.parts(target.site)))
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize(
+    ("path", "code"), [("missing", "media_fetch_failed"), ("to-name", FORBIDDEN)]
+)
+def test_a_fetch_that_failed_is_not_tried_again(
+    target: AttackTarget, entry: str, path: str, code: str
+) -> None:
+    part = url(f"http://public.test:{target.site.port}/{path}")
+    before = target.num_allowed
+
+    target.check_reply(target.send(entry, [part]), [code], "")
+
+    assert target.num_allowed == before + 1
 
 
 def form_of(file_name: str, edge: str = "edge") -> bytes:
@@ -116,7 +131,7 @@ def test_names_of_uploads_are_never_used(target: AttackTarget, name: str) -> Non
     with target.unharmed(f"an upload named {name[:30]} over {REST}"):
         reply = target.post(form, "multipart/form-data; boundary=edge")
 
-        target.judge(reply, [ANSWERED, "invalid_request"], name)
+        target.check_reply(reply, [ANSWERED, "invalid_request"], name)
     assert sorted((*folder.iterdir(), *target.stack.state_dir.rglob("*"))) == before
 
 

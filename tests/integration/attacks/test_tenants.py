@@ -52,8 +52,8 @@ def test_a_name_is_unknown_to_another_tenant(target: AttackTarget, entry: str, u
         with_other_data = ask_with(target, entry, uuid, DOG, "bob")
 
         target.totals.num_foreign_hits += "hit" in foreign.cache
-        target.judge(foreign, [NOT_FOUND], "")
-        target.judge(with_other_data, [ANSWERED], "")
+        target.check_reply(foreign, [NOT_FOUND], "")
+        target.check_reply(with_other_data, [ANSWERED], "")
         assert with_other_data.text == answer_for(target, entry, DOG)
         assert ask_about(target, entry, uuid).text == answer_for(target, entry, CAT)
 
@@ -83,7 +83,7 @@ def test_other_content_under_a_name_is_a_conflict(
         conflict = ask_with(target, entry, uuid, DOG)
 
         target.totals.num_wrong_content_hits += conflict.code == ANSWERED
-        target.judge(conflict, ["uuid_conflict"], "")
+        target.check_reply(conflict, ["uuid_conflict"], "")
         assert conflict.status == 409
         assert ask_about(target, entry, uuid).text == answer_for(target, entry, CAT)
 
@@ -98,7 +98,7 @@ def test_changed_options_are_no_stale_hit(target: AttackTarget, entry: str, uuid
         small = ask_with(target, entry, uuid, picture, max_pixels=60 * 60)
 
         target.totals.num_wrong_content_hits += "hit" in (*without_data.cache, *small.cache)
-        target.judge(without_data, [NOT_FOUND], "")
+        target.check_reply(without_data, [NOT_FOUND], "")
         assert (small.code, small.cache) == (ANSWERED, ("miss",))
         assert small.media_tokens < whole.media_tokens
         assert ask_about(target, entry, uuid).media_tokens == whole.media_tokens
@@ -115,7 +115,7 @@ def test_a_name_holds_over_the_other_entry_point(
         conflict = ask_with(target, second, uuid, DOG)
 
         assert (asked.text, asked.cache) == (put.text, ("hit",))
-        target.judge(conflict, ["uuid_conflict"], "")
+        target.check_reply(conflict, ["uuid_conflict"], "")
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -125,4 +125,4 @@ def test_a_wrong_uuid_among_good_ones_fails_the_request_alone(
     with target.unharmed(f"one unknown name of three over {entry}"):
         parts = [file(CAT), named(f"{uuid}-unknown"), file(DOG), QUESTION]
 
-        target.judge(target.send(entry, parts), [NOT_FOUND], "")
+        target.check_reply(target.send(entry, parts), [NOT_FOUND], "")

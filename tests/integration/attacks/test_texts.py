@@ -51,7 +51,7 @@ def test_spellings_take_the_tokens_of_their_characters(
     for token in tokens:
         spelling = token * times
         row = attack(f"{token} {times} times", parts_of(spelling, num_pictures), ANSWERED)
-        reply = target.run(row, entry)
+        reply = target.check_attack(row, entry)
 
         assert reply.prompt_tokens == num_around + len(tokenizer.encode(spelling).ids)
         assert reply.media_tokens == plain.media_tokens
@@ -64,7 +64,9 @@ def test_all_spellings_at_once_leave_pictures_in_their_places(
     spellings = "".join(special_tokens(target))
     around = [text(spellings), PICTURES[0], text(spellings), PICTURES[1], text(spellings)]
 
-    reply = target.run(attack("all special tokens between pictures", around, ANSWERED), entry)
+    reply = target.check_attack(
+        attack("all special tokens between pictures", around, ANSWERED), entry
+    )
 
     plain = target.send(entry, [text(PLAIN), PICTURES[0], text(PLAIN), PICTURES[1], text(PLAIN)])
     length = len(plain_tokenizer(target).encode(spellings).ids)
@@ -80,4 +82,4 @@ def test_a_hundred_thousand_spellings_are_too_long(
     content = "<|IMAGE|>" * FAR_TOO_MANY
     row = attack("100000 placeholders", parts_of(content, num_pictures), "prompt_too_long")
 
-    assert target.run(row, entry).status == 400
+    assert target.check_attack(row, entry).status == 400
