@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_UNSAFE_TEXT = re.compile(r"<.*?>|0x[0-9a-fA-F]+|(?:/[^\s/]+){2,}")
+# Sizes such as 12000x9000 hold no address, though they hold "0x9000".
+_UNSAFE_TEXT = re.compile(r"<.*?>|\b0x[0-9a-fA-F]+|(?:/[^\s/]+){2,}")
 _RETRY_AFTER_S = 5.0
 
 

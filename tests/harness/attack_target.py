@@ -46,7 +46,7 @@ FLAGS = (
     *("--audio-fetch-timeout-s", "1"),
 )
 GOOD_PICTURE = chat.picture(1, 64, 64)
-LEAK = re.compile(r"0x[0-9a-f]{6,}|Traceback|<\w[\w.]* object|(/[\w.-]+){2,}/?", re.IGNORECASE)
+LEAK = re.compile(r"\b0x[0-9a-f]{6,}|Traceback|<\w[\w.]* object|(/[\w.-]+){2,}/?", re.IGNORECASE)
 NUM_TOKENS = 4
 _TIMEOUT_S = 100.0
 _MAX_MESSAGE_BYTES = 64 << 20
@@ -181,8 +181,9 @@ class AttackTarget:
         assert self.num_forbidden == num_forbidden, "an address was dialled that must not be"
         assert self.site.secret.stat().st_atime == 1, "a file of the server was read"
         assert peak_bytes <= budget_bytes, f"{peak_bytes >> 20} MiB over the baseline"
-        for entry in ENTRIES:
-            assert self.ask_good(entry) == self._good, "a good request is answered otherwise"
+        # Over one entry point after the other: both give the same text.
+        entry = ENTRIES[self._num_good % len(ENTRIES)]
+        assert self.ask_good(entry) == self._good, "a good request is answered otherwise"
 
     def ask_good(self, entry: str) -> str:
         """Ask about a picture that has to be encoded each time, and return the answer."""

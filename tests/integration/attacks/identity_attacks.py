@@ -12,7 +12,6 @@ from tests.fakes import bombs
 from tests.harness.attack import (
     ANSWERED,
     Attack,
-    Part,
     attack,
     named,
     tensor,
@@ -21,9 +20,9 @@ from tests.harness.attack import (
 from tests.harness.attack_target import GOOD_PICTURE
 
 INVALID_REQUEST, INVALID_EMBEDDING = "invalid_request", "invalid_embedding"
-TOO_LARGE, INVALID_UUID = "too_large", "invalid_uuid"
-ANY_REFUSAL = (INVALID_REQUEST, INVALID_EMBEDDING, TOO_LARGE, "invalid_media")
+INVALID_MEDIA, INVALID_UUID = "invalid_media", "invalid_uuid"
 WIDTH = 64
+HUGE = (1 << 32) - 1
 ROWS_OF_ONE = np.ones((6, WIDTH), np.float32)
 DATA = ROWS_OF_ONE.tobytes()
 
@@ -36,7 +35,6 @@ SHAPES = {
     "0": (0,),
     "rank 0": (),
     "rank 9": (1, 1, 1, 1, 1, 1, 1, 6, WIDTH),
-    "another width": (6 * WIDTH, 1),
     "a row more": (7, WIDTH),
     "2^63 rows": ((1 << 63) - 1, WIDTH),
 }
@@ -54,6 +52,10 @@ def with_value(value: float) -> bytes:
     return rows.tobytes()
 
 
+def nan_file() -> bytes:
+    return bombs.safetensor_of((6, WIDTH), with_value(float("nan")))
+
+
 def sparse_file() -> bytes:
     """Return a sparse tensor whose indices lie outside of it."""
     indices = torch.tensor([[1 << 40], [1 << 40]])
@@ -64,8 +66,8 @@ def sparse_file() -> bytes:
 def shape_rows(name: str, shape: tuple[int, ...]) -> list[Attack]:
     lying = bombs.safetensor_of(shape, DATA)
     return [
-        attack(f"a tensor of shape {name}", tensor(shape, DATA), *ANY_REFUSAL),
-        attack(f"a safetensors file of shape {name}", tensor_file(lying), *ANY_REFUSAL),
+        attack(f"a tensor of shape {name}", tensor(shape, DATA), INVALID_REQUEST),
+        attack(f"a file of shape {name}", tensor_file(lying), INVALID_MEDIA),
     ]
 
 
@@ -83,31 +85,37 @@ def harmless_uuid_rows(name: str, uuid: str) -> list[Attack]:
     ]
 
 
-TENSORS: dict[str, Part] = {
-    "a byte too few": tensor((6, WIDTH), DATA[:-1]),
-    "a byte too many": tensor((6, WIDTH), DATA + b"x"),
-    "NaN": tensor((6, WIDTH), with_value(float("nan"))),
-    "infinity": tensor((6, WIDTH), with_value(float("inf"))),
-    "NaN in a file": tensor_file(bombs.safetensor_of((6, WIDTH), with_value(float("nan")))),
-    "an element type that does not exist": tensor((6, WIDTH), DATA, "complex"),
-    "a grid of 2^32 - 1": tensor((6, WIDTH), DATA, grid=((1 << 32) - 1,) * 3),
-    "a grid of 0": tensor((6, WIDTH), DATA, grid=(0, 4, 6)),
-    "a grid of more rows": tensor((6, WIDTH), DATA, grid=(1, 8, 8)),
-    "a pickle": tensor_file(PICKLE),
-    "a pickle that calls eval": tensor_file(REDUCE),
-    "a list saved by torch": tensor_file(torch_file([torch.ones(6, WIDTH)] * 2)),
-    "a model saved by torch": tensor_file(torch_file({"weight": {"a": torch.ones(2)}})),
-    "whole numbers": tensor_file(torch_file(torch.ones(6, WIDTH, dtype=torch.int64))),
-    "a sparse matrix": tensor_file(torch_file(torch.eye(6).to_sparse())),
-    "a sparse matrix with indices outside": tensor_file(sparse_file()),
-    "a zip of nothing": tensor_file(b"PK\x05\x06" + bytes(18)),
-    "a header of 2^63 bytes": tensor_file(struct.pack("<Q", 1 << 63) + b"{}"),
-    "a header of 4 GB": tensor_file(struct.pack("<Q", 1 << 32) + b"{}"),
-    "a header nested deeply": tensor_file(struct.pack("<Q", 40000) + b"[" * 40000),
-    "elements outside of the file": tensor_file(
-        bombs.safetensor_of((6, WIDTH), DATA, offsets=(0, 1 << 40))
-    ),
-    "elements from behind": tensor_file(bombs.safetensor_of((6, WIDTH), DATA, offsets=(-1536, 0))),
+# What arrives whole and is no embedding of this model; the first ones show that others would be.
+TENSORS = {
+    "a good tensor": (tensor((6, WIDTH), DATA), ANSWERED),
+    "a good file": (tensor_file(bombs.safetensor_of((6, WIDTH), DATA)), ANSWERED),
+    "a good file of torch": (tensor_file(torch_file(torch.ones(6, WIDTH))), ANSWERED),
+    "another width": (tensor((6 * WIDTH, 1), DATA), INVALID_EMBEDDING),
+    "a byte too few": (tensor((6, WIDTH), DATA[:-1]), INVALID_REQUEST),
+    "a byte too many": (tensor((6, WIDTH), DATA + b"x"), INVALID_REQUEST),
+    "NaN": (tensor((6, WIDTH), with_value(float("nan"))), INVALID_EMBEDDING),
+    "infinity": (tensor((6, WIDTH), with_value(float("inf"))), INVALID_EMBEDDING),
+    "a type that does not exist": (tensor((6, WIDTH), DATA, "complex"), INVALID_REQUEST),
+    "a grid of 2^32 - 1": (tensor((6, WIDTH), DATA, grid=(HUGE,) * 3), INVALID_EMBEDDING),
+    "a grid of 0": (tensor((6, WIDTH), DATA, grid=(0, 4, 6)), INVALID_REQUEST),
+    "a grid of more rows": (tensor((6, WIDTH), DATA, grid=(1, 8, 8)), INVALID_EMBEDDING),
+    "no grid": (tensor_file(bombs.safetensor_of((6, WIDTH), DATA), None), INVALID_EMBEDDING),
+    "NaN in a file": (tensor_file(nan_file()), INVALID_EMBEDDING),
+}
+FILES = {
+    "a pickle": PICKLE,
+    "a pickle that calls eval": REDUCE,
+    "a list saved by torch": torch_file([torch.ones(6, WIDTH)] * 2),
+    "a model saved by torch": torch_file({"weight": {"a": torch.ones(2)}}),
+    "whole numbers": torch_file(torch.ones(6, WIDTH, dtype=torch.int64)),
+    "a sparse matrix": torch_file(torch.eye(6).to_sparse()),
+    "a sparse matrix with indices outside": sparse_file(),
+    "a zip of nothing": b"PK\x05\x06" + bytes(18),
+    "a header of 2^63 bytes": struct.pack("<Q", 1 << 63) + b"{}",
+    "a header of 4 GB": struct.pack("<Q", 1 << 32) + b"{}",
+    "a header nested deeply": struct.pack("<Q", 40000) + b"[" * 40000,
+    "elements outside": bombs.safetensor_of((6, WIDTH), DATA, offsets=(0, 1 << 40)),
+    "elements from behind": bombs.safetensor_of((6, WIDTH), DATA, offsets=(-1536, 0)),
 }
 UUIDS = {
     "4 MB": "u" * (4 << 20),
@@ -132,7 +140,8 @@ HARMLESS_UUIDS = {
 
 ROWS = [
     *(row for name, shape in SHAPES.items() for row in shape_rows(name, shape)),
-    *(attack(f"an embedding: {name}", part, *ANY_REFUSAL) for name, part in TENSORS.items()),
+    *(attack(f"an embedding: {name}", part, code) for name, (part, code) in TENSORS.items()),
+    *(attack(f"a file: {name}", tensor_file(data), INVALID_MEDIA) for name, data in FILES.items()),
     *(
         attack(f"uuid: {name}", named(uuid, GOOD_PICTURE), INVALID_UUID)
         for name, uuid in UUIDS.items()

@@ -96,6 +96,8 @@ def sizes_that_differ() -> list[bytes]:
 TOO_MANY = (TOO_LARGE, INVALID_REQUEST)
 ALL_FRAMES = (1 << 32) - 1
 ROWS = [
+    attack("8 frames", frames([JPEG] * 8), ANSWERED),
+    sound("a second of sound", lambda: sounds.write(sounds.tone(RATE), RATE), ANSWERED),
     attack("5000 frames", frames([JPEG] * 5000), *TOO_MANY),
     attack("5000 frames, all wished", frames([JPEG] * 5000, num_frames=ALL_FRAMES), *TOO_MANY),
     attack("257 frames", frames([JPEG] * 257), *TOO_MANY),

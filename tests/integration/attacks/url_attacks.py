@@ -83,6 +83,7 @@ FILES = {
     "cid:../../etc/passwd": MALFORMED,
 }
 SERVERS = {
+    "picture.png": ANSWERED,
     "endless": FETCH_FAILED,
     "trickle": FETCH_FAILED,
     "silent": FETCH_FAILED,

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900
 MIN_FILES = 1000
 MIN_ENCODED = 500
 TOLERANCE = 1e-6
-LEAK = re.compile(r"0x[0-9a-f]{6,}|Traceback|<[a-zA-Z_.]+ |(/[\w.-]+){2,}", re.IGNORECASE)
+LEAK = re.compile(r"\b0x[0-9a-f]{6,}|Traceback|<[a-zA-Z_.]+ |(/[\w.-]+){2,}", re.IGNORECASE)
 
 
 @dataclass(slots=True)

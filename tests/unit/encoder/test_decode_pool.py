@@ -370,6 +370,7 @@ async def test_a_picture_that_needs_too_much_memory_is_refused() -> None:
         ("cannot identify image file <_io.BytesIO object at 0x7a95>", "cannot identify image file"),
         ("broken at 0x7f00deadbeef now", "broken at  now"),
         ("No such file: /usr/lib/python3/x.py", "No such file:"),
+        ("a size of 12000x9000 pixels", "a size of 12000x9000 pixels"),
         ("two\nlines\x1b[31m", "two lines [31m"),
         ("", "the file cannot be decoded"),
     ],
