@@ -65,6 +65,7 @@ class Reply:
         prompt_tokens: Tokens of the prompt that was answered.
         media_tokens: Those that stand for media.
         cache: How each media item came to be available.
+        cached_tokens: Tokens of the prompt that the prefix cache knew.
     """
 
     status: int
@@ -74,6 +75,7 @@ class Reply:
     prompt_tokens: int = 0
     media_tokens: int = 0
     cache: tuple[str, ...] = ()
+    cached_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -244,7 +246,14 @@ class AttackTarget:
         cache = tuple(names[media.cache] for media in answer.usage.media)
         usage = answer.usage
         return Reply(
-            200, ANSWERED, answer.text, answer.text, usage.prompt_tokens, usage.media_tokens, cache
+            200,
+            ANSWERED,
+            answer.text,
+            answer.text,
+            usage.prompt_tokens,
+            usage.media_tokens,
+            cache,
+            usage.cached_tokens,
         )
 
     def _read_peak(self) -> int:
@@ -279,4 +288,5 @@ def _read_answer(body: str) -> Reply:
         usage["prompt_tokens"],
         details["multimodal_tokens"],
         tuple(media["cache"] for media in usage.get("media") or ()),
+        details["cached_tokens"],
     )

@@ -74,6 +74,24 @@ def test_content_of_another_tenant_is_encoded_again(
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
+def test_a_prompt_of_another_tenant_is_not_in_the_prefix_cache(
+    target: AttackTarget, entry: str
+) -> None:
+    prompt = [text(f"A secret that is told over {entry}: " + "the key is under the mat, " * 9)]
+    with target.unharmed(f"a prompt of another tenant over {entry}"):
+        # With a salt, so that nobody has had even the beginning of the template.
+        target.send(entry, prompt, salt=f"prompt-{entry}")
+
+        foreign = target.send(entry, prompt, tenant="bob", salt=f"prompt-{entry}")
+        salted = target.send(entry, prompt, salt=f"other-prompt-{entry}")
+        own = target.send(entry, prompt, salt=f"prompt-{entry}")
+
+        target.totals.num_foreign_hits += foreign.cached_tokens > 0
+        assert foreign.cached_tokens == salted.cached_tokens == 0
+        assert own.cached_tokens > own.prompt_tokens // 2
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_other_content_under_a_name_is_a_conflict(
     target: AttackTarget, entry: str, uuid: str
 ) -> None:
