@@ -116,7 +116,7 @@ class ItemEstimate:
 
     Attributes:
         layout: How it stands in the prompt.
-        num_pixels: Pixels that the tower would see; 0 if it is stored.
+        num_pixels: Pixels after resizing, before any crop; 0 if it is stored.
         num_queue_pixels: Pixels it would be charged in the queue; 0 if it is stored.
     """
 

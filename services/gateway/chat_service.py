@@ -206,6 +206,7 @@ class ChatPipeline:
             self._model.tokenizer.detokenizer(),
             StopStrings(stop),
             eos_ids.union(sampling.stop_token_ids),
+            sampling.min_tokens,
         )
 
 

@@ -39,6 +39,7 @@ from chiasm.generator.engine.observers import StepMetrics, StepTrace
 from chiasm.generator.engine.queue_budget import QueueBudget, QueueLimits
 from chiasm.generator.engine.sampler import Sampler
 from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
+from chiasm.generator.engine.step_cost import StepCost
 from chiasm.generator.engine.step_threads import StepThreads
 from chiasm.generator.generation import GenerationService
 from chiasm.generator.guides import Guides
@@ -103,7 +104,8 @@ class Generator:
             scheduling.deterministic,
             scheduling.max_step_tokens,
         )
-        engine = Engine(Scheduler(self._blocks, limits), runner, observers)
+        scheduler = Scheduler(self._blocks, limits, StepCost(scheduling.max_step_ms / 1000))
+        engine = Engine(scheduler, runner, observers)
         budget = QueueBudget(
             QueueLimits(
                 scheduling.max_waiting_sequences,
@@ -206,7 +208,9 @@ def _load(settings: GeneratorSettings) -> LoadedModel:
         chunk_tokens=max(settings.scheduling.max_step_tokens, settings.chunking.fixed_tokens),
     )
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
-    return load_model(model.model, dtype, torch.device(device), request, model.decoder)
+    return load_model(
+        model.model, dtype, torch.device(device), request, model.decoder, model.quantization
+    )
 
 
 def _make_compiler(settings: GeneratorSettings, loaded: LoadedModel) -> GrammarCompiler | None:

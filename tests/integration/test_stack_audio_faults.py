@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from chiasm.v1 import chat_pb2_grpc
-from tests.fakes import sounds
+from tests.fakes import pictures, sounds
 from tests.fakes.sound_checkpoints import HEARD_SECONDS, make_qwen2_audio
 from tests.harness import audio_chat, chat
 from tests.harness.stack import Stack
@@ -51,10 +51,15 @@ class BadClip:
     status: int = 400
 
 
+PICTURE = pictures.encode(pictures.noise(64, 64), "JPEG")
 FLAC = sounds.write(sounds.tone(RATE), RATE, "FLAC")
 BAD_CLIPS = [
     BadClip("junk", b"no sound at all " * 9, "its format is not one of WAV, FLAC"),
-    BadClip("picture", chat.picture(1, 64, 64), "its format is not one of WAV, FLAC"),
+    BadClip(
+        "picture",
+        pictures.encode(pictures.noise(64, 64), "JPEG"),
+        "its format is not one of WAV, FLAC",
+    ),
     BadClip("header only", GOOD_CLIP[:44], "it holds no sound"),
     BadClip("no header", GOOD_CLIP[:12], CORRUPTED),
     BadClip("no samples", sounds.write(np.zeros((0, 1), np.float32), RATE), "it holds no sound"),

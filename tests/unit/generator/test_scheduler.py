@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from chiasm.generator.engine.block_manager import BlockManager
 from chiasm.generator.engine.sampling_params import SamplingParams
 from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
 from chiasm.generator.engine.sequence import Origin, Sequence, SequenceStatus
+from chiasm.generator.engine.step_cost import StepCost
 from tests.fakes.embeddings import make_layout, make_ref
 from tests.fakes.generator_engine import make_prompt, make_sequence
 
@@ -20,12 +22,17 @@ if TYPE_CHECKING:
     from chiasm.generator.engine.scheduled_step import ScheduledStep
 
 
-def _scheduler(num_blocks: int = 16, max_running: int = 4, max_step_tokens: int = 16) -> Scheduler:
+def _scheduler(
+    num_blocks: int = 16,
+    max_running: int = 4,
+    max_step_tokens: int = 16,
+    max_step_s: float = 0.0,
+) -> Scheduler:
     limits = SchedulerLimits(max_step_tokens, max_running)
-    return Scheduler(BlockManager([GroupSize(num_blocks)], 4), limits)
+    return Scheduler(BlockManager([GroupSize(num_blocks)], 4), limits, StepCost(max_step_s))
 
 
-def _compute(scheduler: Scheduler, step: ScheduledStep) -> None:
+def _compute(scheduler: Scheduler, step: ScheduledStep, seconds: float = 1.0) -> None:
     """Do what the engine does after a forward, with token 1."""
     for item in step.sequences:
         if item.sequence.status is SequenceStatus.FINISHED:
@@ -35,7 +42,7 @@ def _compute(scheduler: Scheduler, step: ScheduledStep) -> None:
         if item.samples:
             item.sequence.num_pending_tokens -= 1
             item.sequence.token_ids.append(1)
-    scheduler.note_tokens()
+    scheduler.note_computed(step, seconds)
 
 
 def _chunks(step: ScheduledStep) -> list[tuple[int, int, int]]:
@@ -334,3 +341,48 @@ def test_sequence_larger_than_the_cache_is_refused() -> None:
 def test_budget_below_the_running_sequences_is_refused() -> None:
     with pytest.raises(ValueError, match="max_running_sequences=8"):
         SchedulerLimits(max_step_tokens=4, max_running_sequences=8)
+
+
+def test_prompts_beside_a_stream_are_computed_in_chunks_that_fit_the_time() -> None:
+    scheduler = _scheduler(num_blocks=100, max_step_tokens=200, max_step_s=30.0)
+    scheduler.add(make_sequence(1, range(1, 101), max_tokens=20))
+    # A second for each prompt token, ten for the stream.
+    _compute(scheduler, scheduler.schedule(), seconds=100.0)
+    _compute(scheduler, scheduler.schedule(), seconds=10.0)
+    for seq_id, num_tokens in ((2, 50), (3, 5)):
+        scheduler.add(make_sequence(seq_id, range(200 * seq_id, 200 * seq_id + num_tokens)))
+
+    steps = []
+    for _ in range(4):
+        step = scheduler.schedule()
+        steps.append(_chunks(step))
+        _compute(scheduler, step, seconds=10.0 + step.num_prefill_tokens)
+
+    assert [chunks[1:] for chunks in steps] == [
+        [(2, 0, 20)],
+        [(2, 20, 20)],
+        [(2, 40, 10), (3, 0, 5)],
+        [(2, 50, 1), (3, 5, 1)],
+    ]
+
+
+def test_a_span_that_cannot_be_cut_is_computed_beside_a_stream_all_the_same() -> None:
+    scheduler = _scheduler(num_blocks=100, max_step_tokens=200, max_step_s=20.0)
+    scheduler.add(make_sequence(1, range(1, 101), max_tokens=20))
+    _compute(scheduler, scheduler.schedule(), seconds=100.0)
+    _compute(scheduler, scheduler.schedule(), seconds=10.0)
+    ref = make_ref(num_rows=40)
+    layout = replace(make_layout(ref), attends_both_ways=True)
+    span = MediaSpan(2, ref, layout, is_ready=True)
+    prompt = make_prompt(range(200, 206 + layout.num_tokens), (span,))
+    sequence = Sequence(2, prompt, SamplingParams(4))
+    sequence.embeddings[0] = torch.zeros(40, 1)
+    scheduler.add(sequence)
+
+    num_scheduled = []
+    for _ in range(3):
+        step = scheduler.schedule()
+        num_scheduled.append(step.num_prefill_tokens)
+        _compute(scheduler, step, seconds=10.0 + step.num_prefill_tokens)
+
+    assert num_scheduled == [2, layout.num_tokens, 4]

@@ -1143,7 +1143,7 @@ class EstimateMediaResponse(_message.Message):
     tokens: _builtins.int
     """Tokens it takes in a prompt."""
     num_pixels: _builtins.int
-    """Pixels that the tower would see, all frames of a video together; 0 if the item is kept."""
+    """Pixels after resizing, before any crop, of all frames together; 0 if the item is kept."""
     queue_units: _builtins.int
     """What it would be charged in the encoder's queue, in pixels; 0 if it is kept."""
     cache: _media_pb2.CacheStatus.ValueType

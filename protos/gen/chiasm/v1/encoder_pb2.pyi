@@ -473,7 +473,7 @@ class PlanResponse(_message.Message):
     num_tokens: _builtins.int
     """Tokens the item takes in the prompt."""
     num_pixels: _builtins.int
-    """Pixels that the tower would see, all frames of a video together; 0 if the embedding is stored."""
+    """Pixels after resizing, before any crop, of all frames together; 0 if the embedding is stored."""
     num_queue_pixels: _builtins.int
     """Pixels that the item would be charged in the encoder's queue; 0 if the embedding is stored."""
     @_builtins.property
