@@ -118,7 +118,7 @@ class AttackTarget:
         self._channel = grpc.insecure_channel(self.stack.grpc_address, options=options)
         self.stub = chat_pb2_grpc.ChatServiceStub(self._channel)
         self.pids = self._read_pids()
-        self._good = self.ask_good(REST)
+        self.good_answer = self.ask_good(REST)
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -132,6 +132,11 @@ class AttackTarget:
     def num_deaths(self) -> int:
         """Services that do not run, or not in the process that they began in."""
         return sum(self._read_pids()[name] != pid for name, pid in self.pids.items())
+
+    @property
+    def num_worker_deaths(self) -> float:
+        """Decode workers that died; what these had taken is in no peak."""
+        return self.stack.metric("chiasm_encoder_worker_deaths_total", "encoder-0")
 
     @property
     def num_forbidden(self) -> int:
@@ -185,7 +190,7 @@ class AttackTarget:
         assert peak_bytes <= budget_bytes, f"{peak_bytes >> 20} MiB over the baseline"
         # Over one entry point after the other: both give the same text.
         entry = ENTRIES[self._num_good % len(ENTRIES)]
-        assert self.ask_good(entry) == self._good, "a good request is answered otherwise"
+        assert self.ask_good(entry) == self.good_answer, "a good request is answered otherwise"
 
     def ask_good(self, entry: str) -> str:
         """Ask about a picture that has to be encoded each time, and return the answer."""

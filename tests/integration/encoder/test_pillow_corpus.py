@@ -89,12 +89,12 @@ def narrow(picture: Image.Image) -> Image.Image:
 async def test_every_file_is_encoded_as_it_is_seen_or_refused(
     redis_url: str, tmp_path: Path
 ) -> None:
-    model = make_qwen2_vl(tmp_path / "model")
-    whole = load_whole(model)
     try:
         archive = fetch_corpus()
     except CorpusError as error:
         pytest.fail(str(error))
+    model = make_qwen2_vl(tmp_path / "model")
+    whole = load_whole(model)
     process = EncoderProcess(model, redis_url, tmp_path, [])
     await process.start()
     client = process.client()
