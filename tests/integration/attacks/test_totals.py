@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,10 +42,13 @@ def test_a_worker_that_dies_is_counted_and_nobody_notices(target: AttackTarget) 
     """Without this the count of dead workers above could be one of something else."""
     for pid in family_of(target.pids["encoder-0"]):
         if b"decode_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            end_of_process = os.pidfd_open(pid)
             os.kill(pid, signal.SIGKILL)
+            assert select.select([end_of_process], [], [], 10)[0] == [end_of_process]
+            os.close(end_of_process)
 
     answers = {target.ask_good(entry) for entry in ENTRIES}
 
     assert answers == {target.good_answer}
-    assert target.num_worker_deaths >= 1
+    assert target.num_worker_deaths >= 2
     assert target.num_deaths == 0

@@ -277,27 +277,34 @@ async def test_a_header_that_does_not_fit_the_file_is_refused(decoder: DecodePoo
 
 
 def make_pool(
-    *, cpu_limit_s: int = 10, timeout_s: float = 30.0, memory_bytes: int = 1 << 30
+    *,
+    cpu_limit_s: int = 10,
+    timeout_s: float = 30.0,
+    memory_bytes: int = 1 << 30,
+    num_workers: int = 1,
 ) -> DecodePool:
-    """Return a pool of one worker, started, for a test that ends the worker."""
+    """Return a pool, started, for a test that ends its workers."""
     limits = DecodeLimits(memory_bytes, cpu_limit_s, timeout_s, niceness=0)
-    pool = DecodePool(1, limits)
+    pool = DecodePool(num_workers, limits)
     pool.start()
     return pool
 
 
-async def test_a_killed_worker_is_replaced_and_the_task_repeated() -> None:
-    pool = make_pool()
+@pytest.mark.parametrize("num_workers", [1, 3])
+async def test_killed_workers_are_replaced_and_the_task_repeated(num_workers: int) -> None:
+    pool = make_pool(num_workers=num_workers)
     data = encode(noise(8, 8), "PNG")
     try:
         await decode(pool, data)
-        (process,) = pool._processes
-        os.kill(process.pid, signal.SIGKILL)
+        pids = {process.pid for process in pool._processes}
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.to_thread(os.waitid, os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
         pixels = await decode(pool, data)
 
         assert pixels.shape == (8, 8, 3)
-        assert {other.pid for other in pool._processes} != {process.pid}
+        assert {process.pid for process in pool._processes} != pids
     finally:
         pool.stop()
 
