@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MERGE_SIZE = 2
-_LLAVA_SIDE = 56
 _FIRST_TEXT_TOKEN = 20
 _MIN_MARGIN = 1e-3
 _MAX_ATTEMPTS = 50
@@ -71,6 +70,7 @@ class WholeModel:
         config = self.model.config
         self._image_token_id: int = config.image_token_id
         self._has_grid = hasattr(config.vision_config, "spatial_merge_size")
+        self._attends_both_ways = config.model_type == "gemma3"
         self._patch_values = 3 * 2 * config.vision_config.patch_size**2
 
     def make_prompt(self, num_images: int, seed: int, max_tokens: int = 32) -> MediaPrompt:
@@ -103,7 +103,9 @@ class WholeModel:
             tensors = self._encode(image, grid)
             num_rows = len(tensors[0])
             runs = (TokenRun(self._image_token_id, num_rows, is_embedding=True),)
-            layout = MediaLayout(runs, grid, _MERGE_SIZE if grid else 0)
+            layout = MediaLayout(
+                runs, grid, _MERGE_SIZE if grid else 0, attends_both_ways=self._attends_both_ways
+            )
             ref = _make_ref(tensors, rng)
             spans.append(MediaSpan(len(token_ids), ref, layout, is_ready=True))
             buffers = [memoryview(tensor.numpy().tobytes()) for tensor in tensors]
@@ -116,6 +118,8 @@ class WholeModel:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if pixels:
             inputs["pixel_values"] = torch.cat(pixels)
+        if self._attends_both_ways:
+            inputs["token_type_ids"] = (ids == self._image_token_id).int()
         if grids:
             inputs["image_grid_thw"] = torch.tensor(grids)
             inputs["mm_token_type_ids"] = (ids == self._image_token_id).int()
@@ -139,7 +143,8 @@ class WholeModel:
         self, rng: random.Random, generator: torch.Generator
     ) -> tuple[torch.Tensor, PatchGrid | None]:
         if not self._has_grid:
-            shape = (1, 3, _LLAVA_SIDE, _LLAVA_SIDE)
+            side = self.model.config.vision_config.image_size
+            shape = (1, 3, side, side)
             return torch.randn(shape, generator=generator), None
         height, width = (_MERGE_SIZE * rng.randint(1, 5) for _ in range(2))
         pixels = torch.randn(height * width, self._patch_values, generator=generator)

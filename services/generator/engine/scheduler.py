@@ -303,7 +303,9 @@ class Scheduler:
             return num_tokens
         # A piece that cannot be cut makes the step longer; it would otherwise wait for ever.
         num_tokens = chunking.count_tokens(sequence, start, budget, is_first=True)
-        return num_tokens if num_tokens <= draft.budget else 0
+        limits = self._limits
+        never_fits = num_tokens > limits.max_step_tokens - limits.max_running_sequences
+        return num_tokens if num_tokens <= draft.budget or never_fits else 0
 
     def _add_prefill(self, draft: _StepDraft, sequence: Sequence, num_tokens: int) -> None:
         item = self._take(draft, sequence, num_tokens)

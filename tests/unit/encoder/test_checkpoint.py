@@ -181,7 +181,7 @@ def test_a_wrong_number_of_rows_is_found(path: Path) -> None:
 def test_placeholders_come_from_the_configuration(path: Path) -> None:
     whole, _ = whole_of(path)
 
-    assert load(path).placeholder_ids[Modality.IMAGE] == whole.config.image_token_id
+    assert load(path).placeholders[Modality.IMAGE].token_id == whole.config.image_token_id
 
 
 def test_the_fingerprint_does_not_depend_on_the_place(path: Path, tmp_path: Path) -> None:
