@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from typing import TYPE_CHECKING, Self
 
@@ -23,6 +24,7 @@ NAMES: Mapping[str, list[list[str]]] = {
     "rebinding.test": [[ALLOWED], ["127.0.0.1"]],
 }
 _START_TIMEOUT_S = 10.0
+_MAX_PORTS = 20
 
 
 class LoopbackSite:
@@ -33,7 +35,7 @@ class LoopbackSite:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._allowed = MediaServer()
-        self._canaries = [MediaServer() for _ in FORBIDDEN]
+        self._canaries: list[MediaServer] = []
         self.port = 0
 
     @property
@@ -60,12 +62,28 @@ class LoopbackSite:
         self._loop.close()
 
     async def _start(self) -> None:
-        await self._allowed.start(ALLOWED)
-        self.port = self._allowed.port
-        for canary, address in zip(self._canaries, FORBIDDEN, strict=True):
-            await canary.start(address, self.port)
-            canary.add("/picture.png", respond("200 OK", self._picture))
+        for _ in range(_MAX_PORTS):
+            await self._allowed.start(ALLOWED)
+            self.port = self._allowed.port
+            if await self._start_canaries():
+                break
+            await self._allowed.stop()  # somebody else has this port on another address
+        else:
+            raise OSError("no port is free on all addresses")
         self._add_media()
+
+    async def _start_canaries(self) -> bool:
+        """Listen on the forbidden addresses that the host has; return whether the port is free."""
+        for address in FORBIDDEN:
+            canary = MediaServer({"/picture.png": respond("200 OK", self._picture)})
+            try:
+                await canary.start(address, self.port)
+            except OSError as error:
+                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    continue
+                return False
+            self._canaries.append(canary)
+        return True
 
     def _add_media(self) -> None:
         add = self._allowed.add
