@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -113,12 +114,15 @@ def _open(source: mmap.mmap | bytes, max_pixels: int) -> tuple[int, int, int, Im
 def _read_orientation(image: Image.Image, source: mmap.mmap | bytes) -> int:
     if image.format == "TIFF":
         return 1  # Pillow turns TIFF pictures itself, and their size is the upright one already
+    # The PNG plugin's own method decodes all pixels to look for Exif behind them.
+    read_exif = image.getexif
+    if image.format == "PNG" and _has_chunks_behind_pixels(source):
+        # NOTE: Pillow tells of broken pixels once; told while Exif is read, they would pass.
+        image.load()
+    elif image.format == "PNG":
+        read_exif = partial(Image.Image.getexif, image)
     try:
-        if image.format == "PNG" and not _has_chunks_behind_pixels(source):
-            # The PNG plugin's own method decodes all pixels to look for Exif behind them.
-            exif = Image.Image.getexif(image)
-        else:
-            exif = image.getexif()
+        exif = read_exif()
         orientation = exif.get(_ORIENTATION_TAG, 1)
     except Exception:
         # Broken Exif raises anything and must not be fatal.

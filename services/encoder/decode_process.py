@@ -80,6 +80,11 @@ class DecodeProcess:
         """Process id of the worker."""
         return self._process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the worker runs no more."""
+        return self._process.poll() is not None
+
     def call(self, request: DecodeRequest, fds: Sequence[int], timeout_s: float) -> DecodeReply:
         """Give the worker a task and wait for its answer.
 

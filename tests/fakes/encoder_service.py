@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -115,8 +116,9 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
             self.headers.append(header)
             self.sources.append(data)
             self.started.set()
+            # NOTE: a copy, since an error that was raised keeps this server alive by its frames.
             if source in self.errors:
-                raise self.errors[source]
+                raise copy.copy(self.errors[source])
             if self.keep is not None:
                 await self.keep(header, source)
             await self.planned.wait()
@@ -130,7 +132,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
             yield encoder_pb2.EncodeResponse(planned=planned)
             await self.ready.wait()
             if source in self.late_errors:
-                raise self.late_errors[source]
+                raise copy.copy(self.late_errors[source])
             status = media_pb2.CACHE_STATUS_MISS
             if self.is_inline or header.delivery == encoder_pb2.DELIVERY_INLINE:
                 status = media_pb2.CACHE_STATUS_INLINE
@@ -139,7 +141,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
                 )
                 yield encoder_pb2.EncodeResponse(chunk=chunk)
                 if source in self.last_errors:
-                    raise self.last_errors[source]
+                    raise copy.copy(self.last_errors[source])
             ready = encoder_pb2.Ready(cache_status=status, timings=TIMINGS)
             yield encoder_pb2.EncodeResponse(ready=ready)
             has_ended = True
@@ -180,7 +182,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
         source = data or header.url.encode()
         self.headers.append(header)
         if source in self.errors:
-            raise self.errors[source]
+            raise copy.copy(self.errors[source])
         return encoder_pb2.PlanResponse(
             layout=layout_to_proto(self.layout()),
             num_tokens=NUM_IMAGE_TOKENS,

@@ -186,6 +186,12 @@ class EncoderProcess:
         """Address of the gRPC port."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        assert self._process is not None, "start() comes first"
+        return self._process.pid
+
     async def start(self) -> None:
         """Start the process and return when it serves."""
         self._process = await asyncio.create_subprocess_exec(
