@@ -1,4 +1,6 @@
-"""Ours beside peers on one checkpoint, all running at once, in interleaved rounds::
+"""Ours beside peers on one checkpoint, all running at once, in interleaved rounds.
+
+Run it as::
 
 python -m benchmarks.serve MODEL --vllm VENV --transformers VENV --workload text
 """
