@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 
 import typer
@@ -69,39 +68,12 @@ def probe(
     raise typer.Exit(1 if problem else 0)
 
 
-@app.command()
-def bench(
-    urls: list[str] = typer.Argument(help="URL or NAME=URL of each server, without /v1."),  # noqa: B008
-    model: str = typer.Option(..., "--model", help="Model; NAME=MODEL,... where they differ."),
-    workload: list[str] = typer.Option([], "--workload", help="Repeatable; default: all."),  # noqa: B008
-    concurrency: str = typer.Option("1,4,16", "--concurrency", help="Requests at once."),
-    rounds: int = typer.Option(3, "--rounds", min=1),
-    requests: int = typer.Option(4, "--requests", min=1, help="Requests of a cell, at least."),
-    input_tokens: int = typer.Option(128, "--input-tokens", min=1, help="About."),
-    output_tokens: int = typer.Option(64, "--output-tokens", min=1),
-    image_size: int = typer.Option(448, "--image-size", min=28, help="Pixels of a side."),
-    api_key: str = typer.Option("", "--api-key"),
-    json_file: str = typer.Option("", "--json", help="File for every round's figures."),
-    pid: list[str] = typer.Option([], "--pid", help="NAME=PID whose processes' PSS is read."),  # noqa: B008
-    seed: int = typer.Option(1, "--seed"),
-    no_ignore_eos: bool = typer.Option(False, "--no-ignore-eos", help="Some servers refuse it."),
-    timeout_s: float = typer.Option(300.0, "--timeout-s", help="Deadline of a request."),
-) -> None:
+@app.command(context_settings=_FLAGS_GO_THROUGH)
+def bench(context: typer.Context) -> None:
     """Measure OpenAI-compatible servers side by side, in interleaved rounds."""
-    from chiasm.cli import bench as runner  # noqa: PLC0415 - as above
-    from chiasm.cli.bench_load import Sizes  # noqa: PLC0415 - as above
+    from chiasm.cli.bench_command import run_bench  # noqa: PLC0415 - as above
 
-    sizes = Sizes(requests, input_tokens, output_tokens, image_size, not no_ignore_eos, timeout_s)
-    try:
-        pids = {name: int(value) for name, _, value in (item.partition("=") for item in pid)}
-        endpoints = runner.make_endpoints(urls, model, api_key)
-        plan = runner.BenchPlan(endpoints, runner.plan_cells(workload, concurrency), pids)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    table = runner.run_rounds(plan, rounds, sizes, seed)
-    if json_file:
-        Path(json_file).write_text(json.dumps(runner.as_json(table)), encoding="utf-8")
-    typer.echo(runner.markdown(table))
+    typer.echo(run_bench(context.args))
 
 
 @app.command(name="config-docs")
