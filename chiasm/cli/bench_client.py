@@ -41,10 +41,15 @@ class Timing:
     is_finished: bool = False
 
     def gaps_s(self) -> list[float]:
-        """Return the gaps between tokens; tokens that came together are zero apart."""
+        """Return the gaps between deltas with text."""
         pairs = zip(self.arrivals_s, self.arrivals_s[1:], strict=False)
-        gaps = [later - earlier for earlier, later in pairs]
-        return gaps + [0.0] * max(0, self.num_tokens - len(self.arrivals_s))
+        return [later - earlier for earlier, later in pairs]
+
+    def time_per_token_s(self) -> float | None:
+        """Return the mean time of a token behind the first; ``None`` if there is none."""
+        if self.num_tokens < 2 or not self.arrivals_s:
+            return None
+        return (self.arrivals_s[-1] - self.arrivals_s[0]) / (self.num_tokens - 1)
 
 
 async def stream_chat(
@@ -92,11 +97,13 @@ def _read_line(line: bytes, timing: Timing, start: float) -> None:
     if not line.startswith(b"data:") or line == b"data: [DONE]":
         return
     event = json.loads(line[5:])
+    if not isinstance(event, dict):
+        raise ValueError("an event of the stream is no object")
     if event.get("error"):
         timing.error = str(event["error"])[:_MAX_ERROR_CHARS]
         return
     if event.get("usage"):
-        timing.num_tokens = event["usage"]["completion_tokens"]
+        timing.num_tokens = event["usage"].get("completion_tokens", 0)
     for choice in event.get("choices", []):
         if (choice.get("delta") or {}).get("content"):
             timing.arrivals_s.append(time.perf_counter() - start)

@@ -35,10 +35,14 @@ class Sizes:
 
 @dataclass(slots=True)
 class CellResult:
-    """One endpoint in one cell of one round; all times in seconds."""
+    """One endpoint in one cell of one round; all times in seconds.
+
+    ``time_per_token_s`` is the median over requests of their mean behind the first token; ``itl``
+    are gaps between deltas, of all requests.
+    """
 
     ttft_s: float = 0.0
-    itl_p50_s: float = 0.0
+    time_per_token_s: float = 0.0
     itl_p99_s: float = 0.0
     itl_max_s: float = 0.0
     tokens_per_s: float = 0.0
@@ -127,8 +131,9 @@ def summarise(timings: list[Timing], seconds: float) -> CellResult:
         return result
     firsts = [timing.arrivals_s[0] if timing.arrivals_s else timing.total_s for timing in good]
     gaps = sorted(gap for timing in good for gap in timing.gaps_s()) or [0.0]
+    paces = [pace for timing in good if (pace := timing.time_per_token_s()) is not None]
     result.ttft_s = statistics.median(firsts)
-    result.itl_p50_s = statistics.median(gaps)
+    result.time_per_token_s = statistics.median(paces or [0.0])
     result.itl_p99_s = gaps[min(len(gaps) - 1, int(len(gaps) * 0.99))]
     result.itl_max_s = gaps[-1]
     result.tokens_per_s = sum(timing.num_tokens for timing in good) / seconds

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from chiasm.cli.bench import Series, make_endpoints, markdown, plan_cells
+from chiasm.cli import bench
+from chiasm.cli.bench import BenchPlan, Series, make_endpoints, markdown, plan_cells
 from chiasm.cli.bench_client import Endpoint, Timing
 from chiasm.cli.bench_load import (
     FLOOD,
+    FLOOD_CLIENTS,
     FLOOD_STREAMS,
     CellResult,
     RequestSource,
@@ -20,6 +24,7 @@ from chiasm.cli.bench_load import (
     measure_cell,
     summarise,
 )
+from chiasm.cli.bench_machine import ForeignCpu, process_tree, pss_bytes
 
 SIZES = Sizes(num_requests=2, input_tokens=4, output_tokens=3, image_size=56, timeout_s=20.0)
 _TEXT = {"choices": [{"delta": {"content": "a"}}]}
@@ -28,8 +33,17 @@ _USAGE = {"choices": [], "usage": {"completion_tokens": 3}}
 
 
 def _measure(events: list[object], workload: str = "text") -> CellResult:
+    num_pictures = 0
+    has_flood = asyncio.Event()
+
     async def answer(request: web.Request) -> web.StreamResponse:
-        await request.read()
+        nonlocal num_pictures
+        if b"image_url" in await request.read():
+            num_pictures += 1
+            if num_pictures > 2 * FLOOD_CLIENTS:
+                has_flood.set()
+        elif workload == FLOOD:
+            await has_flood.wait()
         response = web.StreamResponse()
         await response.prepare(request)
         for event in events:
@@ -53,10 +67,10 @@ def test_complete_streams_count_tokens_by_usage() -> None:
     assert result.ttft_s > 0
 
 
-def test_flood_counts_pictures() -> None:
+def test_flood_goes_on_while_texts_are_streamed() -> None:
     result = _measure([_TEXT, _END, _USAGE], FLOOD)
     assert result.errors == []
-    assert result.flood_images_per_s >= 0
+    assert result.flood_images_per_s > 0
 
 
 @pytest.mark.parametrize(
@@ -64,6 +78,7 @@ def test_flood_counts_pictures() -> None:
     [
         ([_TEXT, _USAGE], "without a finish reason"),
         ([_TEXT, {"error": {"message": "engine died"}}], "engine died"),
+        ([_TEXT, 7], "no object"),
     ],
 )
 def test_broken_streams_are_told(events: list[object], sentence: str) -> None:
@@ -74,15 +89,43 @@ def test_broken_streams_are_told(events: list[object], sentence: str) -> None:
 
 
 def test_dead_endpoint_is_told() -> None:
-    endpoint = Endpoint("dead", "http://127.0.0.1:9", "m")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    endpoint = Endpoint("dead", f"http://127.0.0.1:{port}", "m")
     result = asyncio.run(measure_cell(endpoint, "text", 1, RequestSource(1, SIZES), SIZES))
     assert len(result.errors) == 2
 
 
-def test_tokens_of_one_delta_are_zero_apart() -> None:
-    timing = Timing(arrivals_s=[1.0, 3.0], num_tokens=4)
-    assert sorted(timing.gaps_s()) == [0.0, 0.0, 2.0]
-    assert summarise([timing], 2.0).itl_max_s == 2.0
+def test_pace_counts_tokens_and_gaps_count_deltas() -> None:
+    timing = Timing(arrivals_s=[1.0, 3.0], num_tokens=5)
+    result = summarise([timing], 2.0)
+    assert (result.time_per_token_s, result.itl_max_s, result.tokens_per_s) == (0.5, 2.0, 2.5)
+    assert summarise([Timing(arrivals_s=[1.0], num_tokens=1)], 2.0).time_per_token_s == 0
+
+
+def test_memory_and_foreign_work_are_read_of_process_trees() -> None:
+    assert os.getpid() in process_tree(os.getppid())
+    assert pss_bytes(os.getpid()) > 1 << 20
+    assert 0 <= ForeignCpu([]).share() <= 1
+
+
+def test_each_server_is_selected_before_it_is_measured_and_warmed_up_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+
+    async def measure(endpoint: Endpoint, *cell: object) -> CellResult:
+        calls.append(f"{endpoint.name} {cell[0]}")
+        return CellResult()
+
+    monkeypatch.setattr(bench, "measure_cell", measure)
+    endpoints = make_endpoints(["a=http://x", "b=http://y"], "m", "")
+    plan = BenchPlan(endpoints, [("text", 1), ("text", 4)], {}, calls.append)
+
+    bench.run_rounds(plan, 1, SIZES, 1)
+
+    warm_up, rounds = ["a", "a text", "b", "b text"], ["a", "a text", "b", "b text"] * 2
+    assert calls == warm_up + rounds
 
 
 def test_new_pictures_never_repeat_and_the_same_one_does() -> None:
