@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -111,6 +112,21 @@ class PatchGrid:
 
 
 @dataclass(frozen=True, slots=True)
+class Placeholder:
+    """What a chat template emits for one media item, and what the prompt has there.
+
+    Attributes:
+        token_id: The token that a layout's expansion replaces.
+        text_before: Text that the prompt has before it, encoded with what surrounds it.
+        text_after: The same behind it.
+    """
+
+    token_id: int
+    text_before: str = ""
+    text_after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class MediaLayout:
     """How one media item stands in the prompt; see ``MediaLayout`` in ``media.proto``."""
 
@@ -162,6 +178,21 @@ class MediaSpan:
     def end(self) -> int:
         """Position after the last token of the expansion."""
         return self.offset + self.layout.num_tokens
+
+    @property
+    def both_ways_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Positions, from the first to behind the last, of each group that attends both ways.
+
+        A group is a run of embedding tokens: what encloses them is text, and attends as text does.
+        """
+        if not self.layout.attends_both_ways:
+            return ()
+        ends = [self.offset + end for end in accumulate(run.count for run in self.layout.runs)]
+        return tuple(
+            (end - run.count, end)
+            for run, end in zip(self.layout.runs, ends, strict=True)
+            if run.is_embedding
+        )
 
 
 @dataclass(frozen=True, slots=True)

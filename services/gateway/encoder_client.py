@@ -28,6 +28,7 @@ from chiasm.common.errors import (
 )
 from chiasm.common.grpc_client import error_from_rpc
 from chiasm.common.grpc_stream import finish_sending, send
+from chiasm.common.media import Placeholder
 from chiasm.v1 import encoder_pb2, encoder_pb2_grpc
 
 from .convert_source import announce
@@ -64,12 +65,12 @@ class EncoderInfo:
     """What the encoders are; see ``GetEncoderInfoResponse``."""
 
     fingerprint: bytes
-    placeholder_ids: Mapping[Modality, int]
+    placeholders: Mapping[Modality, Placeholder]
 
     @property
     def modalities(self) -> frozenset[Modality]:
         """Modalities that the model takes."""
-        return frozenset(self.placeholder_ids)
+        return frozenset(self.placeholders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +146,10 @@ class EncoderClient:
             raise error_from_rpc(error) from None
         return EncoderInfo(
             fingerprint=digest_from_proto(info.fingerprint, "fingerprint"),
-            placeholder_ids={
-                modality_from_proto(placeholder.modality): placeholder.token_id
+            placeholders={
+                modality_from_proto(placeholder.modality): Placeholder(
+                    placeholder.token_id, placeholder.text_before, placeholder.text_after
+                )
                 for placeholder in info.placeholders
             },
         )

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MERGE_SIZE = 2
-_LLAVA_SIDE = 56
 _FIRST_TEXT_TOKEN = 20
 _MIN_MARGIN = 1e-3
 _MAX_ATTEMPTS = 50
@@ -71,6 +70,9 @@ class WholeModel:
         config = self.model.config
         self._image_token_id: int = config.image_token_id
         self._has_grid = hasattr(config.vision_config, "spatial_merge_size")
+        self._side = getattr(config.vision_config, "image_size", 0)
+        # Tokens around the rows of an image, which then attend both ways.
+        self._frame = [getattr(config, name, None) for name in ("boi_token_id", "eoi_token_id")]
         self._patch_values = 3 * 2 * config.vision_config.patch_size**2
 
     def make_prompt(self, num_images: int, seed: int, max_tokens: int = 32) -> MediaPrompt:
@@ -102,8 +104,7 @@ class WholeModel:
             image, grid = self._random_image(rng, generator)
             tensors = self._encode(image, grid)
             num_rows = len(tensors[0])
-            runs = (TokenRun(self._image_token_id, num_rows, is_embedding=True),)
-            layout = MediaLayout(runs, grid, _MERGE_SIZE if grid else 0)
+            layout = self._lay_out(num_rows, grid)
             ref = _make_ref(tensors, rng)
             spans.append(MediaSpan(len(token_ids), ref, layout, is_ready=True))
             buffers = [memoryview(tensor.numpy().tobytes()) for tensor in tensors]
@@ -111,7 +112,7 @@ class WholeModel:
             pixels.append(image)
             if grid:
                 grids.append((grid.t, grid.h, grid.w))
-            token_ids += [self._image_token_id] * num_rows + _random_text(rng)
+            token_ids += layout.expand() + _random_text(rng)
         ids = torch.tensor([token_ids])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if pixels:
@@ -119,6 +120,8 @@ class WholeModel:
         if grids:
             inputs["image_grid_thw"] = torch.tensor(grids)
             inputs["mm_token_type_ids"] = (ids == self._image_token_id).int()
+        if self._frame != [None, None]:
+            inputs["token_type_ids"] = (ids == self._image_token_id).int()
         return MediaPrompt(tuple(token_ids), tuple(spans), tuple(embeddings), inputs)
 
     @torch.inference_mode()
@@ -139,11 +142,19 @@ class WholeModel:
         self, rng: random.Random, generator: torch.Generator
     ) -> tuple[torch.Tensor, PatchGrid | None]:
         if not self._has_grid:
-            shape = (1, 3, _LLAVA_SIDE, _LLAVA_SIDE)
+            shape = (1, 3, self._side, self._side)
             return torch.randn(shape, generator=generator), None
         height, width = (_MERGE_SIZE * rng.randint(1, 5) for _ in range(2))
         pixels = torch.randn(height * width, self._patch_values, generator=generator)
         return pixels, PatchGrid(1, height, width)
+
+    def _lay_out(self, num_rows: int, grid: PatchGrid | None) -> MediaLayout:
+        runs = [TokenRun(self._image_token_id, num_rows, is_embedding=True)]
+        start, end = self._frame
+        if start is None or end is None:
+            return MediaLayout(tuple(runs), grid, _MERGE_SIZE if grid else 0)
+        runs = [TokenRun(start, 1, False), *runs, TokenRun(end, 1, False)]
+        return MediaLayout(tuple(runs), attends_both_ways=True)
 
     def _encode(self, image: torch.Tensor, grid: PatchGrid | None) -> list[torch.Tensor]:
         """Return the spliced rows, then those of the deepstack levels."""

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from chiasm.common.errors import InvalidRequestError
 from chiasm.common.families.reading import read_int
-from chiasm.common.media import Modality
+from chiasm.common.media import MediaLayout, Modality, Placeholder, TokenRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from chiasm.common.media import MediaLayout, ProcessingOptions, TokenRun
+    from chiasm.common.media import ProcessingOptions
 
 MAX_ASPECT_RATIO = 200
 
-_PLACEHOLDER_KEYS = {
+_ROW_TOKEN_KEYS = {
     Modality.IMAGE: ("image_token_id", "image_token_index"),
     Modality.VIDEO: ("video_token_id", "video_token_index"),
     Modality.AUDIO: ("audio_token_id", "audio_token_index"),
@@ -147,6 +147,34 @@ class AudioPlanner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ImageFrame:
+    """How the rows of an image stand in the prompt, where they do not stand alone.
+
+    Attributes:
+        start_token_id: Token before the rows; also the one that a chat template emits.
+        end_token_id: Token behind them.
+        num_rows: Rows of every image, which attend to one another both ways.
+        text_before: Text before the whole.
+        text_after: Text behind the whole.
+    """
+
+    start_token_id: int
+    end_token_id: int
+    num_rows: int
+    text_before: str
+    text_after: str
+
+    def enclose(self, token_id: int) -> MediaLayout:
+        """Return the layout of an image whose rows stand on ``token_id``."""
+        runs = (
+            TokenRun(self.start_token_id, 1, is_embedding=False),
+            TokenRun(token_id, self.num_rows, is_embedding=True),
+            TokenRun(self.end_token_id, 1, is_embedding=False),
+        )
+        return MediaLayout(runs, attends_both_ways=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """Facts about one kind of checkpoint.
 
@@ -164,6 +192,8 @@ class Family:
             ``config.json``; ``None`` where every temporal patch takes one.
         count_deepstack_levels: Returns from ``config.json`` how many tensors of an embedding are
             added behind the first layers of the language model.
+        read_image_frame: Returns from ``config.json`` what stands around the rows of an image;
+            ``None`` where they stand alone.
     """
 
     name: str
@@ -180,6 +210,7 @@ class Family:
     ) = None
     read_positions_per_s: Callable[[Mapping[str, object]], float | None] = lambda config: None
     count_deepstack_levels: Callable[[Mapping[str, object]], int] = lambda config: 0
+    read_image_frame: Callable[[Mapping[str, object]], ImageFrame | None] = lambda config: None
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -191,13 +222,24 @@ class Family:
         }
         return tuple(modality for modality, maker in makers.items() if maker is not None)
 
-    def placeholder_token_id(self, config: Mapping[str, object], modality: Modality) -> int:
-        """Return the id of the token that stands for one item before its expansion.
+    def row_token_id(self, config: Mapping[str, object], modality: Modality) -> int:
+        """Return the id of the token that each row of an embedding stands on.
 
         Raises:
             UnsupportedModelError: ``config`` does not name the token.
         """
-        return read_int(config, *_PLACEHOLDER_KEYS[modality])
+        return read_int(config, *_ROW_TOKEN_KEYS[modality])
+
+    def placeholder(self, config: Mapping[str, object], modality: Modality) -> Placeholder:
+        """Return what stands for one item before its expansion.
+
+        Raises:
+            UnsupportedModelError: ``config`` does not name the token.
+        """
+        frame = self.read_image_frame(config) if modality is Modality.IMAGE else None
+        if frame is None:
+            return Placeholder(self.row_token_id(config, modality))
+        return Placeholder(frame.start_token_id, frame.text_before, frame.text_after)
 
 
 def check_aspect_ratio(height: int, width: int, modality: Modality) -> None:

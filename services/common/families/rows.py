@@ -13,7 +13,7 @@ from chiasm.common.media import MediaLayout, Modality, TokenRun
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from chiasm.common.families.family import Family
+    from chiasm.common.families.family import Family, ImageFrame
     from chiasm.common.media import PatchGrid
 
 MAX_TEMPORAL_PATCHES = 2048
@@ -28,11 +28,13 @@ class RowPlanner:
         token_ids: Token of every position of an item, by modality.
         merge_size: Patches per token along each side; 0 if the family has no patch grid.
         frames_per_patch: Frames of one temporal patch of a video.
+        image_frame: What stands around the rows of an image; ``None``: nothing.
     """
 
     token_ids: Mapping[Modality, int]
     merge_size: int
     frames_per_patch: int = 1
+    image_frame: ImageFrame | None = None
 
     @classmethod
     def of(cls, family: Family, config: Mapping[str, object]) -> RowPlanner:
@@ -48,11 +50,12 @@ class RowPlanner:
             frames_per_patch = read_int(vision_config, "temporal_patch_size")
         return cls(
             token_ids={
-                modality: family.placeholder_token_id(config, modality)
+                modality: family.row_token_id(config, modality)
                 for modality in family.modalities
             },
             merge_size=merge_size,
             frames_per_patch=frames_per_patch,
+            image_frame=family.read_image_frame(config),
         )
 
     def plan(
@@ -80,7 +83,7 @@ class RowPlanner:
         if not self.merge_size or modality not in _GRID_MODALITIES:
             if grid is not None:
                 raise _refusal(f"This model has no patch grid; leave {name} out.")
-            return MediaLayout(runs)
+            return self._enclose(modality, runs)
         if grid is None:
             field = f"{modality.value}_embeds"
             raise _refusal(
@@ -105,6 +108,18 @@ class RowPlanner:
             spatial_merge_size=self.merge_size,
             timestamps_s=self._times(modality, grid, fps),
         )
+
+    def _enclose(self, modality: Modality, runs: tuple[TokenRun, ...]) -> MediaLayout:
+        """Return the layout of rows that may have tokens around them."""
+        frame = self.image_frame if modality is Modality.IMAGE else None
+        if frame is None:
+            return MediaLayout(runs)
+        if runs[0].count != frame.num_rows:
+            raise _refusal(
+                f"An image of this model has {frame.num_rows} embeddings, but there are"
+                f" {runs[0].count} rows."
+            )
+        return frame.enclose(runs[0].token_id)
 
     def _times(self, modality: Modality, grid: PatchGrid, fps: float | None) -> tuple[float, ...]:
         if modality is not Modality.VIDEO:

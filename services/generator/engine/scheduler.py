@@ -298,12 +298,9 @@ class Scheduler:
             return 0
         chunking = self._limits.chunking
         budget = max(0, min(draft.budget, draft.prefill_budget))
-        num_tokens = chunking.count_tokens(sequence, start, budget, draft.is_empty)
-        if num_tokens or draft.prefills:
-            return num_tokens
-        # A piece that cannot be cut makes the step longer; it would otherwise wait for ever.
-        num_tokens = chunking.count_tokens(sequence, start, budget, is_first=True)
-        return num_tokens if num_tokens <= draft.budget else 0
+        # A piece that cannot be cut makes the step longer, however many decode in it: they may go
+        # on for ever, and it would wait for as long.
+        return chunking.count_tokens(sequence, start, budget, is_first=not draft.prefills)
 
     def _add_prefill(self, draft: _StepDraft, sequence: Sequence, num_tokens: int) -> None:
         item = self._take(draft, sequence, num_tokens)

@@ -108,7 +108,11 @@ class PrefillSegment:
         return self.masks[key]
 
     def _make_mask(self, group: int, window: int, device: torch.device) -> torch.Tensor:
-        """Return what is hidden. [length, context_length], bool."""
+        """Return what is hidden. [length, context_length], bool.
+
+        The window bounds groups that attend both ways, too: transformers hides from a token
+        what is behind its window, also within its group.
+        """
         first = self.contexts[group].first if self.contexts else self.position
         end = self.position + self.length
         query = torch.arange(self.position, end, device=device)[:, None]
@@ -198,9 +202,10 @@ class DecodeGroup:
 def make_segment(item: ScheduledSequence, row: int, shape: CacheShape) -> PrefillSegment:
     """Return the segment of a chunk whose first row is ``row``."""
     both_ways = tuple(
-        (span.offset, span.end)
+        (begin, end)
         for span in item.sequence.prompt.spans
-        if span.layout.attends_both_ways and item.start < span.end and span.offset < item.end
+        for begin, end in span.both_ways_ranges
+        if item.start < end and begin < item.end
     )
     contexts: tuple[PrefillContext, ...] = ()
     if item.start:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chiasm.common.errors import InvalidRequestError
-from chiasm.common.media import MediaLayout, Modality, ProcessingOptions, TokenRun
+from chiasm.common.media import MediaLayout, Modality, Placeholder, ProcessingOptions, TokenRun
 from chiasm.gateway.chat_request import (
     BytesSource,
     ChatMessage,
@@ -22,7 +22,7 @@ from tests.fakes.tokenizers import TEMPLATE, make_tokenizer
 
 TOKENIZER = Tokenizer(make_tokenizer())
 (IMAGE_ID,) = TOKENIZER.encode("<|image_pad|>")
-PLACEHOLDERS = {Modality.IMAGE: IMAGE_ID}
+PLACEHOLDERS = {Modality.IMAGE: Placeholder(IMAGE_ID)}
 STRING_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 LOOP_TEMPLATE = (
     "{% for m in messages %}{% for c in m.content %}"
@@ -60,6 +60,19 @@ def test_placeholders_in_client_text_are_text() -> None:
     prompt = build(TEMPLATE, ask("<|image_pad|>", image(0)))
     assert prompt.token_ids.count(IMAGE_ID) == 1
     assert prompt.token_ids[prompt.placeholders[0]] == IMAGE_ID
+
+
+def test_texts_around_a_picture_join_the_text_that_it_stands_in() -> None:
+    placeholders = {Modality.IMAGE: Placeholder(IMAGE_ID, "wor", "d\n")}
+    builder = PromptBuilder(TOKENIZER, ChatTemplate(LOOP_TEMPLATE, {}, 100_000))
+
+    prompt = builder.build_now(ask("a <|image_pad|>", image(0), "ld"), placeholders)
+
+    assert prompt.token_ids.count(IMAGE_ID) == 1
+    before, after = TOKENIZER.encode("<|image_pad|>]wor"), TOKENIZER.encode("d\n[ld]")
+    assert TOKENIZER.decode(prompt.token_ids) == "[a <|image_pad|>]word\n[ld]"
+    assert prompt.token_ids[prompt.placeholders[0] + 1 :] == after
+    assert prompt.token_ids[prompt.placeholders[0] - 1] == before[-1]
 
 
 def test_trusted_text_may_spell_special_tokens() -> None:
