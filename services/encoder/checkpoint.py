@@ -90,8 +90,7 @@ class EncoderCheckpoint:
         }
         tower = Tower.load(path, _DTYPES[dtype], torch.device(device))
         placeholders = {
-            modality: family.placeholder(config, modality)
-            for modality in family.modalities
+            modality: family.placeholder(config, modality) for modality in family.modalities
         }
         fingerprint = compute_fingerprint(tower, preprocessors)
         row_planner = RowPlanner.of(family, config)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
         MediaLayout,
         Modality,
         PatchGrid,
+        Placeholder,
         ProcessingOptions,
         RequestContext,
-        Placeholder,
     )
 
 

@@ -76,7 +76,9 @@ class PromptBuilder:
         )
         self._keeps_strings = takes_plain_strings(template.source)
 
-    async def build(self, request: ChatRequest, placeholders: Mapping[Modality, Placeholder]) -> Prompt:
+    async def build(
+        self, request: ChatRequest, placeholders: Mapping[Modality, Placeholder]
+    ) -> Prompt:
         """Build the prompt of ``request``; long ones are built in a thread.
 
         Args:
@@ -91,7 +93,9 @@ class PromptBuilder:
             return self.build_now(request, placeholders)
         return await asyncio.to_thread(self.build_now, request, placeholders)
 
-    def build_now(self, request: ChatRequest, placeholders: Mapping[Modality, Placeholder]) -> Prompt:
+    def build_now(
+        self, request: ChatRequest, placeholders: Mapping[Modality, Placeholder]
+    ) -> Prompt:
         """Build the prompt of ``request`` in this thread; see ``build``."""
         guard = _Guards(self._tokenizer, is_open=self._trusts_special_tokens)
         rendered = self._template.render(
@@ -180,9 +184,7 @@ def _find(
     token_ids: list[int], items: tuple[MediaItem, ...], placeholders: Mapping[Modality, Placeholder]
 ) -> tuple[int, ...]:
     """Return the position of each item's placeholder; raise if one is missing or left over."""
-    modality_of = {
-        placeholder.token_id: modality for modality, placeholder in placeholders.items()
-    }
+    modality_of = {placeholder.token_id: modality for modality, placeholder in placeholders.items()}
     positions: dict[Modality, list[int]] = {modality: [] for modality in placeholders}
     if modality_of:
         for position, token_id in enumerate(token_ids):

@@ -50,8 +50,7 @@ class RowPlanner:
             frames_per_patch = read_int(vision_config, "temporal_patch_size")
         return cls(
             token_ids={
-                modality: family.row_token_id(config, modality)
-                for modality in family.modalities
+                modality: family.row_token_id(config, modality) for modality in family.modalities
             },
             merge_size=merge_size,
             frames_per_patch=frames_per_patch,
