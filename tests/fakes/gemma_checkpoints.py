@@ -84,7 +84,7 @@ def make_gemma3(path: Path, seed: int = 0, window: int = NARROW_WINDOW) -> Path:
         # With a tied head a random model repeats the token that it has read.
         tie_word_embeddings=False,
     )
-    processor = transformers.Gemma3Processor(  # type: ignore[no-untyped-call]  # transformers' own
+    processor = transformers.Gemma3Processor(
         image_processor=transformers.Gemma3ImageProcessor(
             size={"height": _SIDE, "width": _SIDE}, do_pan_and_scan=False
         ),

@@ -153,9 +153,11 @@ def test_packed_batch_equals_sequences_alone(
 
 
 @pytest.mark.parametrize("start", [0, 2, 4])
-@pytest.mark.parametrize("window", [0, 6])
-def test_span_that_attends_both_ways_sees_itself_whole(start: int, window: int) -> None:
-    length, span = 14, (4, 9)
+@pytest.mark.parametrize("window", [0, 2, 6])
+def test_rows_of_a_span_that_attends_both_ways_see_each_other_within_the_window(
+    start: int, window: int
+) -> None:
+    length, span, group = 14, (4, 9), (5, 8)
     generator = torch.Generator().manual_seed(1)
     ref = make_ref(num_rows=3)
     layout = dataclasses.replace(make_layout(ref), attends_both_ways=True)
@@ -189,8 +191,8 @@ def test_span_that_attends_both_ways_sees_itself_whole(start: int, window: int) 
 
     for row in range(start, length):
         sees = [
-            (p <= row and (not window or p > row - window))
-            or (span[0] <= row < span[1] and span[0] <= p < span[1])
+            (p <= row or (group[0] <= row < group[1] and group[0] <= p < group[1]))
+            and (not window or p > row - window)
             for p in range(length)
         ]
         heads = range(NUM_Q_HEADS)

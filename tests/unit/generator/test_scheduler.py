@@ -385,4 +385,5 @@ def test_a_span_that_cannot_be_cut_is_computed_beside_a_stream_all_the_same() ->
         num_scheduled.append(step.num_prefill_tokens)
         _compute(scheduler, step, seconds=10.0 + step.num_prefill_tokens)
 
-    assert num_scheduled == [2, layout.num_tokens, 4]
+    # The start token is text, and so are the end token and what follows.
+    assert num_scheduled == [3, 40, 5]
