@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -113,17 +112,15 @@ class PatchGrid:
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """What a chat template emits for one media item, and what the prompt has there.
+    """The token that stands for one item before its expansion is spliced in.
 
     Attributes:
-        token_id: The token that a layout's expansion replaces.
-        text_before: Text that the prompt has before it, encoded with what surrounds it.
-        text_after: The same behind it.
+        token_id: The token, which a chat template spells.
+        margin: Text that is put before and behind the token in the rendered prompt.
     """
 
     token_id: int
-    text_before: str = ""
-    text_after: str = ""
+    margin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,19 +177,14 @@ class MediaSpan:
         return self.offset + self.layout.num_tokens
 
     @property
-    def both_ways_ranges(self) -> tuple[tuple[int, int], ...]:
-        """Positions, from the first to behind the last, of each group that attends both ways.
-
-        A group is a run of embedding tokens: what encloses them is text, and attends as text does.
-        """
+    def both_ways(self) -> tuple[int, int] | None:
+        """Positions, from the first to before the last, that attend to one another both ways."""
         if not self.layout.attends_both_ways:
-            return ()
-        ends = [self.offset + end for end in accumulate(run.count for run in self.layout.runs)]
-        return tuple(
-            (end - run.count, end)
-            for run, end in zip(self.layout.runs, ends, strict=True)
-            if run.is_embedding
-        )
+            return None
+        runs = [run.is_embedding for run in self.layout.runs]
+        before = sum(run.count for run in self.layout.runs[: runs.index(True)])
+        behind = sum(run.count for run in self.layout.runs[len(runs) - runs[::-1].index(True) :])
+        return self.offset + before, self.end - behind
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 
 from chiasm.common.families import UnsupportedModelError, family_of, served_part
 from chiasm.common.families.rows import RowPlanner
-from chiasm.common.media import Modality
+from chiasm.common.media import Modality, Placeholder
 from chiasm.encoder.audio_preprocessor import AudioPreprocessor
 from chiasm.encoder.commands import EncoderDescription
 from chiasm.encoder.fingerprint import compute_fingerprint
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from chiasm.common.media import Placeholder
     from chiasm.encoder.preprocess import Preprocessor
 
 _DTYPES = {
@@ -49,7 +48,7 @@ class EncoderCheckpoint:
         tower: Towers and projectors.
         preprocessors: The checkpoint's processors, by modality that can be encoded.
         fingerprint: Digest of all that makes an embedding besides source and options; 32 bytes.
-        placeholders: What stands for one item, by modality that can be encoded.
+        placeholders: What stands for one item in a prompt, by modality that can be encoded.
         row_planner: Lays out ready-made embeddings.
     """
 

@@ -147,8 +147,7 @@ def description_to_proto(
             encoder_pb2.Placeholder(
                 modality=modality_to_proto(modality),
                 token_id=placeholder.token_id,
-                text_before=placeholder.text_before,
-                text_after=placeholder.text_after,
+                margin=placeholder.margin,
             )
             for modality, placeholder in description.placeholders.items()
         ],

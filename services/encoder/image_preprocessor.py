@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from chiasm.encoder.memory_file import MemoryFile
     from chiasm.encoder.preprocess import MediaLimits
 
-# What processors give beside the tower's inputs; without crops there are always none of them.
-_NOT_FOR_THE_TOWER = frozenset({"num_crops"})
 ONE_PIXEL_PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
     "0000000c4944415408d763f8ffff3f0005fe02fedccc59e70000000049454e44ae426082"
@@ -144,9 +142,7 @@ class ImagePreprocessor:
                 Modality.IMAGE, f"{width}x{height} pixels cannot be processed."
             ) from error
         tensors = {
-            name: value
-            for name, value in features.items()
-            if isinstance(value, torch.Tensor) and name not in _NOT_FOR_THE_TOWER
+            name: value for name, value in features.items() if isinstance(value, torch.Tensor)
         }
         return TowerInputs(
             item.modality, tensors, item.num_tower_pixels, item.layout.num_embedding_tokens

@@ -147,10 +147,8 @@ class EncoderClient:
         return EncoderInfo(
             fingerprint=digest_from_proto(info.fingerprint, "fingerprint"),
             placeholders={
-                modality_from_proto(placeholder.modality): Placeholder(
-                    placeholder.token_id, placeholder.text_before, placeholder.text_after
-                )
-                for placeholder in info.placeholders
+                modality_from_proto(one.modality): Placeholder(one.token_id, one.margin)
+                for one in info.placeholders
             },
         )
 

@@ -106,20 +106,18 @@ class PromptBuilder:
                 for name, value in request.template_variables.items()
             },
         )
-        rendered = self._enclose(rendered, placeholders)
+        rendered = self._add_margins(rendered, placeholders)
         adds_special_tokens = not (self._bos_token and rendered.startswith(self._bos_token))
         token_ids = self._tokenizer.encode_guarded(
             rendered, guard.text_guard, add_special_tokens=adds_special_tokens
         )
         return Prompt(token_ids, _find(token_ids, request.media_items, placeholders))
 
-    def _enclose(self, rendered: str, placeholders: Mapping[Modality, Placeholder]) -> str:
-        """Return ``rendered`` with the texts that stand around media; client text is guarded."""
+    def _add_margins(self, rendered: str, placeholders: Mapping[Modality, Placeholder]) -> str:
         for placeholder in placeholders.values():
-            if placeholder.text_before or placeholder.text_after:
+            if margin := placeholder.margin:
                 spelling = self._tokenizer.spelling_of(placeholder.token_id)
-                enclosed = f"{placeholder.text_before}{spelling}{placeholder.text_after}"
-                rendered = rendered.replace(spelling, enclosed)
+                rendered = rendered.replace(spelling, f"{margin}{spelling}{margin}")
         return rendered
 
     def _message(
@@ -184,7 +182,7 @@ def _find(
     token_ids: list[int], items: tuple[MediaItem, ...], placeholders: Mapping[Modality, Placeholder]
 ) -> tuple[int, ...]:
     """Return the position of each item's placeholder; raise if one is missing or left over."""
-    modality_of = {placeholder.token_id: modality for modality, placeholder in placeholders.items()}
+    modality_of = {one.token_id: modality for modality, one in placeholders.items()}
     positions: dict[Modality, list[int]] = {modality: [] for modality in placeholders}
     if modality_of:
         for position, token_id in enumerate(token_ids):

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from chiasm.v1 import chat_pb2, chat_pb2_grpc, generator_pb2
-from tests.fakes import checkpoints, gemma_checkpoints
+from tests.fakes import checkpoints
+from tests.fakes.gemma_checkpoints import make_gemma3
 from tests.harness import chat
 from tests.harness.reference import ReferenceAnswer, ReferenceModel
 from tests.harness.stack import Stack
@@ -34,7 +35,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_vl": checkpoints.make_qwen2_vl,
     "qwen2_5_vl": checkpoints.make_qwen2_5_vl,
     "llava": checkpoints.make_llava,
-    "gemma3": gemma_checkpoints.make_gemma3,
+    "gemma3": make_gemma3,
 }
 PROMPTS: list[tuple[str, list[bytes]]] = [
     ("What color is the shape?", []),

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from chiasm.common.errors import InvalidRequestError
 from chiasm.common.families.reading import read_int
-from chiasm.common.media import MediaLayout, Modality, Placeholder, TokenRun
+from chiasm.common.media import MediaLayout, Modality, Placeholder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from chiasm.common.media import ProcessingOptions
+    from chiasm.common.media import ProcessingOptions, TokenRun
 
 MAX_ASPECT_RATIO = 200
 
-_ROW_TOKEN_KEYS = {
+_PLACEHOLDER_KEYS: Mapping[Modality, tuple[str, ...]] = {
     Modality.IMAGE: ("image_token_id", "image_token_index"),
     Modality.VIDEO: ("video_token_id", "video_token_index"),
     Modality.AUDIO: ("audio_token_id", "audio_token_index"),
@@ -147,34 +147,6 @@ class AudioPlanner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFrame:
-    """How the rows of an image stand in the prompt, where they do not stand alone.
-
-    Attributes:
-        start_token_id: Token before the rows; also the one that a chat template emits.
-        end_token_id: Token behind them.
-        num_rows: Rows of every image, which attend to one another both ways.
-        text_before: Text before the whole.
-        text_after: Text behind the whole.
-    """
-
-    start_token_id: int
-    end_token_id: int
-    num_rows: int
-    text_before: str
-    text_after: str
-
-    def enclose(self, token_id: int) -> MediaLayout:
-        """Return the layout of an image whose rows stand on ``token_id``."""
-        runs = (
-            TokenRun(self.start_token_id, 1, is_embedding=False),
-            TokenRun(token_id, self.num_rows, is_embedding=True),
-            TokenRun(self.end_token_id, 1, is_embedding=False),
-        )
-        return MediaLayout(runs, attends_both_ways=True)
-
-
-@dataclass(frozen=True, slots=True)
 class Family:
     """Facts about one kind of checkpoint.
 
@@ -190,10 +162,13 @@ class Family:
             ``None`` for families that hear nothing.
         read_positions_per_s: Returns how many time positions a second of video takes, from
             ``config.json``; ``None`` where every temporal patch takes one.
+        placeholder_keys: Names in ``config.json`` of the token that stands for one item before its
+            expansion, by modality.
+        placeholder_margin: Text that the family's processor puts before and behind each of them.
+        lay_out_rows: Returns how rows that were not made from media here, and have no grid, stand
+            in the prompt, from ``config.json`` and their run.
         count_deepstack_levels: Returns from ``config.json`` how many tensors of an embedding are
             added behind the first layers of the language model.
-        read_image_frame: Returns from ``config.json`` what stands around the rows of an image;
-            ``None`` where they stand alone.
     """
 
     name: str
@@ -209,8 +184,14 @@ class Family:
         Callable[[Mapping[str, object], Mapping[str, object]], AudioPlanner] | None
     ) = None
     read_positions_per_s: Callable[[Mapping[str, object]], float | None] = lambda config: None
+    placeholder_keys: Mapping[Modality, tuple[str, ...]] = field(
+        default_factory=lambda: _PLACEHOLDER_KEYS
+    )
+    placeholder_margin: str = ""
+    lay_out_rows: Callable[[Mapping[str, object], TokenRun], MediaLayout] = lambda config, rows: (
+        MediaLayout((rows,))
+    )
     count_deepstack_levels: Callable[[Mapping[str, object]], int] = lambda config: 0
-    read_image_frame: Callable[[Mapping[str, object]], ImageFrame | None] = lambda config: None
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -222,24 +203,22 @@ class Family:
         }
         return tuple(modality for modality, maker in makers.items() if maker is not None)
 
-    def row_token_id(self, config: Mapping[str, object], modality: Modality) -> int:
-        """Return the id of the token that each row of an embedding stands on.
+    def placeholder_token_id(self, config: Mapping[str, object], modality: Modality) -> int:
+        """Return the id of the token that stands for one item before its expansion.
 
         Raises:
             UnsupportedModelError: ``config`` does not name the token.
         """
-        return read_int(config, *_ROW_TOKEN_KEYS[modality])
+        return read_int(config, *self.placeholder_keys[modality])
+
+    def row_token_id(self, config: Mapping[str, object], modality: Modality) -> int:
+        """Return the id of the token that stands at every row of an item; raises as above."""
+        return read_int(config, *_PLACEHOLDER_KEYS[modality])
 
     def placeholder(self, config: Mapping[str, object], modality: Modality) -> Placeholder:
-        """Return what stands for one item before its expansion.
-
-        Raises:
-            UnsupportedModelError: ``config`` does not name the token.
-        """
-        frame = self.read_image_frame(config) if modality is Modality.IMAGE else None
-        if frame is None:
-            return Placeholder(self.row_token_id(config, modality))
-        return Placeholder(frame.start_token_id, frame.text_before, frame.text_after)
+        """Return what stands for one item in a rendered prompt; raises as above."""
+        token_id = self.placeholder_token_id(config, modality)
+        return Placeholder(token_id, self.placeholder_margin)
 
 
 def check_aspect_ratio(height: int, width: int, modality: Modality) -> None:

@@ -1,8 +1,7 @@
-"""Gemma 3: every picture is resized to one square and becomes a fixed number of tokens.
+"""Gemma 3: every image is resized to one square and becomes a fixed number of tokens.
 
-They stand between a start and an end token, with a blank line around the whole, and see each other
-whatever their order. Pan and scan, which adds crops of long pictures, is off in the checkpoints and
-not supported: what a picture becomes would depend on its shape in a way that nothing here plans.
+They stand between a begin token, which is also the placeholder, and an end token, and attend to one
+another in both directions.
 """
 
 from __future__ import annotations
@@ -10,20 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chiasm.common.families.family import (
-    Family,
-    ImageFrame,
-    PositionScheme,
-    VisualPlan,
-    check_aspect_ratio,
-)
+from chiasm.common.families.family import Family, PositionScheme, VisualPlan, check_aspect_ratio
 from chiasm.common.families.reading import UnsupportedModelError, read_int, read_section
-from chiasm.common.media import MediaLayout, Modality, ProcessingOptions
+from chiasm.common.media import MediaLayout, Modality, TokenRun
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_BLANK_LINE = "\n\n"
+    from chiasm.common.media import ProcessingOptions
+
+_BEGIN_KEYS = ("boi_token_index", "boi_token_id")
+_END_KEYS = ("eoi_token_index", "eoi_token_id")
+_IMAGE_KEYS = ("image_token_index", "image_token_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +28,8 @@ class SquarePlanner:
     """Plans images that all become the same.
 
     Attributes:
-        layout: What each becomes.
-        num_pixels: Pixels of the resized image.
+        layout: Expansion of an image.
+        num_pixels: Pixels of a resized image.
     """
 
     layout: MediaLayout
@@ -54,39 +51,30 @@ def make_square_planner(
     """Return the planner of a checkpoint.
 
     Raises:
-        UnsupportedModelError: A value is missing, the processor cuts pictures into crops, or it
-            gives another size than the tower takes.
+        UnsupportedModelError: A value is missing, or the processor cuts images into crops.
     """
     if preprocessor.get("do_pan_and_scan"):
         raise UnsupportedModelError(
-            "Gemma 3 with pan and scan is not supported; set do_pan_and_scan to false in the"
-            " processor's configuration."
+            "Gemma 3 with do_pan_and_scan is not supported; set it to false in"
+            " preprocessor_config.json."
         )
     size = read_section(preprocessor, "size")
-    height, width = read_int(size, "height"), read_int(size, "width")
-    side = read_int(read_section(config, "vision_config"), "image_size")
-    if (height, width) != (side, side):
-        raise UnsupportedModelError(
-            f"The processor makes pictures of {width}x{height} pixels but the tower takes"
-            f" {side}x{side}."
-        )
-    layout = read_image_frame(config).enclose(GEMMA3.row_token_id(config, Modality.IMAGE))
-    return SquarePlanner(layout, side * side)
-
-
-def read_image_frame(config: Mapping[str, object]) -> ImageFrame:
-    """Return what stands around the rows of an image.
-
-    Raises:
-        UnsupportedModelError: A value is missing.
-    """
-    return ImageFrame(
-        start_token_id=read_int(config, "boi_token_id", "boi_token_index"),
-        end_token_id=read_int(config, "eoi_token_id", "eoi_token_index"),
-        num_rows=read_int(config, "mm_tokens_per_image"),
-        text_before=_BLANK_LINE,
-        text_after=_BLANK_LINE,
+    image_size = read_int(read_section(config, "vision_config"), "image_size")
+    if {read_int(size, "height"), read_int(size, "width")} != {image_size}:
+        raise UnsupportedModelError("The processor and the tower disagree on the size of images.")
+    run = TokenRun(
+        read_int(config, *_IMAGE_KEYS), read_int(config, "mm_tokens_per_image"), is_embedding=True
     )
+    return SquarePlanner(lay_out_image(config, run), image_size**2)
+
+
+def lay_out_image(config: Mapping[str, object], rows: TokenRun) -> MediaLayout:
+    """Return how ``rows`` of an image stand in the prompt: between their begin and end tokens."""
+    begin, end = (
+        TokenRun(read_int(config, *keys), 1, is_embedding=False)
+        for keys in (_BEGIN_KEYS, _END_KEYS)
+    )
+    return MediaLayout((begin, rows, end), attends_both_ways=True)
 
 
 GEMMA3 = Family(
@@ -94,5 +82,8 @@ GEMMA3 = Family(
     model_types=("gemma3",),
     positions=PositionScheme.LINEAR,
     make_image_planner=make_square_planner,
-    read_image_frame=read_image_frame,
+    placeholder_keys={Modality.IMAGE: _BEGIN_KEYS},
+    # The processor puts it around the token, and the tokenizer joins it with what stands there.
+    placeholder_margin="\n\n",
+    lay_out_rows=lay_out_image,
 )

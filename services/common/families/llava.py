@@ -70,7 +70,7 @@ def make_crop_planner(
     if config.get("vision_feature_select_strategy", "default") == "default":
         num_tokens -= 1
     return CropPlanner(
-        token_id=LLAVA.row_token_id(config, Modality.IMAGE),
+        token_id=LLAVA.placeholder_token_id(config, Modality.IMAGE),
         num_tokens=num_tokens,
         shortest_edge=read_int(size, "shortest_edge") if "shortest_edge" in size else 0,
         height=height,

@@ -147,7 +147,7 @@ def make_tile_planner(
     if not max_tiles.isdigit() or not int(max_tiles):
         raise UnsupportedModelError(f"The aspect ratio {aspect_ratio!r} is not supported.")
     return TilePlanner(
-        token_id=LLAVA_ONEVISION.row_token_id(config, Modality.IMAGE),
+        token_id=LLAVA_ONEVISION.placeholder_token_id(config, Modality.IMAGE),
         tile_size=tile_size,
         tile_side=tile_side,
         resolutions=resolutions,
@@ -165,7 +165,7 @@ def make_pooled_video_planner(
     """
     tile_size, tile_side = _read_tile(config, preprocessor)
     return PooledVideoPlanner(
-        token_id=LLAVA_ONEVISION.row_token_id(config, Modality.VIDEO),
+        token_id=LLAVA_ONEVISION.placeholder_token_id(config, Modality.VIDEO),
         frame_tokens=math.ceil(tile_side / 2) ** 2,
         frame_pixels=tile_size**2,
     )

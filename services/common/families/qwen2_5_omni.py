@@ -47,7 +47,7 @@ def make_audio_planner(
     Raises:
         UnsupportedModelError: A value is missing.
     """
-    token_id = QWEN2_5_OMNI.row_token_id(config, Modality.AUDIO)
+    token_id = QWEN2_5_OMNI.placeholder_token_id(config, Modality.AUDIO)
     return WindowPlanner.read(token_id, extractor, packs_frames=True)
 
 

@@ -21,7 +21,7 @@ def make_audio_planner(
     Raises:
         UnsupportedModelError: A value is missing, or tower and feature extractor disagree.
     """
-    token_id = QWEN2_AUDIO.row_token_id(config, Modality.AUDIO)
+    token_id = QWEN2_AUDIO.placeholder_token_id(config, Modality.AUDIO)
     planner = WindowPlanner.read(token_id, extractor, packs_frames=False)
     num_positions = read_int(read_section(config, "audio_config"), "max_source_positions")
     if planner.window_samples != 2 * num_positions * planner.hop_length:

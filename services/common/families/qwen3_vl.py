@@ -143,7 +143,7 @@ def make_timed_video_planner(
         token_side = bounds.patch_size * bounds.merge_size
         max_frame_pixels = read_int(preprocessor, "max_video_tokens") * token_side**2
     return TimedVideoPlanner(
-        token_id=QWEN3_VL.row_token_id(config, Modality.VIDEO),
+        token_id=QWEN3_VL.placeholder_token_id(config, Modality.VIDEO),
         start_token_id=read_int(config, "vision_start_token_id"),
         end_token_id=read_int(config, "vision_end_token_id"),
         bounds=bounds,

@@ -186,7 +186,7 @@ def make_grid_planner(
     Raises:
         UnsupportedModelError: A value is missing, or tower and processor disagree.
     """
-    token_id = QWEN_VL.row_token_id(config, Modality.IMAGE)
+    token_id = QWEN_VL.placeholder_token_id(config, Modality.IMAGE)
     return GridPlanner(token_id, read_bounds(config, preprocessor))
 
 
@@ -205,7 +205,7 @@ def make_grid_video_planner(
         max_tokens = read_int(preprocessor, "max_video_tokens")
         max_total_pixels = int(max_tokens * token_side**2 * _SHARE_OF_CONTEXT)
     return GridVideoPlanner(
-        token_id=QWEN_VL.row_token_id(config, Modality.VIDEO),
+        token_id=QWEN_VL.placeholder_token_id(config, Modality.VIDEO),
         bounds=bounds,
         frames_per_patch=read_int(preprocessor, "temporal_patch_size"),
         max_total_pixels=max_total_pixels,

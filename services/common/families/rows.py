@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from chiasm.common.errors import InvalidRequestError
@@ -11,9 +12,9 @@ from chiasm.common.families.reading import read_int, read_section
 from chiasm.common.media import MediaLayout, Modality, TokenRun
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from chiasm.common.families.family import Family, ImageFrame
+    from chiasm.common.families.family import Family
     from chiasm.common.media import PatchGrid
 
 MAX_TEMPORAL_PATCHES = 2048
@@ -28,13 +29,15 @@ class RowPlanner:
         token_ids: Token of every position of an item, by modality.
         merge_size: Patches per token along each side; 0 if the family has no patch grid.
         frames_per_patch: Frames of one temporal patch of a video.
-        image_frame: What stands around the rows of an image; ``None``: nothing.
+        lay_out: Lays out rows that need no grid.
     """
 
     token_ids: Mapping[Modality, int]
     merge_size: int
     frames_per_patch: int = 1
-    image_frame: ImageFrame | None = None
+    lay_out: Callable[[TokenRun], MediaLayout] = field(
+        default=lambda rows: MediaLayout((rows,)), compare=False
+    )
 
     @classmethod
     def of(cls, family: Family, config: Mapping[str, object]) -> RowPlanner:
@@ -52,9 +55,9 @@ class RowPlanner:
             token_ids={
                 modality: family.row_token_id(config, modality) for modality in family.modalities
             },
+            lay_out=partial(family.lay_out_rows, config),
             merge_size=merge_size,
             frames_per_patch=frames_per_patch,
-            image_frame=family.read_image_frame(config),
         )
 
     def plan(
@@ -78,11 +81,11 @@ class RowPlanner:
                 or the grid makes another number of rows.
         """
         name = f"{modality.value}_grid_thw"
-        runs = (TokenRun(self.token_ids[modality], num_rows, is_embedding=True),)
+        rows = TokenRun(self.token_ids[modality], num_rows, is_embedding=True)
         if not self.merge_size or modality not in _GRID_MODALITIES:
             if grid is not None:
                 raise _refusal(f"This model has no patch grid; leave {name} out.")
-            return self._enclose(modality, runs)
+            return self.lay_out(rows)
         if grid is None:
             field = f"{modality.value}_embeds"
             raise _refusal(
@@ -102,23 +105,11 @@ class RowPlanner:
                 f" {num_rows} rows."
             )
         return MediaLayout(
-            runs,
+            (rows,),
             grid=grid,
             spatial_merge_size=self.merge_size,
             timestamps_s=self._times(modality, grid, fps),
         )
-
-    def _enclose(self, modality: Modality, runs: tuple[TokenRun, ...]) -> MediaLayout:
-        """Return the layout of rows that may have tokens around them."""
-        frame = self.image_frame if modality is Modality.IMAGE else None
-        if frame is None:
-            return MediaLayout(runs)
-        if runs[0].count != frame.num_rows:
-            raise _refusal(
-                f"An image of this model has {frame.num_rows} embeddings, but there are"
-                f" {runs[0].count} rows."
-            )
-        return frame.enclose(runs[0].token_id)
 
     def _times(self, modality: Modality, grid: PatchGrid, fps: float | None) -> tuple[float, ...]:
         if modality is not Modality.VIDEO:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from chiasm.generator.engine.sequence import Sequence
 
 
@@ -35,8 +33,8 @@ class Chunking:
             sequence: Sequence whose ``num_ready_tokens`` bounds the chunk.
             start: First position to compute.
             budget: Tokens left in the step.
-            is_first: Whether the step has no other prefill; then a piece that cannot be cut may
-                exceed the budget, since it could otherwise wait for ever.
+            is_first: Whether nothing else is in the step; then a piece that cannot be cut may
+                exceed the budget, since it would otherwise wait for ever.
 
         Returns:
             Tokens; 0 if nothing can be computed now.
@@ -47,37 +45,35 @@ class Chunking:
             fits = wanted <= end and (is_first or wanted - start <= budget)
             return wanted - start if fits else 0
         cut = min(end, start + budget)
-        return _uncut_group(sequence, start, cut, may_exceed=is_first) - start
+        return _uncut_span(sequence, start, cut, may_exceed=is_first) - start
 
     def most_tokens(self, sequence: Sequence, budget: int) -> int:
         """Return the most tokens of ``sequence`` that are computed in one step of ``budget``."""
-        groups = [end - begin for begin, end in _groups_of(sequence)]
-        return max([budget, self.fixed_tokens, *groups])
+        groups = (span.both_ways for span in sequence.prompt.spans)
+        sizes = [group[1] - group[0] for group in groups if group]
+        return max([budget, self.fixed_tokens, *sizes])
 
     def align_prefix(self, sequence: Sequence, num_tokens: int) -> int:
-        """Return the part of a cached prefix that may be used: no group and no chunk is cut."""
+        """Return the part of a cached prefix that may be used: no span and no chunk is cut."""
         if self.is_fixed:
             num_tokens = min(num_tokens, sequence.num_prompt_tokens)
             num_tokens -= num_tokens % self.fixed_tokens
-        return _uncut_group(sequence, 0, num_tokens, may_exceed=False)
+        return _uncut_span(sequence, 0, num_tokens, may_exceed=False)
 
     def _fixed_end(self, sequence: Sequence, start: int) -> int:
         if start >= sequence.num_prompt_tokens:
             return start + 1
         end = start - start % self.fixed_tokens + self.fixed_tokens
-        end = _uncut_group(sequence, start, end, may_exceed=True)
+        end = _uncut_span(sequence, start, end, may_exceed=True)
         return min(end, sequence.num_prompt_tokens)
 
 
-def _uncut_group(sequence: Sequence, start: int, cut: int, may_exceed: bool) -> int:
-    """Move ``cut`` out of a group that attends both ways: before it, or else behind it."""
-    for begin, end in _groups_of(sequence):
-        if begin < cut < end:
-            return end if begin <= start and may_exceed else max(begin, start)
-    return cut
-
-
-def _groups_of(sequence: Sequence) -> Iterator[tuple[int, int]]:
-    """Yield the positions, from the first to behind the last, of each group."""
+def _uncut_span(sequence: Sequence, start: int, cut: int, may_exceed: bool) -> int:
+    """Move ``cut`` out of positions that attend both ways: before them, or else behind them."""
     for span in sequence.prompt.spans:
-        yield from span.both_ways_ranges
+        first, end = span.both_ways or (cut, cut)
+        if first < cut < end:
+            if first > start or not may_exceed:
+                return max(first, start)
+            return min(end, max(cut, sequence.num_ready_tokens))
+    return cut

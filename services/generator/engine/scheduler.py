@@ -298,9 +298,14 @@ class Scheduler:
             return 0
         chunking = self._limits.chunking
         budget = max(0, min(draft.budget, draft.prefill_budget))
-        # A piece that cannot be cut makes the step longer, however many decode in it: they may go
-        # on for ever, and it would wait for as long.
-        return chunking.count_tokens(sequence, start, budget, is_first=not draft.prefills)
+        num_tokens = chunking.count_tokens(sequence, start, budget, draft.is_empty)
+        if num_tokens or draft.prefills:
+            return num_tokens
+        # A piece that cannot be cut makes the step longer; it would otherwise wait for ever.
+        num_tokens = chunking.count_tokens(sequence, start, budget, is_first=True)
+        limits = self._limits
+        never_fits = num_tokens > limits.max_step_tokens - limits.max_running_sequences
+        return num_tokens if num_tokens <= draft.budget or never_fits else 0
 
     def _add_prefill(self, draft: _StepDraft, sequence: Sequence, num_tokens: int) -> None:
         item = self._take(draft, sequence, num_tokens)

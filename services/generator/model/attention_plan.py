@@ -108,11 +108,7 @@ class PrefillSegment:
         return self.masks[key]
 
     def _make_mask(self, group: int, window: int, device: torch.device) -> torch.Tensor:
-        """Return what is hidden. [length, context_length], bool.
-
-        The window bounds groups that attend both ways, too: transformers hides from a token
-        what is behind its window, also within its group.
-        """
+        """Return what is hidden. [length, context_length], bool."""
         first = self.contexts[group].first if self.contexts else self.position
         end = self.position + self.length
         query = torch.arange(self.position, end, device=device)[:, None]
@@ -201,11 +197,9 @@ class DecodeGroup:
 
 def make_segment(item: ScheduledSequence, row: int, shape: CacheShape) -> PrefillSegment:
     """Return the segment of a chunk whose first row is ``row``."""
+    groups = (span.both_ways for span in item.sequence.prompt.spans)
     both_ways = tuple(
-        (begin, end)
-        for span in item.sequence.prompt.spans
-        for begin, end in span.both_ways_ranges
-        if item.start < end and begin < item.end
+        group for group in groups if group and item.start < group[1] and group[0] < item.end
     )
     contexts: tuple[PrefillContext, ...] = ()
     if item.start:

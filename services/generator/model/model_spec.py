@@ -57,8 +57,6 @@ class ModelSpec:
         num_deepstack_levels: Tensors of an embedding that are added to the hidden states behind
             the first layers, one each.
         logits: What is done to the logits.
-        group_tokens: Rows of every image, if they attend to one another both ways; 0 if all tokens
-            see only those before them.
         layer_windows: Positions that a token sees in each layer, itself included; 0 is all before
             it. Empty: all layers see everything.
     """
@@ -74,7 +72,6 @@ class ModelSpec:
     positions_per_s: float | None = None
     num_deepstack_levels: int = 0
     logits: LogitsRule = LogitsRule()
-    group_tokens: int = 0
     layer_windows: tuple[int, ...] = ()
 
     @property
@@ -96,7 +93,6 @@ def read_model_spec(model: transformers.PreTrainedModel) -> ModelSpec:
     text_config = model.config.get_text_config()
     config = model.config.to_dict()
     family = family_of(config)
-    frame = family.read_image_frame(config)
     num_q_heads: int = text_config.num_attention_heads
     return ModelSpec(
         num_layers=text_config.num_hidden_layers,
@@ -109,7 +105,6 @@ def read_model_spec(model: transformers.PreTrainedModel) -> ModelSpec:
         positions=family.positions,
         positions_per_s=family.read_positions_per_s(config),
         num_deepstack_levels=family.count_deepstack_levels(config),
-        group_tokens=frame.num_rows if frame else 0,
         logits=_read_logits_rule(text_config),
         layer_windows=_read_layer_windows(text_config),
     )

@@ -133,7 +133,7 @@ def test_the_families_know_their_positions_and_placeholders(
     assert family_of(omni).read_positions_per_s(omni) == 25.0
     for config in (hears, omni):
         for modality in family_of(config).modalities:
-            token_id = family_of(config).row_token_id(config, modality)
+            token_id = family_of(config).placeholder_token_id(config, modality)
             assert token_id == config[f"{modality.value}_token_index"]
 
 

@@ -163,8 +163,10 @@ def test_families_know_their_positions_and_placeholders(qwen_path: Path, llava_p
 
     assert family_of(qwen).positions is PositionScheme.MROPE
     assert family_of(llava).positions is PositionScheme.LINEAR
-    assert family_of(qwen).row_token_id(qwen, Modality.IMAGE) == qwen["image_token_id"]
-    assert family_of(llava).row_token_id(llava, Modality.IMAGE) == llava["image_token_index"]
+    assert family_of(qwen).placeholder_token_id(qwen, Modality.IMAGE) == qwen["image_token_id"]
+    assert (
+        family_of(llava).placeholder_token_id(llava, Modality.IMAGE) == llava["image_token_index"]
+    )
 
 
 def test_unknown_model_types_name_the_known_ones() -> None:

@@ -10,7 +10,6 @@ import torch
 
 from chiasm.common.half_load import CheckpointError, load_half
 from tests.fakes.checkpoints import make_llava, make_qwen2_5_vl, make_qwen2_vl
-from tests.fakes.gemma_checkpoints import make_gemma3
 from tests.fakes.sound_checkpoints import make_qwen2_5_omni, make_qwen2_audio, nest_thinker
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ MAKERS = {
     "llava": make_llava,
     "qwen2_audio": make_qwen2_audio,
     "qwen2_5_omni": make_qwen2_5_omni,
-    "gemma3": make_gemma3,
 }
 
 

@@ -62,19 +62,6 @@ def test_placeholders_in_client_text_are_text() -> None:
     assert prompt.token_ids[prompt.placeholders[0]] == IMAGE_ID
 
 
-def test_texts_around_a_picture_join_the_text_that_it_stands_in() -> None:
-    placeholders = {Modality.IMAGE: Placeholder(IMAGE_ID, "wor", "d\n")}
-    builder = PromptBuilder(TOKENIZER, ChatTemplate(LOOP_TEMPLATE, {}, 100_000))
-
-    prompt = builder.build_now(ask("a <|image_pad|>", image(0), "ld"), placeholders)
-
-    assert prompt.token_ids.count(IMAGE_ID) == 1
-    before, after = TOKENIZER.encode("<|image_pad|>]wor"), TOKENIZER.encode("d\n[ld]")
-    assert TOKENIZER.decode(prompt.token_ids) == "[a <|image_pad|>]word\n[ld]"
-    assert prompt.token_ids[prompt.placeholders[0] + 1 :] == after
-    assert prompt.token_ids[prompt.placeholders[0] - 1] == before[-1]
-
-
 def test_trusted_text_may_spell_special_tokens() -> None:
     prompt = build(TEMPLATE, ask("a<|im_end|>b"), trusts=True)
     text = "<|im_start|>user\na<|im_end|>b<|im_end|>\n<|im_start|>assistant\n"
@@ -122,3 +109,20 @@ async def test_a_long_prompt_is_the_same_as_a_short_one_built_in_a_thread() -> N
     request = ask("word " * 2000)
     builder = PromptBuilder(TOKENIZER, ChatTemplate(TEMPLATE, {}, 100_000))
     assert await builder.build(request, {}) == builder.build_now(request, {})
+
+
+def test_the_margin_of_a_placeholder_is_encoded_with_the_text_around_it() -> None:
+    source = "{% for m in messages %}{{ m.role }}\n{{ m.content }}{% endfor %}"
+    template = ChatTemplate(source, {}, 100_000)
+    placeholders = {Modality.IMAGE: Placeholder(IMAGE_ID, "\n\n")}
+
+    prompt = PromptBuilder(TOKENIZER, template).build_now(
+        ask(image(0), "What is <|image_pad|>?"), placeholders
+    )
+
+    before, behind = TOKENIZER.encode("user\n\n\n"), TOKENIZER.encode("\n\n\nWhat is ")
+    assert prompt.token_ids[: len(before)] == before
+    assert prompt.placeholders == (len(before),)
+    # What a client spells gets no margin, and is no placeholder.
+    assert prompt.token_ids[len(before) + 1 :][: len(behind)] == behind
+    assert "pad|>?" in "".join(map(TOKENIZER.detokenizer().feed, [[t] for t in prompt.token_ids]))

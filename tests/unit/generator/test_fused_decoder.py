@@ -19,6 +19,7 @@ from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.model_spec import read_model_spec
 from tests.fakes.checkpoints import make_qwen2_5_vl
 from tests.fakes.deepstack_checkpoints import make_qwen3_vl
+from tests.fakes.gemma_checkpoints import make_gemma3
 from tests.fakes.split_engine import SplitEngine
 from tests.fakes.text_models import TEXT_CONFIGS, make_text_model, randomise_vectors
 from tests.fakes.whole_model import WholeModel
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
     from chiasm.generator.model.forward_batch import ForwardBatch
     from tests.fakes.whole_model import MediaPrompt
 
-VISION_MODELS = {"qwen2_5_vl": make_qwen2_5_vl, "qwen3_vl": make_qwen3_vl}
+VISION_MODELS = {
+    "qwen2_5_vl": make_qwen2_5_vl,
+    "qwen3_vl": make_qwen3_vl,
+    "gemma3": make_gemma3,
+}
 CPU = torch.device("cpu")
 MAX_TOKENS = 16
 NUM_IMAGES = (0, 1, 2, 0)

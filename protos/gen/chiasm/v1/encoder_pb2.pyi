@@ -723,29 +723,23 @@ class Placeholder(_message.Message):
 
     MODALITY_FIELD_NUMBER: _builtins.int
     TOKEN_ID_FIELD_NUMBER: _builtins.int
-    TEXT_BEFORE_FIELD_NUMBER: _builtins.int
-    TEXT_AFTER_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
     modality: _media_pb2.Modality.ValueType
     """Kind of item it stands for."""
     token_id: _builtins.int
     """Token id, within the vocabulary of the language model."""
-    text_before: _builtins.str
-    """Text that the prompt has before the token, encoded together with the text that it stands in;
-    empty for most families.
-    """
-    text_after: _builtins.str
-    """The same behind the token."""
+    margin: _builtins.str
+    """Text to be put before and behind the token in the rendered prompt, before it is encoded."""
     def __init__(
         self,
         *,
         modality: _media_pb2.Modality.ValueType = ...,
         token_id: _builtins.int = ...,
-        text_before: _builtins.str = ...,
-        text_after: _builtins.str = ...,
+        margin: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["modality", b"modality", "text_after", b"text_after", "text_before", b"text_before", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["margin", b"margin", "modality", b"modality", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -343,8 +343,8 @@ class MediaLayout(_message.Message):
     aspect_ratio_id: _builtins.int
     """Aspect ratio id, for families that number them; 0 means none."""
     attends_both_ways: _builtins.bool
-    """Whether the tokens of each run that takes rows attend to one another in both directions; such
-    a run is computed whole. Tokens around it attend as text does.
+    """Whether the item's embedding tokens, which then stand together, attend to one another in both
+    directions.
     """
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenRun]:
