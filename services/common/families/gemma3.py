@@ -62,9 +62,7 @@ def make_square_planner(
     image_size = read_int(read_section(config, "vision_config"), "image_size")
     if {read_int(size, "height"), read_int(size, "width")} != {image_size}:
         raise UnsupportedModelError("The processor and the tower disagree on the size of images.")
-    run = TokenRun(
-        read_int(config, *_IMAGE_KEYS), read_int(config, "mm_tokens_per_image"), is_embedding=True
-    )
+    run = TokenRun(read_int(config, *_IMAGE_KEYS), count_group_tokens(config), is_embedding=True)
     return SquarePlanner(lay_out_image(config, run), image_size**2)
 
 
@@ -77,6 +75,15 @@ def lay_out_image(config: Mapping[str, object], rows: TokenRun) -> MediaLayout:
     return MediaLayout((begin, rows, end), attends_both_ways=True)
 
 
+def count_group_tokens(config: Mapping[str, object]) -> int:
+    """Return how many rows every image has.
+
+    Raises:
+        UnsupportedModelError: The configuration does not tell.
+    """
+    return read_int(config, "mm_tokens_per_image")
+
+
 GEMMA3 = Family(
     name="gemma3",
     model_types=("gemma3",),
@@ -86,4 +93,5 @@ GEMMA3 = Family(
     # The processor puts it around the token, and the tokenizer joins it with what stands there.
     placeholder_margin="\n\n",
     lay_out_rows=lay_out_image,
+    count_group_tokens=count_group_tokens,
 )
