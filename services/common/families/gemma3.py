@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chiasm.common.errors import InvalidRequestError
 from chiasm.common.families.family import Family, PositionScheme, VisualPlan, check_aspect_ratio
 from chiasm.common.families.reading import UnsupportedModelError, read_int, read_section
 from chiasm.common.media import MediaLayout, Modality, TokenRun
@@ -67,7 +68,18 @@ def make_square_planner(
 
 
 def lay_out_image(config: Mapping[str, object], rows: TokenRun) -> MediaLayout:
-    """Return how ``rows`` of an image stand in the prompt: between their begin and end tokens."""
+    """Return how ``rows`` of an image stand in the prompt: between their begin and end tokens.
+
+    Raises:
+        InvalidRequestError: There are more or fewer than every image has.
+        UnsupportedModelError: A value is missing.
+    """
+    size = count_group_tokens(config)
+    if rows.count != size:
+        raise InvalidRequestError(
+            f"An image of this model has {size} embeddings, but there are {rows.count} rows.",
+            reason="INVALID_EMBEDDING",
+        )
     begin, end = (
         TokenRun(read_int(config, *keys), 1, is_embedding=False)
         for keys in (_BEGIN_KEYS, _END_KEYS)
