@@ -14,6 +14,8 @@ from chiasm.encoder.wire_image import MAX_SIDE, ImageHeader, ImageTask
 if TYPE_CHECKING:
     import mmap
 
+    from chiasm.encoder.media_writer import MediaWriter
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 _ORIENTATION_TAG = 0x0112
@@ -27,6 +29,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+_STRIP_ROWS = 32
 _NUM_WIDE_GREYS = 1 << 16
 _PNG_SIGNATURE_BYTES = 8
 _PNG_CHUNK_OVERHEAD_BYTES = 12
@@ -37,9 +40,9 @@ def probe(body: bytes, source: mmap.mmap) -> bytes:
     return read_header(source, ImageTask.unpack(body).max_pixels).pack()
 
 
-def decode(body: bytes, source: mmap.mmap, media: mmap.mmap) -> None:
-    """Fill ``media`` with the pixels of a picture, for an ``ImageTask``; see ``read_pixels``."""
-    media[:] = read_pixels(source, ImageTask.unpack(body))
+def decode(body: bytes, source: mmap.mmap, media: MediaWriter) -> None:
+    """Write the pixels of a picture to ``media``, for an ``ImageTask``; see ``write_pixels``."""
+    write_pixels(source, ImageTask.unpack(body), media)
 
 
 def read_header(source: mmap.mmap | bytes, max_pixels: int) -> ImageHeader:
@@ -53,8 +56,13 @@ def read_header(source: mmap.mmap | bytes, max_pixels: int) -> ImageHeader:
     return ImageHeader(width, height)
 
 
-def read_pixels(source: mmap.mmap | bytes, task: ImageTask) -> bytes:
-    """Return the pixels of a picture of the size that ``task`` tells. [height, width, 3], uint8.
+def write_pixels(source: mmap.mmap | bytes, task: ImageTask, media: MediaWriter) -> None:
+    """Write the pixels of a picture of the size that ``task`` tells.
+
+    Args:
+        source: The file.
+        task: What the probe told.
+        media: Takes the pixels. [height, width, 3], uint8.
 
     Raises:
         MediaTooLargeError: It has too many pixels or too long a side.
@@ -69,7 +77,10 @@ def read_pixels(source: mmap.mmap | bytes, task: ImageTask) -> bytes:
         upright = upright.transpose(_TRANSPOSE[orientation])
     if upright.size != (width, height):
         raise ValueError("the picture does not have the size of its header")
-    return upright.tobytes()
+    # In strips that stay in the processor's cache between packing and writing.
+    for top in range(0, height, _STRIP_ROWS):
+        strip = upright.crop((0, top, width, min(top + _STRIP_ROWS, height)))
+        media.write(strip.tobytes())
 
 
 def _open(source: mmap.mmap | bytes, max_pixels: int) -> tuple[int, int, int, Image.Image]:
@@ -137,7 +148,8 @@ def _flatten(image: Image.Image, background_rgb: int) -> Image.Image:
         flat = Image.new("RGB", picture.size, (red, green, blue))
         flat.paste(picture, mask=picture.getchannel("A"))
         return flat
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _narrow(image: Image.Image) -> Image.Image:

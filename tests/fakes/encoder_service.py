@@ -48,6 +48,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
         errors: Error to raise before the plan, by the item's bytes or URL.
         id_of: Embedding ids of sources that must not have the usual one.
         late_errors: Error to raise after the plan.
+        last_errors: Error to raise after the chunk of an embedding that travels inline.
         is_inline: Whether embeddings travel inline although STORE was asked for.
         ready: Gate between plan and embedding; open at first.
         planned: Gate before the plan; open at first.
@@ -69,6 +70,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
         self.sources: list[bytes] = []
         self.errors: dict[bytes, ChiasmError] = {}
         self.late_errors: dict[bytes, ChiasmError] = {}
+        self.last_errors: dict[bytes, ChiasmError] = {}
         self.id_of: dict[bytes, bytes] = {}
         self.is_inline = False
         self.ready = asyncio.Event()
@@ -136,6 +138,8 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
                     embedding_id=ref.embedding_id, data=bytes(ref.num_bytes), is_last=True
                 )
                 yield encoder_pb2.EncodeResponse(chunk=chunk)
+                if source in self.last_errors:
+                    raise self.last_errors[source]
             ready = encoder_pb2.Ready(cache_status=status, timings=TIMINGS)
             yield encoder_pb2.EncodeResponse(ready=ready)
             has_ended = True

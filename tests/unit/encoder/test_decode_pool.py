@@ -350,7 +350,7 @@ async def test_a_picture_that_needs_too_much_memory_is_refused() -> None:
     pool = make_pool(memory_bytes=256 << 20)
     try:
         with pytest.raises(InvalidRequestError, match="Failed to load image"):
-            await decode(pool, encode(Image.new("1", (6000, 6000)), "PNG"), max_pixels=40_000_000)
+            await decode(pool, encode(Image.new("1", (8000, 8000)), "PNG"), max_pixels=70_000_000)
         assert (await decode(pool, encode(noise(8, 8), "PNG"))).shape == (8, 8, 3)
     finally:
         pool.stop()
