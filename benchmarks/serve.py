@@ -1,8 +1,9 @@
-"""Ours beside peers on one checkpoint, all running at once, in interleaved rounds.
+"""Ours beside peers on one random checkpoint, in interleaved rounds.
 
-Run it as::
+All servers stand side by side; those that are not measured are stopped by a signal, so that none
+takes time from another. Peers run from virtual environments of their own::
 
-python -m benchmarks.serve MODEL --vllm VENV --transformers VENV --workload text
+    python -m benchmarks.serve --vllm VENV --transformers VENV --workload text --concurrency 1,16
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from benchmarks.bench_model import make_bench_model
 from chiasm.cli.bench import BenchPlan, make_endpoints, markdown, plan_cells, run_rounds
 from chiasm.cli.bench_load import WORKLOADS, Sizes
 
@@ -31,14 +33,18 @@ VLLM_FLAGS = (
 def main() -> None:
     """Start the servers, measure them and stop them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", type=Path)
+    parser.add_argument("--model-dir", type=Path, default=Path("build/bench-model"))
     parser.add_argument("--vllm", type=Path, help="virtual environment")
     parser.add_argument("--transformers", type=Path, help="virtual environment")
     parser.add_argument("--workload", action="append", choices=WORKLOADS)
     parser.add_argument("--concurrency", default="1,4,16")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=4)
+    parser.add_argument("--ours", nargs="*", default=[], help="further flags of ours")
     given = parser.parse_args()
-    commands = _commands(str(given.model), given.vllm, given.transformers)
+    model = str(make_bench_model(given.model_dir))
+    commands = _commands(model, given.vllm, given.transformers)
+    commands["chiasm"] = (*commands["chiasm"], *given.ours)
     urls = [f"{name}=http://127.0.0.1:{PORTS[name]}" for name in commands]
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
@@ -48,14 +54,21 @@ def main() -> None:
             _wait(process, name)
         pids = {name: process.pid for name, process in processes.items()}
         cells = plan_cells(given.workload or [], given.concurrency)
-        plan = BenchPlan(make_endpoints(urls, str(given.model), ""), cells, pids)
+        endpoints = make_endpoints(urls, model, "")
+        plan = BenchPlan(endpoints, cells, pids, lambda name: _select(processes, name))
         # transformers serve refuses ignore_eos, and all get the same request.
-        sizes = Sizes(ignores_eos=given.transformers is None)
+        sizes = Sizes(given.requests, ignores_eos=given.transformers is None)
         table = run_rounds(plan, given.rounds, sizes, time.time_ns())
         sys.stdout.write(markdown(table) + "\n")
     finally:
         for process in processes.values():
             _stop(process)
+
+
+def _select(processes: dict[str, subprocess.Popen[bytes]], chosen: str) -> None:
+    """Let one server run and stop the others."""
+    for name, process in processes.items():
+        os.killpg(process.pid, signal.SIGCONT if name == chosen else signal.SIGSTOP)
 
 
 def _commands(
@@ -94,6 +107,9 @@ def _wait(process: subprocess.Popen[bytes], name: str) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGCONT)
     process.terminate()
     try:
         process.wait(30)

@@ -140,6 +140,14 @@ def make_bfloat16_qwen2_vl(
     return _write_qwen(path, "Qwen2VL", vision_config, seed, sizes.max_pixels, config)
 
 
+def make_sized_qwen2_5_vl(
+    path: Path, text: TextSizes, vision_config: dict[str, object], max_pixels: int
+) -> Path:
+    """Write a Qwen2.5-VL checkpoint in bfloat16 of the given sizes to ``path`` and return it."""
+    config = {**text.config(), "dtype": torch.bfloat16, "tie_word_embeddings": True}
+    return _write_qwen(path, "Qwen2_5_VL", vision_config, 0, max_pixels, text_config=config)
+
+
 def make_qwen2_vl(path: Path, seed: int = 0, tower: TowerSizes | None = None) -> Path:
     """Write a tiny Qwen2-VL checkpoint to ``path`` and return it."""
     sizes = tower or TowerSizes()
