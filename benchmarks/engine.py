@@ -33,7 +33,11 @@ SEED = 1
 PREFIX_TOKENS, OWN_TOKENS = 1000, 53  # 95 % of the prompt is shared
 SHORT_CONTEXT = 32
 COMPARED_BATCH = 16
-FLAGS = ("--max-running-sequences", "256", "--max-waiting-sequences", "1024")
+FLAGS = (
+    *("--max-running-sequences", "256", "--max-waiting-sequences", "1024"),
+    # Whole batches are measured: their prompts need not make room for streams.
+    *("--max-step-ms", "0"),
+)
 
 
 @dataclass(frozen=True, slots=True)

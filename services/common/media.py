@@ -111,6 +111,19 @@ class PatchGrid:
 
 
 @dataclass(frozen=True, slots=True)
+class Placeholder:
+    """The token that stands for one item before its expansion is spliced in.
+
+    Attributes:
+        token_id: The token, which a chat template spells.
+        margin: Text that is put before and behind the token in the rendered prompt.
+    """
+
+    token_id: int
+    margin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class MediaLayout:
     """How one media item stands in the prompt; see ``MediaLayout`` in ``media.proto``."""
 
@@ -162,6 +175,16 @@ class MediaSpan:
     def end(self) -> int:
         """Position after the last token of the expansion."""
         return self.offset + self.layout.num_tokens
+
+    @property
+    def both_ways(self) -> tuple[int, int] | None:
+        """Positions, from the first to before the last, that attend to one another both ways."""
+        if not self.layout.attends_both_ways:
+            return None
+        runs = [run.is_embedding for run in self.layout.runs]
+        before = sum(run.count for run in self.layout.runs[: runs.index(True)])
+        behind = sum(run.count for run in self.layout.runs[len(runs) - runs[::-1].index(True) :])
+        return self.offset + before, self.end - behind
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 
 from chiasm.common.families import UnsupportedModelError, family_of, served_part
 from chiasm.common.families.rows import RowPlanner
-from chiasm.common.media import Modality
+from chiasm.common.media import Modality, Placeholder
 from chiasm.encoder.audio_preprocessor import AudioPreprocessor
 from chiasm.encoder.commands import EncoderDescription
 from chiasm.encoder.fingerprint import compute_fingerprint
@@ -49,14 +49,14 @@ class EncoderCheckpoint:
         tower: Towers and projectors.
         preprocessors: The checkpoint's processors, by modality that can be encoded.
         fingerprint: Digest of all that makes an embedding besides source and options; 32 bytes.
-        placeholder_ids: Token that stands for one item, by modality that can be encoded.
+        placeholders: What stands for one item in a prompt, by modality that can be encoded.
         row_planner: Lays out ready-made embeddings.
     """
 
     tower: Tower
     preprocessors: Mapping[Modality, Preprocessor]
     fingerprint: bytes
-    placeholder_ids: Mapping[Modality, int]
+    placeholders: Mapping[Modality, Placeholder]
     row_planner: RowPlanner
 
     @classmethod
@@ -92,20 +92,19 @@ class EncoderCheckpoint:
             for modality in family.modalities
         }
         tower = Tower.load(path, _DTYPES[dtype], torch.device(device), choice)
-        placeholder_ids = {
-            modality: family.placeholder_token_id(config, modality)
-            for modality in family.modalities
+        placeholders = {
+            modality: family.placeholder(config, modality) for modality in family.modalities
         }
         fingerprint = compute_fingerprint(tower, preprocessors)
         row_planner = RowPlanner.of(family, config)
-        return cls(tower, preprocessors, fingerprint, placeholder_ids, row_planner)
+        return cls(tower, preprocessors, fingerprint, placeholders, row_planner)
 
     def describe(self, model: str, *, max_source_bytes: int, max_pixels: int) -> EncoderDescription:
         """Return what callers are told of an encoder that serves this checkpoint as ``model``."""
         return EncoderDescription(
             model=model,
             fingerprint=self.fingerprint,
-            placeholder_ids=self.placeholder_ids,
+            placeholders=self.placeholders,
             hidden_size=self.tower.hidden_size,
             num_deepstack_levels=self.tower.num_deepstack_levels,
             data_type=self.tower.data_type,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         MediaLayout,
         Modality,
         PatchGrid,
+        Placeholder,
         ProcessingOptions,
         RequestContext,
     )
@@ -185,7 +186,7 @@ class EncoderDescription:
 
     model: str
     fingerprint: bytes
-    placeholder_ids: Mapping[Modality, int]
+    placeholders: Mapping[Modality, Placeholder]
     hidden_size: int
     num_deepstack_levels: int
     data_type: DataType

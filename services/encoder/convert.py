@@ -136,7 +136,7 @@ def description_to_proto(
     return encoder_pb2.GetEncoderInfoResponse(
         model=description.model,
         fingerprint=description.fingerprint,
-        modalities=[modality_to_proto(modality) for modality in description.placeholder_ids],
+        modalities=[modality_to_proto(modality) for modality in description.placeholders],
         max_source_bytes=description.max_source_bytes,
         max_pixels=description.max_pixels,
         hidden_size=description.hidden_size,
@@ -144,8 +144,12 @@ def description_to_proto(
         num_encoded_items=num_encoded_items,
         version=chiasm.__version__,
         placeholders=[
-            encoder_pb2.Placeholder(modality=modality_to_proto(modality), token_id=token_id)
-            for modality, token_id in description.placeholder_ids.items()
+            encoder_pb2.Placeholder(
+                modality=modality_to_proto(modality),
+                token_id=placeholder.token_id,
+                margin=placeholder.margin,
+            )
+            for modality, placeholder in description.placeholders.items()
         ],
     )
 

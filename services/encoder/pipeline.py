@@ -128,7 +128,7 @@ class EncodePipeline:
 
     def _check(self, command: EncodeCommand) -> None:
         modality = command.modality
-        if modality not in self._description.placeholder_ids:
+        if modality not in self._description.placeholders:
             raise InvalidRequestError(
                 f"At most 0 {modality.value}(s) may be provided in one prompt.",
                 reason="UNSUPPORTED_MODALITY",

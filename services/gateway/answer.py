@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from chiasm.common.errors import UnavailableError
 
 from .chat_events import ChatDelta, Finish, Usage
-from .generator_client import EmbeddingNeeded, PromptScored, SequenceFinished
+from .generator_client import EmbeddingNeeded, PromptScored, SequenceFinished, TokensAdded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from .answer_text import AnswerText
-    from .generator_client import GenerateCall, TokensAdded
+    from .generator_client import GenerateCall
     from .media_batch import MediaBatch
     from .media_spans import ExpandedPrompt
     from .request_metrics import RequestMetrics
@@ -77,6 +77,8 @@ class Answers:
                 delta = self._end(text, event)
             else:
                 delta = self._add(text, event)
+            if self._live and delta.finish and isinstance(event, TokensAdded):
+                call.stop_answer(event.index)
             if not self._live:
                 media = batch.receipts(self._media_offsets)
                 yield replace(delta, usage=replace(delta.usage, media=media))

@@ -15,7 +15,11 @@ class AnswerText:
     """Detokenises one answer, leaves out its stop token and ends it at a stop string."""
 
     def __init__(
-        self, detokenizer: Detokenizer, stops: StopStrings, stop_token_ids: frozenset[int]
+        self,
+        detokenizer: Detokenizer,
+        stops: StopStrings,
+        stop_token_ids: frozenset[int],
+        min_tokens: int = 0,
     ) -> None:
         """Start an answer.
 
@@ -23,10 +27,12 @@ class AnswerText:
             detokenizer: Fresh detokenizer of the model.
             stops: Stop strings of the request.
             stop_token_ids: Tokens that end the answer and are not shown.
+            min_tokens: Tokens whose text counts for no stop string.
         """
         self._detokenizer = detokenizer
         self._stops = stops
         self._stop_token_ids = stop_token_ids
+        self._num_free_tokens = min_tokens
 
     @property
     def stop_string(self) -> str:
@@ -35,10 +41,16 @@ class AnswerText:
 
     def feed(self, token_ids: Sequence[int]) -> str:
         """Return the text that ``token_ids`` add."""
-        shown = [token_id for token_id in token_ids if token_id not in self._stop_token_ids]
-        return self._stops.feed(self._detokenizer.feed(shown))
+        num_free = min(self._num_free_tokens, len(token_ids))
+        self._num_free_tokens -= num_free
+        free = self._detokenizer.feed(self._shown(token_ids[:num_free])) if num_free else ""
+        watched = self._detokenizer.feed(self._shown(token_ids[num_free:]))
+        return free + self._stops.feed(watched)
 
     def flush(self) -> str:
         """Return what was held back; the answer ended without a stop string."""
         text = self._stops.feed(self._detokenizer.flush())
         return text if self._stops.matched else text + self._stops.flush()
+
+    def _shown(self, token_ids: Sequence[int]) -> list[int]:
+        return [token_id for token_id in token_ids if token_id not in self._stop_token_ids]

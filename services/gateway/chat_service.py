@@ -112,8 +112,8 @@ class ChatPipeline:
         with RequestMetrics(self._model.name, context.request_id) as metrics:
             generator = self._check(request)
             encoder = self._stack.require_encoder() if request.media_items else None
-            placeholder_ids = encoder.placeholder_ids if encoder else {}
-            prompt = await self._model.prompts.build(request, placeholder_ids)
+            placeholders = encoder.placeholders if encoder else {}
+            prompt = await self._model.prompts.build(request, placeholders)
             if request.truncation is None:
                 check_text(prompt, generator.max_model_len)
             services = MediaServices(self._encoder, self._stack.resolver, self._kept_sources)
@@ -206,6 +206,7 @@ class ChatPipeline:
             self._model.tokenizer.detokenizer(),
             StopStrings(stop),
             eos_ids.union(sampling.stop_token_ids),
+            sampling.min_tokens,
         )
 
 

@@ -250,6 +250,11 @@ class GenerateCall:
         )
         await self._send(generator_pb2.GenerateRequest(failed=failed))
 
+    def stop_answer(self, index: int) -> None:
+        """Say that no more of one answer is wanted; the others go on."""
+        if self._call is not None:
+            self._call.stop_answer(index)
+
     def finish_sending(self) -> None:
         """Say that no embedding will be reported any more."""
         if not self._is_half_closed:

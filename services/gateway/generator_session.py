@@ -41,9 +41,9 @@ class GeneratorSession:
 
     ::
 
-        start, ready, failed, half_close, cancel ─► control ─┐
-        credit of all requests ──────────────────► grants ───┼─writer─► the call
-        chunks ──────────────────────────────────► chunks ───┘
+        start, ready, failed, half_close, stop, cancel ──► control ─┐
+        credit of all requests ──────────────────────────► grants ──┼─writer─► the call
+        chunks ──────────────────────────────────────────► chunks ──┘
         the call ─reader─► the ``SessionCall`` of each event
 
     Chunks yield to everything else, so that no request waits for more than one chunk of another.
@@ -136,6 +136,11 @@ class GeneratorSession:
         """Tell a request that no embedding will be reported any more."""
         half_close = generator_pb2.SessionHalfClose()
         self._post(generator_pb2.SessionRequest(request_key=key, half_close=half_close))
+
+    def stop_answer(self, key: int, index: int) -> None:
+        """Tell a request that no more of one of its answers is wanted."""
+        stop = generator_pb2.SessionStop(index=index)
+        self._post(generator_pb2.SessionRequest(request_key=key, stop=stop))
 
     def grant(self, key: int, num_tokens: int) -> None:
         """Let ``num_tokens`` more of a request come."""

@@ -16,7 +16,7 @@ from .spellings import TextGuard
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from chiasm.common.media import Modality
+    from chiasm.common.media import Modality, Placeholder
 
     from .chat_request import ChatMessage, ChatRequest, MediaItem
     from .chat_template import ChatTemplate
@@ -76,44 +76,56 @@ class PromptBuilder:
         )
         self._keeps_strings = takes_plain_strings(template.source)
 
-    async def build(self, request: ChatRequest, placeholder_ids: Mapping[Modality, int]) -> Prompt:
+    async def build(
+        self, request: ChatRequest, placeholders: Mapping[Modality, Placeholder]
+    ) -> Prompt:
         """Build the prompt of ``request``; long ones are built in a thread.
 
         Args:
             request: The conversation.
-            placeholder_ids: Token that stands for one item of each modality.
+            placeholders: What stands for one item of each modality.
 
         Raises:
             InvalidRequestError: The template refuses the conversation, or does not place each
                 media item exactly once.
         """
         if request.num_text_chars <= _MAX_CHARS_ON_LOOP:
-            return self.build_now(request, placeholder_ids)
-        return await asyncio.to_thread(self.build_now, request, placeholder_ids)
+            return self.build_now(request, placeholders)
+        return await asyncio.to_thread(self.build_now, request, placeholders)
 
-    def build_now(self, request: ChatRequest, placeholder_ids: Mapping[Modality, int]) -> Prompt:
+    def build_now(
+        self, request: ChatRequest, placeholders: Mapping[Modality, Placeholder]
+    ) -> Prompt:
         """Build the prompt of ``request`` in this thread; see ``build``."""
         guard = _Guards(self._tokenizer, is_open=self._trusts_special_tokens)
         rendered = self._template.render(
-            [self._message(message, guard, placeholder_ids) for message in request.messages],
+            [self._message(message, guard, placeholders) for message in request.messages],
             add_generation_prompt=request.adds_generation_prompt,
             variables={
                 name: guard.protect(value) if isinstance(value, str) else value
                 for name, value in request.template_variables.items()
             },
         )
+        rendered = self._add_margins(rendered, placeholders)
         adds_special_tokens = not (self._bos_token and rendered.startswith(self._bos_token))
         token_ids = self._tokenizer.encode_guarded(
             rendered, guard.text_guard, add_special_tokens=adds_special_tokens
         )
-        return Prompt(token_ids, _find(token_ids, request.media_items, placeholder_ids))
+        return Prompt(token_ids, _find(token_ids, request.media_items, placeholders))
+
+    def _add_margins(self, rendered: str, placeholders: Mapping[Modality, Placeholder]) -> str:
+        for placeholder in placeholders.values():
+            if margin := placeholder.margin:
+                spelling = self._tokenizer.spelling_of(placeholder.token_id)
+                rendered = rendered.replace(spelling, f"{margin}{spelling}{margin}")
+        return rendered
 
     def _message(
-        self, message: ChatMessage, guard: _Guards, placeholder_ids: Mapping[Modality, int]
+        self, message: ChatMessage, guard: _Guards, placeholders: Mapping[Modality, Placeholder]
     ) -> dict[str, object]:
         content: object
         if self._content_format is ContentFormat.STRING:
-            content = self._as_string(message, guard, placeholder_ids)
+            content = self._as_string(message, guard, placeholders)
         else:
             content = self._as_parts(message, guard)
         named = {"name": guard.protect(message.name)} if message.name else {}
@@ -131,10 +143,10 @@ class PromptBuilder:
         ]
 
     def _as_string(
-        self, message: ChatMessage, guard: _Guards, placeholder_ids: Mapping[Modality, int]
+        self, message: ChatMessage, guard: _Guards, placeholders: Mapping[Modality, Placeholder]
     ) -> str:
         media = [
-            self._tokenizer.spelling_of(placeholder_ids[part.modality])
+            self._tokenizer.spelling_of(placeholders[part.modality].token_id)
             for part in message.content
             if not isinstance(part, TextPart)
         ]
@@ -167,11 +179,11 @@ class _Guards:
 
 
 def _find(
-    token_ids: list[int], items: tuple[MediaItem, ...], placeholder_ids: Mapping[Modality, int]
+    token_ids: list[int], items: tuple[MediaItem, ...], placeholders: Mapping[Modality, Placeholder]
 ) -> tuple[int, ...]:
     """Return the position of each item's placeholder; raise if one is missing or left over."""
-    modality_of = {token_id: modality for modality, token_id in placeholder_ids.items()}
-    positions: dict[Modality, list[int]] = {modality: [] for modality in placeholder_ids}
+    modality_of = {one.token_id: modality for modality, one in placeholders.items()}
+    positions: dict[Modality, list[int]] = {modality: [] for modality in placeholders}
     if modality_of:
         for position, token_id in enumerate(token_ids):
             if token_id in modality_of:

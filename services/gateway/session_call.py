@@ -108,6 +108,11 @@ class SessionCall:
         if not self.has_ended:
             self._session.half_close(self._key)
 
+    def stop_answer(self, index: int) -> None:
+        """Tell the generator that no more of one answer is wanted; its end comes all the same."""
+        if not self.has_ended:
+            self._session.stop_answer(self._key, index)
+
     def close(self) -> None:
         """Leave the session; the generator frees the request's blocks if it has not ended."""
         self._timer.cancel()

@@ -24,7 +24,7 @@ from chiasm.common.half_load import CheckpointError
 from chiasm.common.limits import Limits
 from chiasm.common.logging import configure_logging
 from chiasm.common.media import RequestContext
-from chiasm.common.metrics import MetricsPortError, start_metrics_server, watch_tasks
+from chiasm.common.metrics import MetricsPortError, start_metrics_server, watch_loop
 from chiasm.common.sampling import SamplingWishes
 from chiasm.common.secrets import StoreSecrets, StoreSecretsError
 from chiasm.common.service_token import ServiceTokenError, load_service_token
@@ -39,6 +39,7 @@ from chiasm.generator.engine.observers import StepMetrics, StepTrace
 from chiasm.generator.engine.queue_budget import QueueBudget, QueueLimits
 from chiasm.generator.engine.sampler import Sampler
 from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
+from chiasm.generator.engine.step_cost import StepCost
 from chiasm.generator.engine.step_threads import StepThreads
 from chiasm.generator.generation import GenerationService
 from chiasm.generator.guides import Guides
@@ -103,7 +104,8 @@ class Generator:
             scheduling.deterministic,
             scheduling.max_step_tokens,
         )
-        engine = Engine(Scheduler(self._blocks, limits), runner, observers)
+        scheduler = Scheduler(self._blocks, limits, StepCost(scheduling.max_step_ms / 1000))
+        engine = Engine(scheduler, runner, observers)
         budget = QueueBudget(
             QueueLimits(
                 scheduling.max_waiting_sequences,
@@ -164,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 async def _serve(settings: GeneratorSettings) -> None:
-    watch_tasks()
+    watch_loop()
     token = load_service_token(settings.service_token_file)
     loaded = await asyncio.to_thread(_load, settings)
     generator = Generator(settings, loaded)
@@ -206,7 +208,9 @@ def _load(settings: GeneratorSettings) -> LoadedModel:
         chunk_tokens=max(settings.scheduling.max_step_tokens, settings.chunking.fixed_tokens),
     )
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
-    return load_model(model.model, dtype, torch.device(device), request, model.decoder)
+    return load_model(
+        model.model, dtype, torch.device(device), request, model.decoder, model.quantization
+    )
 
 
 def _make_compiler(settings: GeneratorSettings, loaded: LoadedModel) -> GrammarCompiler | None:

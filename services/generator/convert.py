@@ -33,6 +33,7 @@ MAX_ERROR_CHARS = 1024
 _FINISH_REASON_TO_PROTO = {
     FinishReason.STOP: generator_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: generator_pb2.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: generator_pb2.FINISH_REASON_CANCELLED,
 }
 
 

@@ -14,6 +14,7 @@ from chiasm.generator.session_messages import (
     HalfClose,
     RefuseRequest,
     StartRequest,
+    StopAnswer,
     UpdateSpan,
 )
 from chiasm.v1 import generator_pb2
@@ -46,6 +47,8 @@ def command_from_proto(message: generator_pb2.SessionRequest) -> SessionCommand:
             return _update(key, message.update)
         case "half_close":
             return HalfClose(key)
+        case "stop":
+            return StopAnswer(key, message.stop.index)
         case "cancel":
             return CancelRequest(key)
         case "credit":

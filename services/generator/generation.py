@@ -110,7 +110,8 @@ class GenerationService:
         else:
             prompt, sampling = self._admission.check(request)
         if request.wishes.guide is not None:
-            sampling = replace(sampling, grammar=await self._guides.compile(request.wishes.guide))
+            grammar = await self._guides.compile(request.wishes.guide, request.context.tenant)
+            sampling = replace(sampling, grammar=grammar)
         samplings = [
             sampling,
             *(
@@ -155,6 +156,15 @@ class Generation:
         for seq_id in self.stream.seq_ids:
             self._engine.close(seq_id)
         await self._tracker.close()
+
+    def stop(self, index: int) -> None:
+        """End one of the sequences, whose blocks are free before the next step.
+
+        Nothing happens if it has ended or there is none of that index.
+        """
+        if index < len(self.stream.seq_ids):
+            self.stream.stop(index)
+            self._engine.close(self.stream.seq_ids[index])
 
     def log_finished(self, finished: Finished) -> None:
         """Write the one line that a finished request leaves in the log."""

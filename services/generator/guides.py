@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_GRAMMARS = 64
 MAX_COMPILATIONS = 32
+MAX_TENANT_COMPILATIONS = 16
 COMPILE_TIMEOUT_S = 5.0
 
 
@@ -26,15 +27,19 @@ class Guides:
         """Start without grammars; ``compiler`` is ``None`` where there is no tokenizer."""
         self._compiler = compiler
         self._grammars: OrderedDict[Guide, Grammar] = OrderedDict()
-        self._num_compilations = 0
+        self._compilations: Counter[str] = Counter()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
 
-    async def compile(self, guide: Guide) -> Grammar:
+    async def compile(self, guide: Guide, tenant: str) -> Grammar:
         """Return the grammar of ``guide``.
+
+        Args:
+            guide: What an output must look like.
+            tenant: Who asks; one tenant takes at most half of the places.
 
         Raises:
             InvalidRequestError: It is not valid, costs too much, or the model has no tokenizer.
-            OverloadedError: Too many guides wait to be compiled.
+            OverloadedError: Too many guides, of all or of ``tenant``, wait to be compiled.
         """
         if guide in self._grammars:
             self._grammars.move_to_end(guide)
@@ -44,9 +49,10 @@ class Guides:
                 "The model has no tokenizer.json, which structured output needs.",
                 param=GUIDE_PARAM,
             )
-        if self._num_compilations >= MAX_COMPILATIONS:
+        num_waiting = self._compilations.total()
+        if num_waiting >= MAX_COMPILATIONS or self._compilations[tenant] >= MAX_TENANT_COMPILATIONS:
             raise _overloaded()
-        self._num_compilations += 1
+        self._compilations[tenant] += 1
         compilation = self._thread.submit(self._compiler.compile, guide)
         try:
             async with asyncio.timeout(COMPILE_TIMEOUT_S):
@@ -60,7 +66,8 @@ class Guides:
                 param=GUIDE_PARAM,
             ) from None
         finally:
-            self._num_compilations -= 1
+            self._compilations[tenant] -= 1
+            self._compilations += Counter()  # forgets tenants without any
         self._keep(guide, grammar)
         return grammar
 

@@ -21,6 +21,7 @@ from chiasm.generator.session_messages import (
     RefuseRequest,
     SessionEvent,
     StartRequest,
+    StopAnswer,
     UpdateSpan,
 )
 from chiasm.generator.session_request import SessionRequest
@@ -123,12 +124,12 @@ class Session:
                         self._mark(key)
             case RefuseRequest():
                 self._fail(command.key, command.error)
-            case UpdateSpan() | HalfClose() | CancelRequest():
+            case UpdateSpan() | HalfClose() | StopAnswer() | CancelRequest():
                 if request := self._requests.get(command.key):
                     self._tell(request, command)
 
     def _tell(
-        self, request: SessionRequest, command: UpdateSpan | HalfClose | CancelRequest
+        self, request: SessionRequest, command: UpdateSpan | HalfClose | StopAnswer | CancelRequest
     ) -> None:
         match command:
             case UpdateSpan():
@@ -138,6 +139,9 @@ class Session:
                     self._fail(request.key, error)
             case HalfClose():
                 request.inbox.close()
+            case StopAnswer():
+                if request.generation is not None:
+                    request.generation.stop(command.index)
             case CancelRequest():
                 self._close(request)
 

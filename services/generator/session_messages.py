@@ -54,6 +54,14 @@ class CancelRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class StopAnswer:
+    """End one answer of a request; the others go on."""
+
+    key: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class RefuseRequest:
     """End a request by ``error``: a message of it could not be read."""
 
@@ -68,7 +76,9 @@ class GrantCredit:
     grants: tuple[tuple[int, int], ...]
 
 
-SessionCommand = StartRequest | UpdateSpan | HalfClose | CancelRequest | RefuseRequest | GrantCredit
+SessionCommand = (
+    StartRequest | UpdateSpan | HalfClose | StopAnswer | CancelRequest | RefuseRequest | GrantCredit
+)
 
 
 @dataclass(frozen=True, slots=True)

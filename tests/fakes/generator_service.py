@@ -61,6 +61,7 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
         chunk_ids: Embeddings whose last chunk came.
         chunks: All chunks, in order.
         failures: Embeddings reported as failed.
+        stopped: Answers that callers wanted no more of.
         cancelled: Set when a caller cancels.
     """
 
@@ -86,6 +87,7 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
         self.ready_ids: list[bytes] = []
         self.chunk_ids: list[bytes] = []
         self.chunks: list[media_pb2.EmbeddingChunk] = []
+        self.stopped: list[int] = []
         self.failures: list[generator_pb2.EmbeddingFailed] = []
         self.cancelled = asyncio.Event()
         self.started = asyncio.Event()
@@ -111,7 +113,7 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
         self.num_sessions += 1
         if self.session_errors:
             raise self.session_errors.pop()
-        async for batch in FakeSession(self._follow).run(request_iterator):
+        async for batch in FakeSession(self._follow, self.stopped).run(request_iterator):
             yield batch
 
     async def _follow(

@@ -23,8 +23,10 @@ class FakeSession:
     A ``generate`` that ends without ``finished`` ends the session.
     """
 
-    def __init__(self, generate: Generate) -> None:
+    def __init__(self, generate: Generate, stopped: list[int]) -> None:
+        """Run ``generate``; add to ``stopped`` the index of every answer that is stopped."""
         self._generate = generate
+        self._stopped = stopped
         self._events: asyncio.Queue[generator_pb2.SessionEvent | None] = asyncio.Queue()
         self._inboxes: dict[int, asyncio.Queue[generator_pb2.GenerateRequest | None]] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -57,6 +59,8 @@ class FakeSession:
                     self._inboxes[key].put_nowait(request.update)
                 case "half_close":
                     self._inboxes[key].put_nowait(None)
+                case "stop":
+                    self._stopped.append(request.stop.index)
                 case "cancel":
                     self._tasks[key].cancel()
         self._events.put_nowait(None)

@@ -23,6 +23,7 @@ from tests.fakes.generator_engine import output_of
 
 if TYPE_CHECKING:
     from chiasm.generator.engine.outputs import EngineState, StepStatistics
+    from chiasm.generator.model.fused.fused_decoder import Quantization
     from chiasm.generator.model.make_decoder import DecoderChoice
     from tests.fakes.whole_model import MediaPrompt, WholeModel
 
@@ -45,11 +46,12 @@ class SplitEngine:
         decoder: DecoderChoice = "auto",
         dtype: torch.dtype = torch.float32,
         max_tokens: int = MAX_TOKENS,
+        quantization: Quantization = "none",
     ) -> None:
         """Load the checkpoint of ``whole`` and build an engine on it."""
         request = CacheRequest(block_size, 1 << 24, num_blocks, None, MAX_RUNNING, max_step_tokens)
         self.loaded: LoadedModel = load_model(
-            whole.path, dtype, torch.device("cpu"), request, decoder
+            whole.path, dtype, torch.device("cpu"), request, decoder, quantization
         )
         self.blocks = BlockManager(self.loaded.layout.sizes, block_size)
         max_running = min(MAX_RUNNING, max_step_tokens)

@@ -117,9 +117,17 @@ class SessionSetup:
             while len(self.tokens(key)) < num_tokens:
                 await self.next_batch()
 
-    def tokens(self, key: int) -> list[int]:
-        """Return the tokens that a request has had."""
+    async def until_finished(self, key: int, num_sequences: int) -> None:
+        """Return when so many sequences of a request have ended."""
+        async with asyncio.timeout(WAIT_S):
+            while sum(isinstance(event, Finished) for event in self.events[key]) < num_sequences:
+                await self.next_batch()
+
+    def tokens(self, key: int, index: int | None = None) -> list[int]:
+        """Return the tokens that a request, or one of its answers, has had."""
         deltas = [event for event in self.events[key] if isinstance(event, TokenDelta)]
+        if index is not None:
+            deltas = [delta for delta in deltas if delta.index == index]
         return [token_id for delta in deltas for token_id in delta.token_ids]
 
     def expected(self, key: int, num_tokens: int) -> list[int]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chiasm.common.media import MediaLayout, Modality, ProcessingOptions, TokenRun
+from chiasm.common.media import MediaLayout, Modality, Placeholder, ProcessingOptions, TokenRun
 from chiasm.gateway.chat_request import (
     BytesSource,
     ChatMessage,
@@ -137,7 +137,7 @@ def test_prompts_equal_those_of_the_processor(checkpoint: Path, name: str) -> No
     )["input_ids"][0]
 
     request = request_of(conversation)
-    prompt = builder_of(checkpoint).build_now(request, {Modality.IMAGE: image_token})
+    prompt = builder_of(checkpoint).build_now(request, {Modality.IMAGE: Placeholder(image_token)})
     runs = runs_of(list(expected), image_token)
     assert len(runs) == len(request.media_items), "the oracle separates images"
     layouts = [MediaLayout((TokenRun(image_token, length, is_embedding=True),)) for length in runs]

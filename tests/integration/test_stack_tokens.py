@@ -15,6 +15,7 @@ import torch
 
 from chiasm.v1 import chat_pb2, chat_pb2_grpc, generator_pb2
 from tests.fakes import checkpoints
+from tests.fakes.gemma_checkpoints import make_gemma3
 from tests.harness import chat
 from tests.harness.reference import ReferenceAnswer, ReferenceModel
 from tests.harness.stack import Stack
@@ -34,6 +35,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_vl": checkpoints.make_qwen2_vl,
     "qwen2_5_vl": checkpoints.make_qwen2_5_vl,
     "llava": checkpoints.make_llava,
+    "gemma3": make_gemma3,
 }
 PROMPTS: list[tuple[str, list[bytes]]] = [
     ("What color is the shape?", []),

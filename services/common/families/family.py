@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from chiasm.common.errors import InvalidRequestError
 from chiasm.common.families.reading import read_int
-from chiasm.common.media import Modality
+from chiasm.common.media import MediaLayout, Modality, Placeholder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from chiasm.common.media import MediaLayout, ProcessingOptions, TokenRun
+    from chiasm.common.media import ProcessingOptions, TokenRun
 
 MAX_ASPECT_RATIO = 200
 
-_PLACEHOLDER_KEYS = {
+_PLACEHOLDER_KEYS: Mapping[Modality, tuple[str, ...]] = {
     Modality.IMAGE: ("image_token_id", "image_token_index"),
     Modality.VIDEO: ("video_token_id", "video_token_index"),
     Modality.AUDIO: ("audio_token_id", "audio_token_index"),
@@ -162,6 +162,13 @@ class Family:
             ``None`` for families that hear nothing.
         read_positions_per_s: Returns how many time positions a second of video takes, from
             ``config.json``; ``None`` where every temporal patch takes one.
+        placeholder_keys: Names in ``config.json`` of the token that stands for one item before its
+            expansion, by modality.
+        placeholder_margin: Text that the family's processor puts before and behind each of them.
+        lay_out_rows: Returns how rows that were not made from media here, and have no grid, stand
+            in the prompt, from ``config.json`` and their run.
+        count_group_tokens: Returns from ``config.json`` how many rows every image has, if they
+            attend to one another both ways; 0 if every token sees only those before it.
         count_deepstack_levels: Returns from ``config.json`` how many tensors of an embedding are
             added behind the first layers of the language model.
     """
@@ -179,6 +186,14 @@ class Family:
         Callable[[Mapping[str, object], Mapping[str, object]], AudioPlanner] | None
     ) = None
     read_positions_per_s: Callable[[Mapping[str, object]], float | None] = lambda config: None
+    placeholder_keys: Mapping[Modality, tuple[str, ...]] = field(
+        default_factory=lambda: _PLACEHOLDER_KEYS
+    )
+    placeholder_margin: str = ""
+    lay_out_rows: Callable[[Mapping[str, object], TokenRun], MediaLayout] = lambda config, rows: (
+        MediaLayout((rows,))
+    )
+    count_group_tokens: Callable[[Mapping[str, object]], int] = lambda config: 0
     count_deepstack_levels: Callable[[Mapping[str, object]], int] = lambda config: 0
 
     @property
@@ -197,7 +212,16 @@ class Family:
         Raises:
             UnsupportedModelError: ``config`` does not name the token.
         """
+        return read_int(config, *self.placeholder_keys[modality])
+
+    def row_token_id(self, config: Mapping[str, object], modality: Modality) -> int:
+        """Return the id of the token that stands at every row of an item; raises as above."""
         return read_int(config, *_PLACEHOLDER_KEYS[modality])
+
+    def placeholder(self, config: Mapping[str, object], modality: Modality) -> Placeholder:
+        """Return what stands for one item in a rendered prompt; raises as above."""
+        token_id = self.placeholder_token_id(config, modality)
+        return Placeholder(token_id, self.placeholder_margin)
 
 
 def check_aspect_ratio(height: int, width: int, modality: Modality) -> None:

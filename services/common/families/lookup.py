@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
+from chiasm.common.families.gemma3 import GEMMA3
 from chiasm.common.families.llava import LLAVA
 from chiasm.common.families.llava_onevision import LLAVA_ONEVISION
 from chiasm.common.families.qwen2_5_omni import QWEN2_5_OMNI
@@ -23,6 +24,7 @@ FAMILIES: tuple[Family, ...] = (
     LLAVA_ONEVISION,
     QWEN2_AUDIO,
     QWEN2_5_OMNI,
+    GEMMA3,
 )
 
 # Checkpoints of several models, and the section of the one that is served.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from chiasm.common.errors import InvalidRequestError
@@ -11,7 +12,7 @@ from chiasm.common.families.reading import read_int, read_section
 from chiasm.common.media import MediaLayout, Modality, TokenRun
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from chiasm.common.families.family import Family
     from chiasm.common.media import PatchGrid
@@ -28,11 +29,15 @@ class RowPlanner:
         token_ids: Token of every position of an item, by modality.
         merge_size: Patches per token along each side; 0 if the family has no patch grid.
         frames_per_patch: Frames of one temporal patch of a video.
+        lay_out: Lays out rows that need no grid.
     """
 
     token_ids: Mapping[Modality, int]
     merge_size: int
     frames_per_patch: int = 1
+    lay_out: Callable[[TokenRun], MediaLayout] = field(
+        default=lambda rows: MediaLayout((rows,)), compare=False
+    )
 
     @classmethod
     def of(cls, family: Family, config: Mapping[str, object]) -> RowPlanner:
@@ -42,15 +47,15 @@ class RowPlanner:
             UnsupportedModelError: ``config`` lacks a value.
         """
         merge_size, frames_per_patch = 0, 1
-        if family.positions is PositionScheme.MROPE:
+        if family.positions is not PositionScheme.LINEAR:
             vision_config = read_section(config, "vision_config")
             merge_size = read_int(vision_config, "spatial_merge_size")
             frames_per_patch = read_int(vision_config, "temporal_patch_size")
         return cls(
             token_ids={
-                modality: family.placeholder_token_id(config, modality)
-                for modality in family.modalities
+                modality: family.row_token_id(config, modality) for modality in family.modalities
             },
+            lay_out=partial(family.lay_out_rows, config),
             merge_size=merge_size,
             frames_per_patch=frames_per_patch,
         )
@@ -76,11 +81,11 @@ class RowPlanner:
                 or the grid makes another number of rows.
         """
         name = f"{modality.value}_grid_thw"
-        runs = (TokenRun(self.token_ids[modality], num_rows, is_embedding=True),)
+        rows = TokenRun(self.token_ids[modality], num_rows, is_embedding=True)
         if not self.merge_size or modality not in _GRID_MODALITIES:
             if grid is not None:
                 raise _refusal(f"This model has no patch grid; leave {name} out.")
-            return MediaLayout(runs)
+            return self.lay_out(rows)
         if grid is None:
             field = f"{modality.value}_embeds"
             raise _refusal(
@@ -100,7 +105,7 @@ class RowPlanner:
                 f" {num_rows} rows."
             )
         return MediaLayout(
-            runs,
+            (rows,),
             grid=grid,
             spatial_merge_size=self.merge_size,
             timestamps_s=self._times(modality, grid, fps),

@@ -55,11 +55,14 @@ class BlockTable:
         blocks: Ids of the blocks, in position order; the first ``num_dropped`` are ``NO_BLOCK``.
         num_dropped: Blocks that lie wholly before the window.
         num_hashed: Blocks that the prefix cache was told of.
+        given_back: Blocks that left the window before their step had ended: index in ``blocks``,
+            id, and how often the block had been given away.
     """
 
     blocks: list[int] = field(default_factory=list)
     num_dropped: int = 0
     num_hashed: int = 0
+    given_back: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 class BlockGroup:
@@ -108,6 +111,7 @@ class BlockGroup:
         self._block_size = block_size
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(size.num_blocks))
         self._num_users = [0] * size.num_blocks
+        self._num_takes = [0] * size.num_blocks
         self._cached: dict[bytes, int] = {}
         self._hashes: dict[int, bytes] = {}
 
@@ -252,12 +256,12 @@ class BlockGroup:
             hashes: Of each of its full blocks.
         """
         table = sequence.tables[self._index]
+        for index, block, num_takes in table.given_back:
+            if index < len(hashes) and self._num_takes[block] == num_takes:
+                self._cache(block, hashes[index])
+        table.given_back.clear()
         for index in range(max(table.num_hashed, table.num_dropped), len(hashes)):
-            block = table.blocks[index]
-            # Two sequences may compute the same block at once; one of them is enough.
-            if hashes[index] not in self._cached and block not in self._hashes:
-                self._cached[hashes[index]] = block
-                self._hashes[block] = hashes[index]
+            self._cache(table.blocks[index], hashes[index])
         table.num_hashed = max(table.num_hashed, len(hashes))
 
     def forget(self, sequence: Sequence) -> None:
@@ -307,10 +311,17 @@ class BlockGroup:
         return index < len(table.blocks) and self._num_users[table.blocks[index]] > 1
 
     def _drop_before(self, table: BlockTable, first: int) -> None:
-        """Give back the blocks before index ``first``, the last ones first."""
+        """Give back the blocks before index ``first``, the last ones first.
+
+        Those whose step has not ended may be found by what is in them once it has.
+        """
         for index in reversed(range(table.num_dropped, first)):
-            if table.blocks[index] != NO_BLOCK:
-                self._drop(table.blocks[index])
+            block = table.blocks[index]
+            if block != NO_BLOCK:
+                is_pending = index >= table.num_hashed
+                if is_pending:
+                    table.given_back.append((index, block, self._num_takes[block]))
+                self._drop(block, is_pending=is_pending)
                 table.blocks[index] = NO_BLOCK
         table.num_dropped = max(table.num_dropped, first)
 
@@ -318,6 +329,7 @@ class BlockGroup:
         block, _ = self._free.popitem(last=False)
         self._uncache(block)
         self._num_users[block] = 1
+        self._num_takes[block] += 1
         return block
 
     def _take(self, block: int) -> None:
@@ -325,12 +337,18 @@ class BlockGroup:
             del self._free[block]
         self._num_users[block] += 1
 
-    def _drop(self, block: int) -> None:
+    def _drop(self, block: int, *, is_pending: bool = False) -> None:
         self._num_users[block] -= 1
         if not self._num_users[block]:
             self._free[block] = None
             # What cannot be found again is given away first; its memory is warm.
-            self._free.move_to_end(block, last=block in self._hashes)
+            self._free.move_to_end(block, last=is_pending or block in self._hashes)
+
+    def _cache(self, block: int, block_hash: bytes) -> None:
+        # Two sequences may compute the same block at once; one of them is enough.
+        if block_hash not in self._cached and block not in self._hashes:
+            self._cached[block_hash] = block
+            self._hashes[block] = block_hash
 
     def _uncache(self, block: int) -> None:
         block_hash = self._hashes.pop(block, None)

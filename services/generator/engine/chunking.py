@@ -49,8 +49,9 @@ class Chunking:
 
     def most_tokens(self, sequence: Sequence, budget: int) -> int:
         """Return the most tokens of ``sequence`` that are computed in one step of ``budget``."""
-        spans = (span for span in sequence.prompt.spans if span.layout.attends_both_ways)
-        return max([budget, self.fixed_tokens, *(span.end - span.offset for span in spans)])
+        groups = (span.both_ways for span in sequence.prompt.spans)
+        sizes = [group[1] - group[0] for group in groups if group]
+        return max([budget, self.fixed_tokens, *sizes])
 
     def align_prefix(self, sequence: Sequence, num_tokens: int) -> int:
         """Return the part of a cached prefix that may be used: no span and no chunk is cut."""
@@ -68,10 +69,11 @@ class Chunking:
 
 
 def _uncut_span(sequence: Sequence, start: int, cut: int, may_exceed: bool) -> int:
-    """Move ``cut`` out of a span that attends both ways: before it, or else behind it."""
+    """Move ``cut`` out of positions that attend both ways: before them, or else behind them."""
     for span in sequence.prompt.spans:
-        if span.layout.attends_both_ways and span.offset < cut < span.end:
-            if span.offset > start or not may_exceed:
-                return max(span.offset, start)
-            return min(span.end, max(cut, sequence.num_ready_tokens))
+        first, end = span.both_ways or (cut, cut)
+        if first < cut < end:
+            if first > start or not may_exceed:
+                return max(first, start)
+            return min(end, max(cut, sequence.num_ready_tokens))
     return cut

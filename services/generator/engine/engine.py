@@ -196,7 +196,7 @@ class Engine:
             self._runner.check_alive()
             computed = error
         now = self._clock()
-        self._scheduler.note_tokens()
+        self._scheduler.note_computed(launched.step, times.forward_s + times.sample_s)
         results = []
         ended_times = []
         for item in launched.step.sequences:

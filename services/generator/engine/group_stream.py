@@ -51,6 +51,10 @@ class GroupStream:
         for stream in self._streams:
             stream.fail(error)
 
+    def stop(self, index: int) -> None:
+        """End one sequence as the reader wants; see ``SequenceStream.stop``."""
+        self._streams[index].stop()
+
     def listen(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` at all news from now on; then ``take`` is used and ``read`` is not."""
         for stream in self._streams:

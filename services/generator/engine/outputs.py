@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 class FinishReason(enum.Enum):
-    """Why a sequence ended without an error; a cancelled one ends without a word."""
+    """Why a sequence ended without an error."""
 
     STOP = "stop"
     LENGTH = "length"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)

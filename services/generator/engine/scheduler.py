@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from chiasm.generator.engine.chunking import Chunking
 from chiasm.generator.engine.scheduled_step import ScheduledSequence, ScheduledStep
 from chiasm.generator.engine.sequence import Sequence, SequenceStatus
+from chiasm.generator.engine.step_cost import StepCost
 from chiasm.generator.engine.waiting_queue import WaitingQueue, rank
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class _StepDraft:
     """A step while it is put together."""
 
     budget: int
+    prefill_budget: int = 0
     decodes: list[ScheduledSequence] = field(default_factory=list)
     prefills: list[ScheduledSequence] = field(default_factory=list)
     block_copies: list[BlockCopy] = field(default_factory=list)
@@ -78,8 +80,9 @@ class Scheduler:
                 BLOCKED [_blocked]            remove: from any of them ──► FINISHED
 
     Each step takes first one token of every sequence that decodes, then chunks of the running
-    prompts, then prompts from the waiting queue while budget and blocks last. A prompt is computed
-    up to its first span whose embedding is missing. When a running sequence cannot grow, the
+    prompts, then prompts from the waiting queue while budget and blocks last, and no more of them
+    than keeps the step short for those that decode. A prompt is computed up to its first span whose
+    embedding is missing. When a running sequence cannot grow, the
     youngest of the least urgent ones gives its blocks up and is computed anew later, so the first
     in rank always advances.
 
@@ -92,8 +95,11 @@ class Scheduler:
         3. ``_running`` is sorted by rank.
     """
 
-    def __init__(self, blocks: BlockManager, limits: SchedulerLimits) -> None:
+    def __init__(
+        self, blocks: BlockManager, limits: SchedulerLimits, cost: StepCost | None = None
+    ) -> None:
         self._blocks = blocks
+        self._cost = cost or StepCost()
         self._limits = limits
         self._blocked: dict[int, Sequence] = {}
         self._waiting = WaitingQueue()
@@ -146,9 +152,11 @@ class Scheduler:
             num_computed_tokens = min(num_computed_tokens, sequence.num_prompt_tokens)
         self._blocks.commit(sequence, num_computed_tokens)
 
-    def note_tokens(self) -> None:
-        """Take note that tokens of a launched step are known."""
+    def note_computed(self, step: ScheduledStep, seconds: float) -> None:
+        """Take note that the tokens of ``step`` are known; ``seconds`` is 0 if it failed."""
         self._may_advance = True
+        if seconds:
+            self._cost.observe(step.num_decode_tokens, step.num_prefill_tokens, seconds)
 
     def remove(self, sequence: Sequence) -> None:
         """Take ``sequence`` out of its queue and free its blocks at once."""
@@ -175,6 +183,7 @@ class Scheduler:
         draft = _StepDraft(self._limits.max_step_tokens)
         self._blocks.trim(self._running)
         self._schedule_decodes(draft)
+        draft.prefill_budget = self._cost.max_prefill_tokens(len(draft.decodes))
         self._schedule_chunks(draft)
         # What was just preempted must not take its blocks back from those it made room for.
         if not draft.num_preemptions:
@@ -288,11 +297,20 @@ class Scheduler:
         if sequence.num_pending_tokens:
             return 0
         chunking = self._limits.chunking
-        return chunking.count_tokens(sequence, start, max(0, draft.budget), draft.is_empty)
+        budget = max(0, min(draft.budget, draft.prefill_budget))
+        num_tokens = chunking.count_tokens(sequence, start, budget, draft.is_empty)
+        if num_tokens or draft.prefills:
+            return num_tokens
+        # A piece that cannot be cut makes the step longer; it would otherwise wait for ever.
+        num_tokens = chunking.count_tokens(sequence, start, budget, is_first=True)
+        limits = self._limits
+        never_fits = num_tokens > limits.max_step_tokens - limits.max_running_sequences
+        return num_tokens if num_tokens <= draft.budget or never_fits else 0
 
     def _add_prefill(self, draft: _StepDraft, sequence: Sequence, num_tokens: int) -> None:
         item = self._take(draft, sequence, num_tokens)
         draft.prefills.append(item)
+        draft.prefill_budget -= num_tokens
         if item.samples and sequence.forks:
             self._fork(draft, sequence)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from chiasm.generator.engine.outputs import (
     Failed,
     Finished,
+    FinishReason,
     NeedEmbedding,
     PromptLogprobs,
     TokenDelta,
@@ -63,6 +64,14 @@ class SequenceStream:
         if self._end is None:
             self._end = Failed(error)
             self._listener()
+
+    def stop(self) -> None:
+        """End the sequence as its reader wants; what was not read is lost, but for the end."""
+        self._tokens.clear()
+        self._logprobs.clear()
+        if self._end is None:
+            self._end = Finished(FinishReason.CANCELLED, None, 0, 0)
+        self._listener()
 
     def need(self, embedding_id: bytes) -> None:
         """Ask the reader for an embedding that is not in the store; at most once per span."""

@@ -197,10 +197,9 @@ class DecodeGroup:
 
 def make_segment(item: ScheduledSequence, row: int, shape: CacheShape) -> PrefillSegment:
     """Return the segment of a chunk whose first row is ``row``."""
+    groups = (span.both_ways for span in item.sequence.prompt.spans)
     both_ways = tuple(
-        (span.offset, span.end)
-        for span in item.sequence.prompt.spans
-        if span.layout.attends_both_ways and item.start < span.end and span.offset < item.end
+        group for group in groups if group and item.start < group[1] and group[0] < item.end
     )
     contexts: tuple[PrefillContext, ...] = ()
     if item.start:

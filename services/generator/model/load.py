@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from chiasm.generator.model.cache_sizes import CacheRequest
     from chiasm.generator.model.decoder import Decoder
+    from chiasm.generator.model.fused.fused_decoder import Quantization
     from chiasm.generator.model.kv_cache import KVCacheLayout
     from chiasm.generator.model.make_decoder import DecoderChoice
 
@@ -38,6 +39,7 @@ def load_model(
     device: torch.device,
     request: CacheRequest,
     decoder: DecoderChoice = "auto",
+    quantization: Quantization = "none",
 ) -> LoadedModel:
     """Load the generator half of the checkpoint at ``path`` and reserve its KV cache.
 
@@ -47,11 +49,12 @@ def load_model(
         device: Where it computes.
         request: How large the cache should be.
         decoder: Which implementation computes it; see ``make_decoder``.
+        quantization: How its weights are held; as above.
 
     Raises:
         CheckpointError: The checkpoint cannot be loaded.
         UnsupportedModelError: No family of ours has its type.
-        UnsupportedDecoderError: The fused decoder is asked for, but does not compute it.
+        UnsupportedDecoderError: The fused decoder is needed, but does not compute it.
         CacheTooSmallError: ``max_model_len`` is over what model or cache hold.
     """
     model = load_half(path, "generator", dtype)
@@ -60,4 +63,5 @@ def load_model(
     layout, max_model_len = decide_sizes(spec, model.dtype, request)
     dtype = model.dtype
     cache = KVCache(spec, layout, dtype, device)
-    return LoadedModel(make_decoder(decoder, model, cache), dtype, layout, max_model_len)
+    made = make_decoder(decoder, model, cache, quantization)
+    return LoadedModel(made, dtype, layout, max_model_len)

@@ -100,3 +100,30 @@ def test_a_success_resets_the_wait(breaker: CircuitBreaker, clock: _Clock) -> No
     _open(breaker)
     clock.now = 4.0
     assert breaker.admit()
+
+
+def test_a_suspicion_opens_it_and_may_be_probed_at_once(
+    breaker: CircuitBreaker, clock: _Clock
+) -> None:
+    breaker.trip()
+    assert breaker.is_open
+    assert breaker.probe_in_s == 0
+    assert breaker.admit()
+    breaker.record_failure()
+    assert breaker.probe_in_s == 2.0
+    clock.now = 1.5
+    assert breaker.probe_in_s == 0.5
+    breaker.trip()
+    assert not breaker.admit()
+
+
+def test_a_probe_that_is_answered_forgives_no_failure(breaker: CircuitBreaker) -> None:
+    _open(breaker)
+    breaker.recover()
+    assert breaker.admit()
+    breaker.record_failure()
+    assert breaker.is_open
+    breaker.recover()
+    breaker.record_success()
+    breaker.record_failure()
+    assert not breaker.is_open

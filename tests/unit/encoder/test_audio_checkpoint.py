@@ -174,6 +174,6 @@ async def test_a_checkpoint_with_a_talker_is_encoded_as_its_thinker_alone(tmp_pa
 
     nested = EncoderCheckpoint.load(nest_thinker(tmp_path), device="cpu")
 
-    assert nested.placeholder_ids == alone.placeholder_ids
+    assert nested.placeholders == alone.placeholders
     assert set(nested.preprocessors) == set(Modality)
     assert nested.fingerprint == alone.fingerprint

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from chiasm.common.errors import InvalidRequestError, TooLargeError
-from chiasm.common.media import Modality, ProcessingOptions
+from chiasm.common.media import Modality, Placeholder, ProcessingOptions
 from chiasm.encoder.checkpoint import EncoderCheckpoint
 from chiasm.encoder.memory_file import MemoryFile
 from chiasm.encoder.preprocess import MediaLimits
@@ -238,7 +238,7 @@ async def test_wishes_without_sense_are_refused(path: Path, options: dict[str, A
 def test_videos_have_a_placeholder_of_their_own(path: Path) -> None:
     whole, _ = whole_of(path)
 
-    assert load(path).placeholder_ids == {
-        Modality.IMAGE: whole.config.image_token_id,
-        Modality.VIDEO: whole.config.video_token_id,
+    assert load(path).placeholders == {
+        Modality.IMAGE: Placeholder(whole.config.image_token_id),
+        Modality.VIDEO: Placeholder(whole.config.video_token_id),
     }

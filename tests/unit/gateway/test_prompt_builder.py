@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chiasm.common.errors import InvalidRequestError
-from chiasm.common.media import MediaLayout, Modality, ProcessingOptions, TokenRun
+from chiasm.common.media import MediaLayout, Modality, Placeholder, ProcessingOptions, TokenRun
 from chiasm.gateway.chat_request import (
     BytesSource,
     ChatMessage,
@@ -22,7 +22,7 @@ from tests.fakes.tokenizers import TEMPLATE, make_tokenizer
 
 TOKENIZER = Tokenizer(make_tokenizer())
 (IMAGE_ID,) = TOKENIZER.encode("<|image_pad|>")
-PLACEHOLDERS = {Modality.IMAGE: IMAGE_ID}
+PLACEHOLDERS = {Modality.IMAGE: Placeholder(IMAGE_ID)}
 STRING_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 LOOP_TEMPLATE = (
     "{% for m in messages %}{% for c in m.content %}"
@@ -109,3 +109,20 @@ async def test_a_long_prompt_is_the_same_as_a_short_one_built_in_a_thread() -> N
     request = ask("word " * 2000)
     builder = PromptBuilder(TOKENIZER, ChatTemplate(TEMPLATE, {}, 100_000))
     assert await builder.build(request, {}) == builder.build_now(request, {})
+
+
+def test_the_margin_of_a_placeholder_is_encoded_with_the_text_around_it() -> None:
+    source = "{% for m in messages %}{{ m.role }}\n{{ m.content }}{% endfor %}"
+    template = ChatTemplate(source, {}, 100_000)
+    placeholders = {Modality.IMAGE: Placeholder(IMAGE_ID, "\n\n")}
+
+    prompt = PromptBuilder(TOKENIZER, template).build_now(
+        ask(image(0), "What is <|image_pad|>?"), placeholders
+    )
+
+    before, behind = TOKENIZER.encode("user\n\n\n"), TOKENIZER.encode("\n\n\nWhat is ")
+    assert prompt.token_ids[: len(before)] == before
+    assert prompt.placeholders == (len(before),)
+    # What a client spells gets no margin, and is no placeholder.
+    assert prompt.token_ids[len(before) + 1 :][: len(behind)] == behind
+    assert "pad|>?" in "".join(map(TOKENIZER.detokenizer().feed, [[t] for t in prompt.token_ids]))

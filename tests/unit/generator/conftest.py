@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fakes.checkpoints import make_llava, make_qwen2_5_vl, make_qwen2_vl
+from tests.fakes.gemma_checkpoints import make_gemma3
 from tests.fakes.whole_model import WholeModel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-MAKERS = {"qwen2_vl": make_qwen2_vl, "qwen2_5_vl": make_qwen2_5_vl, "llava": make_llava}
+MAKERS = {
+    "qwen2_vl": make_qwen2_vl,
+    "qwen2_5_vl": make_qwen2_5_vl,
+    "llava": make_llava,
+    "gemma3": make_gemma3,
+}
 
 
 @pytest.fixture(scope="session", params=MAKERS)

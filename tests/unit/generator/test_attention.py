@@ -152,14 +152,14 @@ def test_packed_batch_equals_sequences_alone(
     torch.testing.assert_close(output[0], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("start", [0, 2, 4])
-@pytest.mark.parametrize("window", [0, 6])
-def test_span_that_attends_both_ways_sees_itself_whole(start: int, window: int) -> None:
-    length, span = 14, (4, 9)
+@pytest.mark.parametrize("start", [0, 2, 5])
+@pytest.mark.parametrize("window", [0, 2, 6])
+def test_rows_that_attend_both_ways_see_one_another(start: int, window: int) -> None:
+    length, offset, rows = 14, 4, range(5, 8)
     generator = torch.Generator().manual_seed(1)
     ref = make_ref(num_rows=3)
     layout = dataclasses.replace(make_layout(ref), attends_both_ways=True)
-    prompt = make_prompt([1] * length, (MediaSpan(span[0], ref, layout, is_ready=True),))
+    prompt = make_prompt([1] * length, (MediaSpan(offset, ref, layout, is_ready=True),))
     sequence = Sequence(1, prompt, SamplingParams(4))
     sequence.embeddings[0] = torch.zeros(3, HEAD_DIM)
     sequence.tables[0].blocks.extend([3, 1, 0, 2])
@@ -189,8 +189,7 @@ def test_span_that_attends_both_ways_sees_itself_whole(start: int, window: int) 
 
     for row in range(start, length):
         sees = [
-            (p <= row and (not window or p > row - window))
-            or (span[0] <= row < span[1] and span[0] <= p < span[1])
+            (p <= row or (row in rows and p in rows)) and (not window or p > row - window)
             for p in range(length)
         ]
         heads = range(NUM_Q_HEADS)

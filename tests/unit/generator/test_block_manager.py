@@ -48,6 +48,55 @@ def test_growing_within_the_last_block_gives_nothing() -> None:
     assert len(sequence.tables[0].blocks) == 3
 
 
+def _launched(blocks: BlockManager) -> Sequence:
+    """Return a sequence of 16 tokens, launched in one step and trimmed before that has ended."""
+    sequence = make_sequence(1, range(1, 17))
+    blocks.grow(sequence, 16)
+    sequence.num_scheduled_tokens = 16
+    blocks.trim([sequence])
+    return sequence
+
+
+def _find(blocks: BlockManager) -> int:
+    return blocks.find_prefix(make_sequence(2, range(1, 17)), 15).num_tokens
+
+
+def test_block_that_left_the_window_before_its_step_ended_is_found_afterwards() -> None:
+    blocks = BlockManager([GroupSize(8, window=4)], 4)
+    sequence = _launched(blocks)
+    assert sequence.tables[0].num_dropped == 3
+
+    before = _find(blocks)
+    blocks.commit(sequence, 16)
+
+    assert (before, _find(blocks)) == (0, 12)
+    assert sequence.tables[0].given_back == []
+    blocks.check_invariants([sequence])
+
+
+def test_block_that_was_given_away_before_its_step_ended_is_not_found() -> None:
+    blocks = BlockManager([GroupSize(8, window=4)], 4)
+    sequence = _launched(blocks)
+    other = make_sequence(3, range(100, 128))
+    # All that are free, the three among them.
+    blocks.grow(other, 28)
+    other.num_scheduled_tokens = 28
+    blocks.free(other)
+
+    blocks.commit(sequence, 16)
+
+    assert _find(blocks) == 0
+    blocks.check_invariants([sequence])
+
+
+def test_blocks_of_a_step_that_failed_are_not_found() -> None:
+    blocks = BlockManager([GroupSize(8, window=4)], 4)
+    blocks.free(_launched(blocks))
+
+    assert _find(blocks) == 0
+    assert blocks.num_free_blocks == 8
+
+
 def test_growing_beyond_the_cache_changes_nothing() -> None:
     blocks = BlockManager([GroupSize(2)], 4)
     sequence = make_sequence(1, range(1, 10))

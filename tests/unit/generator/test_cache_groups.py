@@ -107,10 +107,15 @@ def test_preemption_changes_no_token(
     assert bool(split.num_preemptions) == (len(split.loaded.layout.sizes) == 2)
 
 
+@pytest.mark.parametrize("max_step_tokens", [16, 256])
 def test_prefix_is_found_by_what_its_next_token_sees(
-    windowed: WholeModel, prompts: list[MediaPrompt], gold: list[list[int]], decoder: str
+    windowed: WholeModel,
+    prompts: list[MediaPrompt],
+    gold: list[list[int]],
+    decoder: str,
+    max_step_tokens: int,
 ) -> None:
-    split = make_split(windowed, decoder, max_step_tokens=16)
+    split = make_split(windowed, decoder, max_step_tokens=max_step_tokens)
     split.generate(prompts[2:3])
 
     again = split.make_sequence(20, prompts[2])

@@ -17,7 +17,7 @@ NUM_ROWS = 6
 
 
 def _with_span(offset: int, both_ways: bool, is_ready: bool = True) -> Sequence:
-    """Return a sequence of 24 tokens with a span of 8."""
+    """Return a sequence of 24 tokens with a span of 8; the first and the last are no rows."""
     ref = make_ref(num_rows=NUM_ROWS)
     layout = dataclasses.replace(make_layout(ref), attends_both_ways=both_ways)
     prompt = make_prompt(range(1, 25), (MediaSpan(offset, ref, layout, is_ready),))
@@ -50,16 +50,18 @@ def test_span_that_attends_both_ways_is_never_cut() -> None:
     sequence = _with_span(5, both_ways=True)
     chunking = Chunking()
 
-    assert chunking.count_tokens(sequence, 0, 8, is_first=True) == 5
-    assert chunking.count_tokens(sequence, 5, 4, is_first=False) == 0
-    assert chunking.count_tokens(sequence, 5, 4, is_first=True) == 8
-    assert chunking.count_tokens(sequence, 5, 10, is_first=True) == 10
+    assert chunking.count_tokens(sequence, 0, 8, is_first=True) == 6
+    assert chunking.count_tokens(sequence, 6, 4, is_first=False) == 0
+    assert chunking.count_tokens(sequence, 6, 4, is_first=True) == 6
+    assert chunking.count_tokens(sequence, 6, 6, is_first=False) == 6
+    assert chunking.count_tokens(sequence, 6, 10, is_first=True) == 10
 
 
 def test_cached_prefix_does_not_end_within_such_a_span() -> None:
     sequence = _with_span(5, both_ways=True)
 
-    assert Chunking().align_prefix(sequence, 8) == 5
+    assert Chunking().align_prefix(sequence, 8) == 6
+    assert Chunking().align_prefix(sequence, 12) == 12
     assert Chunking().align_prefix(sequence, 16) == 16
     assert Chunking().align_prefix(_with_span(5, both_ways=False), 8) == 8
 

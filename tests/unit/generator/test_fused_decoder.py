@@ -19,6 +19,7 @@ from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.model_spec import read_model_spec
 from tests.fakes.checkpoints import make_qwen2_5_vl
 from tests.fakes.deepstack_checkpoints import make_qwen3_vl
+from tests.fakes.gemma_checkpoints import make_gemma3
 from tests.fakes.split_engine import SplitEngine
 from tests.fakes.text_models import TEXT_CONFIGS, make_text_model, randomise_vectors
 from tests.fakes.whole_model import WholeModel
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
     from chiasm.generator.model.forward_batch import ForwardBatch
     from tests.fakes.whole_model import MediaPrompt
 
-VISION_MODELS = {"qwen2_5_vl": make_qwen2_5_vl, "qwen3_vl": make_qwen3_vl}
+VISION_MODELS = {
+    "qwen2_5_vl": make_qwen2_5_vl,
+    "qwen3_vl": make_qwen3_vl,
+    "gemma3": make_gemma3,
+}
 CPU = torch.device("cpu")
 MAX_TOKENS = 16
 NUM_IMAGES = (0, 1, 2, 0)
@@ -38,6 +43,8 @@ NUM_IMAGES = (0, 1, 2, 0)
 FLOAT32_TOLERANCE = 1e-5
 # Hidden states are rounded to 8 bits some ten times per layer, in other places by each decoder.
 BFLOAT16_TOLERANCE = 3e-2
+# Every product is rounded to one part in 127 of its largest values, some twenty times in a row.
+INTEGER_TOLERANCE = 0.15
 
 
 @pytest.fixture(scope="module", params=[*TEXT_CONFIGS, *VISION_MODELS])
@@ -91,6 +98,19 @@ def test_logits_are_near_those_of_transformers(
     expected = logits["transformers"].float()
     difference = (logits["fused"].float() - expected).norm() / expected.norm()
     assert float(difference) <= tolerance
+
+
+def test_logits_of_integers_are_near_those_of_floats(
+    text_model: WholeModel, prompts: list[MediaPrompt]
+) -> None:
+    exact, quantized = (
+        _compute_mixed_logits(SplitEngine(text_model, quantization=quantization), prompts)
+        for quantization in ("none", "w8a8")
+    )
+
+    difference = (quantized - exact).norm() / exact.norm()
+    # Random weights are the hardest case: nothing in them makes up for a rounding.
+    assert 0 < float(difference) <= INTEGER_TOLERANCE
 
 
 def _compute_mixed_logits(split: SplitEngine, prompts: Items[MediaPrompt]) -> torch.Tensor:

@@ -45,7 +45,7 @@ async def test_guide_is_compiled_once_in_a_thread_of_its_own() -> None:
     compiler = _Compiler()
     subject = _guides(compiler)
 
-    first, second = await subject.compile(_guide("a")), await subject.compile(_guide("a"))
+    first, second = await subject.compile(_guide("a"), "a"), await subject.compile(_guide("a"), "a")
 
     assert str(first) == str(second) == "grammar of a"
     assert compiler.seen == ["a"]
@@ -57,12 +57,12 @@ async def test_only_the_last_used_grammars_are_kept() -> None:
     compiler = _Compiler()
     subject = _guides(compiler)
     for number in range(guides.MAX_GRAMMARS):
-        await subject.compile(_guide(str(number)))
-    await subject.compile(_guide("0"))
-    await subject.compile(_guide("new"))
+        await subject.compile(_guide(str(number)), "a")
+    await subject.compile(_guide("0"), "a")
+    await subject.compile(_guide("new"), "a")
 
-    await subject.compile(_guide("0"))
-    await subject.compile(_guide("1"))
+    await subject.compile(_guide("0"), "a")
+    await subject.compile(_guide("1"), "a")
 
     assert compiler.seen[guides.MAX_GRAMMARS :] == ["new", "1"]
     subject.close()
@@ -75,7 +75,7 @@ async def test_guide_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPa
     subject = _guides(compiler)
 
     with pytest.raises(InvalidRequestError, match=r"not compiled within 0\.01 seconds"):
-        await subject.compile(_guide("a"))
+        await subject.compile(_guide("a"), "a")
     compiler.may_go_on.set()
     subject.close()
 
@@ -89,7 +89,9 @@ async def test_guide_whose_turn_does_not_come_is_not_called_wrong(
     subject = _guides(compiler)
 
     results = await asyncio.gather(
-        subject.compile(_guide("slow")), subject.compile(_guide("behind")), return_exceptions=True
+        subject.compile(_guide("slow"), "a"),
+        subject.compile(_guide("behind"), "a"),
+        return_exceptions=True,
     )
 
     assert [type(result) for result in results] == [InvalidRequestError, OverloadedError]
@@ -97,25 +99,33 @@ async def test_guide_whose_turn_does_not_come_is_not_called_wrong(
     subject.close()
 
 
-async def test_waiting_guides_are_bounded() -> None:
+async def test_waiting_guides_are_bounded_for_all_and_for_each_tenant() -> None:
     compiler = _Compiler()
     compiler.may_go_on.clear()
     subject = _guides(compiler)
+    half = guides.MAX_TENANT_COMPILATIONS
+    assert 2 * half == guides.MAX_COMPILATIONS
     waiting = [
-        asyncio.create_task(subject.compile(_guide(str(number))))
-        for number in range(guides.MAX_COMPILATIONS)
+        asyncio.create_task(subject.compile(_guide(f"{tenant}{number}"), tenant))
+        for tenant in "ab"
+        for number in range(half - (tenant == "b"))
     ]
     await asyncio.sleep(0)
 
     with pytest.raises(OverloadedError):
-        await subject.compile(_guide("one more"))
+        await subject.compile(_guide("one more"), "a")
+    waiting.append(asyncio.create_task(subject.compile(_guide("the last place"), "b")))
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError):
+        await subject.compile(_guide("one more"), "c")
     compiler.may_go_on.set()
     await asyncio.gather(*waiting)
 
-    assert str(await subject.compile(_guide("one more"))) == "grammar of one more"
+    for tenant in "abc":
+        assert str(await subject.compile(_guide("one more"), tenant)) == "grammar of one more"
     subject.close()
 
 
 async def test_model_without_tokenizer_says_so() -> None:
     with pytest.raises(InvalidRequestError, match=r"no tokenizer\.json"):
-        await Guides(None).compile(_guide("a"))
+        await Guides(None).compile(_guide("a"), "a")

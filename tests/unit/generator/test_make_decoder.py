@@ -108,3 +108,22 @@ def test_model_that_attends_both_ways_is_refused(llama: Path) -> None:
 
     with pytest.raises(UnsupportedDecoderError, match="both directions"):
         make_decoder("fused", model, cache)
+
+
+def test_integers_are_left_out_by_no_decoder_without_a_word(llama: Path, other: Path) -> None:
+    with pytest.raises(UnsupportedDecoderError, match="w8a8 needs the fused decoder"):
+        make_decoder("transformers", *_load(llama), "w8a8")
+    with pytest.raises(UnsupportedDecoderError, match="are not among"):
+        make_decoder("auto", *_load(other), "w8a8")
+
+
+def test_integers_take_a_quarter_of_the_memory_of_float32(llama: Path) -> None:
+    exact, quantized = (
+        make_decoder("auto", *_load(llama), quantization) for quantization in ("none", "w8a8")
+    )
+
+    assert isinstance(exact, FusedDecoder)
+    assert isinstance(quantized, FusedDecoder)
+    embedding = exact.spec.vocab_size * exact.spec.hidden_size * 4
+    ratio = (quantized.num_weight_bytes - embedding) / (exact.num_weight_bytes - embedding)
+    assert 0.25 < ratio < 0.4

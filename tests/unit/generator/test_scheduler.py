@@ -8,38 +8,15 @@ import pytest
 import torch
 
 from chiasm.common.media import MediaSpan
-from chiasm.generator.engine.block_group import GroupSize
-from chiasm.generator.engine.block_manager import BlockManager
 from chiasm.generator.engine.sampling_params import SamplingParams
-from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
+from chiasm.generator.engine.scheduler import SchedulerLimits
 from chiasm.generator.engine.sequence import Origin, Sequence, SequenceStatus
 from tests.fakes.embeddings import make_layout, make_ref
 from tests.fakes.generator_engine import make_prompt, make_sequence
+from tests.harness.scheduling import chunks_of, compute, make_scheduler
 
 if TYPE_CHECKING:
     from chiasm.generator.engine.scheduled_step import ScheduledStep
-
-
-def _scheduler(num_blocks: int = 16, max_running: int = 4, max_step_tokens: int = 16) -> Scheduler:
-    limits = SchedulerLimits(max_step_tokens, max_running)
-    return Scheduler(BlockManager([GroupSize(num_blocks)], 4), limits)
-
-
-def _compute(scheduler: Scheduler, step: ScheduledStep) -> None:
-    """Do what the engine does after a forward, with token 1."""
-    for item in step.sequences:
-        if item.sequence.status is SequenceStatus.FINISHED:
-            continue
-        if item.epoch == item.sequence.num_preemptions:
-            scheduler.commit(item.sequence, item.end)
-        if item.samples:
-            item.sequence.num_pending_tokens -= 1
-            item.sequence.token_ids.append(1)
-    scheduler.note_tokens()
-
-
-def _chunks(step: ScheduledStep) -> list[tuple[int, int, int]]:
-    return [(item.sequence.seq_id, item.start, item.num_tokens) for item in step.sequences]
 
 
 def _with_span(seq_id: int, offset: int, num_tokens: int = 12) -> Sequence:
@@ -54,7 +31,7 @@ def _ids(step: ScheduledStep) -> list[int]:
 
 
 def test_prompts_are_taken_whole_in_order_of_arrival() -> None:
-    scheduler = _scheduler()
+    scheduler = make_scheduler()
     for seq_id in (1, 2, 3):
         scheduler.add(make_sequence(seq_id, range(1, 6)))
 
@@ -65,58 +42,58 @@ def test_prompts_are_taken_whole_in_order_of_arrival() -> None:
 
 
 def test_decode_comes_first_and_prefill_takes_the_rest_of_the_budget() -> None:
-    scheduler = _scheduler(max_step_tokens=8)
+    scheduler = make_scheduler(max_step_tokens=8)
     scheduler.add(make_sequence(1, range(1, 5)))
-    _compute(scheduler, scheduler.schedule())
+    compute(scheduler, scheduler.schedule())
     for seq_id, first in ((2, 20), (3, 40)):
         scheduler.add(make_sequence(seq_id, range(first, first + 5)))
 
     step = scheduler.schedule()
 
-    assert _chunks(step) == [(1, 4, 1), (2, 0, 5), (3, 0, 2)]
+    assert chunks_of(step) == [(1, 4, 1), (2, 0, 5), (3, 0, 2)]
     assert (step.num_decode_tokens, step.num_prefill_tokens) == (1, 7)
 
 
 def test_long_prompt_is_computed_in_chunks_and_samples_behind_the_last() -> None:
-    scheduler = _scheduler(max_step_tokens=8)
+    scheduler = make_scheduler(max_step_tokens=8)
     scheduler.add(make_sequence(1, range(1, 21)))
 
     steps = []
     for _ in range(3):
         steps.append(scheduler.schedule())
-        _compute(scheduler, steps[-1])
+        compute(scheduler, steps[-1])
 
-    assert [_chunks(step) for step in steps] == [[(1, 0, 8)], [(1, 8, 8)], [(1, 16, 4)]]
+    assert [chunks_of(step) for step in steps] == [[(1, 0, 8)], [(1, 8, 8)], [(1, 16, 4)]]
     assert [step.sequences[0].samples for step in steps] == [False, False, True]
 
 
 def test_chunks_of_a_prompt_do_not_hold_decodes_up() -> None:
-    scheduler = _scheduler(max_step_tokens=6)
+    scheduler = make_scheduler(max_step_tokens=6)
     scheduler.add(make_sequence(1, [1, 2], 8))
-    _compute(scheduler, scheduler.schedule())
+    compute(scheduler, scheduler.schedule())
     scheduler.add(make_sequence(2, range(1, 21)))
 
     steps = []
     for _ in range(3):
         steps.append(scheduler.schedule())
-        _compute(scheduler, steps[-1])
+        compute(scheduler, steps[-1])
 
     assert [step.num_decode_tokens for step in steps] == [1, 1, 1]
     assert [step.num_prefill_tokens for step in steps] == [5, 5, 5]
 
 
 def test_next_step_is_scheduled_before_the_tokens_of_the_last_are_known() -> None:
-    scheduler = _scheduler()
+    scheduler = make_scheduler()
     scheduler.add(make_sequence(1, range(1, 6), max_tokens=3))
 
     steps = [scheduler.schedule() for _ in range(4)]
 
-    assert [_chunks(step) for step in steps] == [[(1, 0, 5)], [(1, 5, 1)], [(1, 6, 1)], []]
+    assert [chunks_of(step) for step in steps] == [[(1, 0, 5)], [(1, 5, 1)], [(1, 6, 1)], []]
     assert not scheduler.has_work
 
 
 def test_no_more_sequences_run_than_allowed() -> None:
-    scheduler = _scheduler(max_running=2)
+    scheduler = make_scheduler(max_running=2)
     for seq_id in (1, 2, 3):
         scheduler.add(make_sequence(seq_id, [1, 2]))
 
@@ -126,14 +103,14 @@ def test_no_more_sequences_run_than_allowed() -> None:
 
 
 def test_youngest_is_preempted_and_comes_back_before_newcomers() -> None:
-    scheduler = _scheduler(num_blocks=5)
+    scheduler = make_scheduler(num_blocks=5)
     old, young = make_sequence(1, range(1, 9), 8), make_sequence(2, range(21, 29), 8)
     scheduler.add(old)
     scheduler.add(young)
-    _compute(scheduler, scheduler.schedule())
+    compute(scheduler, scheduler.schedule())
 
     step = scheduler.schedule()
-    _compute(scheduler, step)
+    compute(scheduler, step)
 
     assert _ids(step) == [1]
     assert step.num_preemptions == 1
@@ -146,34 +123,34 @@ def test_youngest_is_preempted_and_comes_back_before_newcomers() -> None:
 
 
 def test_least_urgent_is_preempted_even_if_it_is_older() -> None:
-    scheduler = _scheduler(num_blocks=5)
+    scheduler = make_scheduler(num_blocks=5)
     patient = Sequence(1, make_prompt(range(1, 9)), SamplingParams(8), Origin(priority=5))
     urgent = make_sequence(2, range(21, 29), 8)
     scheduler.add(patient)
     scheduler.add(urgent)
-    _compute(scheduler, scheduler.schedule())
+    compute(scheduler, scheduler.schedule())
 
     assert _ids(scheduler.schedule()) == [2]
     assert patient.status is SequenceStatus.PREEMPTED
 
 
 def test_preempted_sequence_finds_what_is_left_of_its_blocks() -> None:
-    scheduler = _scheduler(num_blocks=5)
+    scheduler = make_scheduler(num_blocks=5)
     old, young = make_sequence(1, range(1, 9), 8), make_sequence(2, range(21, 29), 8)
     scheduler.add(old)
     scheduler.add(young)
-    _compute(scheduler, scheduler.schedule())
-    _compute(scheduler, scheduler.schedule())
+    compute(scheduler, scheduler.schedule())
+    compute(scheduler, scheduler.schedule())
     scheduler.remove(old)
 
     step = scheduler.schedule()
 
-    assert _chunks(step) == [(2, 8, 1)]
+    assert chunks_of(step) == [(2, 8, 1)]
     assert young.num_cached_tokens == 0
 
 
 def test_token_that_arrives_after_the_preemption_is_awaited() -> None:
-    scheduler = _scheduler(num_blocks=5)
+    scheduler = make_scheduler(num_blocks=5)
     old, young = make_sequence(1, range(1, 9), 8), make_sequence(2, range(21, 29), 8)
     scheduler.add(old)
     scheduler.add(young)
@@ -183,13 +160,13 @@ def test_token_that_arrives_after_the_preemption_is_awaited() -> None:
     scheduler.remove(old)
 
     assert _ids(scheduler.schedule()) == []
-    _compute(scheduler, first)
+    compute(scheduler, first)
 
-    assert _chunks(scheduler.schedule())[0][::2] == (2, 9)
+    assert chunks_of(scheduler.schedule())[0][::2] == (2, 9)
 
 
 def test_sequence_without_its_embeddings_blocks_nobody() -> None:
-    scheduler = _scheduler()
+    scheduler = make_scheduler()
     blocked = _with_span(1, offset=0)
     scheduler.add(blocked)
     scheduler.add(make_sequence(2, [1, 2]))
@@ -202,60 +179,60 @@ def test_sequence_without_its_embeddings_blocks_nobody() -> None:
 
 
 def test_text_before_a_missing_embedding_is_computed_and_then_waits() -> None:
-    scheduler = _scheduler()
+    scheduler = make_scheduler()
     sequence = _with_span(1, offset=5)
     scheduler.add(sequence)
 
-    assert _chunks(scheduler.schedule()) == [(1, 0, 5)]
-    assert _chunks(scheduler.schedule()) == []
+    assert chunks_of(scheduler.schedule()) == [(1, 0, 5)]
+    assert chunks_of(scheduler.schedule()) == []
     assert not scheduler.has_work
     sequence.embeddings[0] = torch.zeros(2, 1)
     scheduler.release(sequence)
 
     assert scheduler.has_work
-    assert _chunks(scheduler.schedule()) == [(1, 5, 7)]
+    assert chunks_of(scheduler.schedule()) == [(1, 5, 7)]
 
 
 def test_cached_picture_is_used_as_soon_as_its_embedding_is_there() -> None:
-    scheduler = _scheduler()
+    scheduler = make_scheduler()
     first, second = _with_span(1, offset=2), _with_span(1, offset=2)
     second.seq_id = 2
     for sequence in (first, second):
         scheduler.add(sequence)
     first.embeddings[0] = torch.zeros(2, 1)
-    _compute(scheduler, scheduler.schedule())
+    compute(scheduler, scheduler.schedule())
     scheduler.remove(first)
-    assert _chunks(scheduler.schedule()) == []
+    assert chunks_of(scheduler.schedule()) == []
 
     second.embeddings[0] = torch.zeros(2, 1)
     scheduler.release(second)
 
-    assert _chunks(scheduler.schedule()) == [(2, 8, 4)]
+    assert chunks_of(scheduler.schedule()) == [(2, 8, 4)]
     assert second.num_cached_tokens == 6
     scheduler.check_invariants()
 
 
 def test_prompt_catches_up_with_an_equal_one_that_is_ahead() -> None:
-    scheduler = _scheduler(max_step_tokens=8)
+    scheduler = make_scheduler(max_step_tokens=8)
     for seq_id in (1, 2):
         scheduler.add(make_sequence(seq_id, range(1, 20)))
 
     first = scheduler.schedule()
-    _compute(scheduler, first)
+    compute(scheduler, first)
     second = scheduler.schedule()
-    _compute(scheduler, second)
+    compute(scheduler, second)
     third = scheduler.schedule()
 
-    assert _chunks(first) == [(1, 0, 8)]
-    assert _chunks(second) == [(1, 8, 8)]
-    assert _chunks(third) == [(1, 16, 3), (2, 16, 3)]
+    assert chunks_of(first) == [(1, 0, 8)]
+    assert chunks_of(second) == [(1, 8, 8)]
+    assert chunks_of(third) == [(1, 16, 3), (2, 16, 3)]
 
 
 def test_sequence_that_waits_for_an_embedding_gives_way_to_one_that_can_run() -> None:
-    scheduler = _scheduler(num_blocks=5)
+    scheduler = make_scheduler(num_blocks=5)
     stalled = _with_span(1, offset=8)
     scheduler.add(stalled)
-    _compute(scheduler, scheduler.schedule())
+    compute(scheduler, scheduler.schedule())
     scheduler.add(make_sequence(2, range(41, 57), 1))
 
     step = scheduler.schedule()
@@ -266,7 +243,7 @@ def test_sequence_that_waits_for_an_embedding_gives_way_to_one_that_can_run() ->
 
 
 def test_stalled_sequences_do_not_fill_the_places_of_those_that_can_run() -> None:
-    scheduler = _scheduler(max_running=2)
+    scheduler = make_scheduler(max_running=2)
     for seq_id in (1, 2):
         scheduler.add(_with_span(seq_id, offset=2))
     scheduler.schedule()
@@ -276,28 +253,28 @@ def test_stalled_sequences_do_not_fill_the_places_of_those_that_can_run() -> Non
 
 
 def test_forks_share_the_blocks_of_the_prompt() -> None:
-    scheduler = _scheduler()
+    scheduler = make_scheduler()
     parent = make_sequence(1, range(1, 7), 4)
     parent.forks = (make_sequence(2, range(1, 7), 4), make_sequence(3, range(1, 7), 4))
     scheduler.add(parent)
 
     step = scheduler.schedule()
     scheduler.check_invariants()
-    assert _chunks(step) == [(1, 0, 6), (2, 6, 0), (3, 6, 0)]
+    assert chunks_of(step) == [(1, 0, 6), (2, 6, 0), (3, 6, 0)]
     assert all(item.samples for item in step.sequences)
     assert scheduler.blocks.num_used_blocks == 2
-    _compute(scheduler, step)
+    compute(scheduler, step)
 
     step = scheduler.schedule()
     scheduler.check_invariants()
 
-    assert _chunks(step) == [(1, 6, 1), (2, 6, 1), (3, 6, 1)]
+    assert chunks_of(step) == [(1, 6, 1), (2, 6, 1), (3, 6, 1)]
     assert len(step.block_copies) == 2
     assert scheduler.blocks.num_used_blocks == 4
 
 
 def test_forks_without_a_free_place_wait_like_any_other() -> None:
-    scheduler = _scheduler(max_running=2)
+    scheduler = make_scheduler(max_running=2)
     parent = make_sequence(1, range(1, 7), 4)
     parent.forks = (make_sequence(2, range(1, 7), 4), make_sequence(3, range(1, 7), 4))
     scheduler.add(parent)
@@ -308,12 +285,12 @@ def test_forks_without_a_free_place_wait_like_any_other() -> None:
 
 
 def test_removal_frees_blocks_in_every_state() -> None:
-    scheduler = _scheduler(num_blocks=5)
+    scheduler = make_scheduler(num_blocks=5)
     sequences = [make_sequence(1, range(1, 9)), make_sequence(2, range(21, 29))]
     blocked = _with_span(9, offset=0)
     for sequence in (*sequences, blocked):
         scheduler.add(sequence)
-    _compute(scheduler, scheduler.schedule())
+    compute(scheduler, scheduler.schedule())
     scheduler.schedule()
 
     for sequence in (*sequences, blocked):
@@ -328,7 +305,7 @@ def test_removal_frees_blocks_in_every_state() -> None:
 
 def test_sequence_larger_than_the_cache_is_refused() -> None:
     with pytest.raises(ValueError, match="outgrow"):
-        _scheduler(num_blocks=2).add(make_sequence(1, range(1, 6), max_tokens=4))
+        make_scheduler(num_blocks=2).add(make_sequence(1, range(1, 6), max_tokens=4))
 
 
 def test_budget_below_the_running_sequences_is_refused() -> None:

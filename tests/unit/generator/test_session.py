@@ -30,7 +30,13 @@ from chiasm.common.media import (
 from chiasm.common.sampling import SamplingWishes
 from chiasm.generator.admission import GenerationRequest
 from chiasm.generator.embedding_assembly import EmbeddingPiece
-from chiasm.generator.engine.outputs import Finished, NeedEmbedding, PromptLogprobs, TokenDelta
+from chiasm.generator.engine.outputs import (
+    Finished,
+    FinishReason,
+    NeedEmbedding,
+    PromptLogprobs,
+    TokenDelta,
+)
 from chiasm.generator.generation import Admitted
 from chiasm.generator.session_messages import (
     CancelRequest,
@@ -38,6 +44,7 @@ from chiasm.generator.session_messages import (
     HalfClose,
     RefuseRequest,
     StartRequest,
+    StopAnswer,
     UpdateSpan,
 )
 from tests.fakes.generator_engine import expected_tokens
@@ -117,6 +124,44 @@ async def test_prompt_is_told_of_once_for_all_answers(setup: SessionSetup) -> No
     assert len(told[0].logprobs) == num_prompt_tokens - 1
     first_delta = next(i for i, one in enumerate(setup.events[1]) if isinstance(one, TokenDelta))
     assert setup.events[1].index(told[0]) < first_delta
+
+
+async def test_stopped_answer_ends_at_once_and_the_others_go_on(setup: SessionSetup) -> None:
+    setup.start(1, max_tokens=MANY_TOKENS, credit=6, num_sequences=3)
+    await setup.until_tokens(1, 6)
+
+    setup.say(StopAnswer(1, 0), StopAnswer(1, 0), StopAnswer(1, 7), StopAnswer(2, 0))
+    await setup.until_finished(1, 1)
+    num_live = setup.engine.num_sequences
+    setup.say(GrantCredit(((1, 1000),)))
+    await setup.until_finished(1, 3)
+
+    ends = [event for event in setup.events[1] if isinstance(event, Finished)]
+    assert [(end.index, end.reason) for end in ends] == [
+        (0, FinishReason.CANCELLED),
+        (1, FinishReason.LENGTH),
+        (2, FinishReason.LENGTH),
+    ]
+    assert num_live == 2
+    assert setup.tokens(1, index=2) == setup.expected(1, MANY_TOKENS)
+    assert len(setup.tokens(1, index=0)) <= 6
+    await setup.until_free()
+
+
+async def test_answer_that_had_ended_before_it_was_stopped_keeps_its_reason(
+    setup: SessionSetup,
+) -> None:
+    setup.start(1, max_tokens=4, credit=1, num_sequences=2)
+    setup.start(2, max_tokens=MANY_TOKENS)
+    await setup.until_over(2)
+
+    setup.say(StopAnswer(1, 0), GrantCredit(((1, 1000),)))
+    await setup.until_finished(1, 2)
+
+    ends = [event for event in setup.events[1] if isinstance(event, Finished)]
+    assert {end.reason for end in ends} == {FinishReason.LENGTH}
+    assert len(setup.tokens(1, index=0)) <= 1
+    assert setup.tokens(1, index=1) == setup.expected(1, 4)
 
 
 async def test_cancelled_request_is_silent_and_its_blocks_are_free(setup: SessionSetup) -> None:

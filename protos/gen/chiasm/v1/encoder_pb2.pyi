@@ -723,19 +723,23 @@ class Placeholder(_message.Message):
 
     MODALITY_FIELD_NUMBER: _builtins.int
     TOKEN_ID_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
     modality: _media_pb2.Modality.ValueType
     """Kind of item it stands for."""
     token_id: _builtins.int
     """Token id, within the vocabulary of the language model."""
+    margin: _builtins.str
+    """Text to be put before and behind the token in the rendered prompt, before it is encoded."""
     def __init__(
         self,
         *,
         modality: _media_pb2.Modality.ValueType = ...,
         token_id: _builtins.int = ...,
+        margin: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["modality", b"modality", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["margin", b"margin", "modality", b"modality", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

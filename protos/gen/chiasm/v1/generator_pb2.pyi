@@ -35,7 +35,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """`max_tokens` or the context length was reached."""
     FINISH_REASON_CANCELLED: _FinishReason.ValueType  # 3
-    """The caller cancelled."""
+    """The caller stopped this answer; see `SessionStop`."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why a sequence ended."""
@@ -47,7 +47,7 @@ FINISH_REASON_STOP: FinishReason.ValueType  # 1
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """`max_tokens` or the context length was reached."""
 FINISH_REASON_CANCELLED: FinishReason.ValueType  # 3
-"""The caller cancelled."""
+"""The caller stopped this answer; see `SessionStop`."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
@@ -878,6 +878,30 @@ class SessionCancel(_message.Message):
 Global___SessionCancel: _TypeAlias = SessionCancel  # noqa: Y015
 
 @_typing.final
+class SessionStop(_message.Message):
+    """The caller wants no more of one answer of a request, of which it has had tokens; its blocks are
+    freed and the other answers go on. `finished` follows: CANCELLED, or how it had ended before.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """The answer; ignored if it has ended or there is none."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionStop: _TypeAlias = SessionStop  # noqa: Y015
+
+@_typing.final
 class CreditGrant(_message.Message):
     """More tokens of a request may be sent."""
 
@@ -941,6 +965,7 @@ class SessionRequest(_message.Message):
     HALF_CLOSE_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
     request_key: _builtins.int
     """The request meant, chosen by the caller at its `start`: unique within the session. 0 with
     `credit`, which names its own.
@@ -967,6 +992,10 @@ class SessionRequest(_message.Message):
     def credit(self) -> Global___SessionCredit:
         """Let tokens flow."""
 
+    @_builtins.property
+    def stop(self) -> Global___SessionStop:
+        """End one answer of a request."""
+
     def __init__(
         self,
         *,
@@ -976,12 +1005,13 @@ class SessionRequest(_message.Message):
         half_close: Global___SessionHalfClose | None = ...,
         cancel: Global___SessionCancel | None = ...,
         credit: Global___SessionCredit | None = ...,
+        stop: Global___SessionStop | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "credit", b"credit", "half_close", b"half_close", "message", b"message", "start", b"start", "update", b"update"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "credit", b"credit", "half_close", b"half_close", "message", b"message", "start", b"start", "stop", b"stop", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "credit", b"credit", "half_close", b"half_close", "message", b"message", "request_key", b"request_key", "start", b"start", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "credit", b"credit", "half_close", b"half_close", "message", b"message", "request_key", b"request_key", "start", b"start", "stop", b"stop", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "update", "half_close", "cancel", "credit"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "update", "half_close", "cancel", "credit", "stop"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

@@ -343,7 +343,9 @@ class MediaLayout(_message.Message):
     aspect_ratio_id: _builtins.int
     """Aspect ratio id, for families that number them; 0 means none."""
     attends_both_ways: _builtins.bool
-    """Whether the item's positions attend to one another in both directions."""
+    """Whether the item's embedding tokens, which then stand together, attend to one another in both
+    directions.
+    """
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenRun]:
         """Run-length expansion that replaces the item's single placeholder token."""

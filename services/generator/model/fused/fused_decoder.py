@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
@@ -12,6 +12,7 @@ from chiasm.generator.model.attention import AttentionContext
 from chiasm.generator.model.fused.decoder_layer import DecoderLayer
 from chiasm.generator.model.fused.description import UnsupportedDecoderError, describe_decoder
 from chiasm.generator.model.fused.layer_weights import check_layers, take_layer, take_norm_weight
+from chiasm.generator.model.fused.quantized_linear import QuantizedLinear, can_quantize
 from chiasm.generator.model.fused.rotary import make_rotation
 from chiasm.generator.model.model_spec import read_model_spec
 from chiasm.generator.model.text_model_io import (
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from chiasm.generator.model.kv_cache import KVCache
     from chiasm.generator.model.model_spec import ModelSpec
 
+Quantization = Literal["none", "w8a8"]
+
 # Rows of a step that are sampled from.
 _TYPICAL_HEAD_ROWS = 16
 
@@ -43,7 +46,12 @@ class FusedDecoder:
     embedding and rotary frequencies stay transformers' own modules.
     """
 
-    def __init__(self, model: transformers.PreTrainedModel, cache: KVCache) -> None:
+    def __init__(
+        self,
+        model: transformers.PreTrainedModel,
+        cache: KVCache,
+        quantization: Quantization = "none",
+    ) -> None:
         """Take the weights of ``model``, the generator half of a checkpoint.
 
         One layer at a time, so that never more than one is held twice.
@@ -51,10 +59,17 @@ class FusedDecoder:
         Args:
             model: Half-loaded model on the device of ``cache``; unusable afterwards.
             cache: Where keys and values are kept.
+            quantization: ``w8a8`` multiplies by 8-bit integers in all linear layers.
 
         Raises:
-            UnsupportedDecoderError: The model is of another kind; it is unchanged and usable.
+            UnsupportedDecoderError: The model is of another kind, or the device has no such
+                products; it is unchanged and usable.
         """
+        make_linear: type[PackedLinear | QuantizedLinear] = PackedLinear
+        if quantization == "w8a8":
+            if not can_quantize(cache.keys[0].device):
+                raise UnsupportedDecoderError("w8a8 needs a CPU and a torch with oneDNN")
+            make_linear = QuantizedLinear
         text_model = model.get_decoder()  # type: ignore[no-untyped-call]  # transformers' own
         self._description = describe_decoder(model.config.get_text_config())
         check_layers(text_model.layers, self._description)
@@ -66,13 +81,15 @@ class FusedDecoder:
         self._embed = model.get_input_embeddings()
         self._rotary = text_model.rotary_emb
         self._layers = [
-            DecoderLayer(index, self._description, take_layer(layer, self._description))
+            DecoderLayer(
+                index, self._description, take_layer(layer, self._description, make_linear)
+            )
             for index, layer in enumerate(text_model.layers)
         ]
         norm_weight = take_norm_weight(text_model.norm, self._description)
         self._norm = RMSNorm(norm_weight, self._description.norm_epsilon)
         # The weight of a tied head stays with the embedding.
-        self._head = PackedLinear(head.weight.detach(), head.bias, _TYPICAL_HEAD_ROWS)
+        self._head = make_linear(head.weight.detach(), head.bias, _TYPICAL_HEAD_ROWS)
         del head.weight
 
     @property

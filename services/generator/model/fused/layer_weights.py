@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from chiasm.common.packed_linear import PackedLinear
 from chiasm.common.rms_norm import RMSNorm
 from chiasm.generator.model.fused.description import UnsupportedDecoderError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from chiasm.common.packed_linear import PackedLinear
     from chiasm.generator.model.fused.description import DecoderDescription
+    from chiasm.generator.model.fused.quantized_linear import QuantizedLinear
+
+    Linear = PackedLinear | QuantizedLinear
+    MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
 
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _POST_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -39,10 +43,10 @@ class LayerWeights:
         qk_norm: Norm of every query and key head; ``None`` for none.
     """
 
-    qkv: PackedLinear
-    output: PackedLinear
-    gate_up: PackedLinear
-    down: PackedLinear
+    qkv: Linear
+    output: Linear
+    gate_up: Linear
+    down: Linear
     attention_norm: RMSNorm
     mlp_norm: RMSNorm
     post_attention_norm: RMSNorm | None
@@ -75,16 +79,19 @@ def check_layers(layers: Iterable[torch.nn.Module], description: DecoderDescript
                 raise UnsupportedDecoderError(f"{name} is not a plain linear layer")
 
 
-def take_layer(layer: torch.nn.Module, description: DecoderDescription) -> LayerWeights:
+def take_layer(
+    layer: torch.nn.Module, description: DecoderDescription, make_linear: MakeLinear
+) -> LayerWeights:
     """Move the weights of ``layer`` into their fused form; its modules lose their parameters.
 
     Args:
         layer: Decoder layer that ``check_layers`` has accepted.
         description: What the layer computes.
+        make_linear: Lays out a weight and its bias.
     """
 
-    def linear(*names: str) -> PackedLinear:
-        return take_linears([layer.get_submodule(name) for name in names])
+    def linear(*names: str) -> Linear:
+        return make_linear(*take_linears([layer.get_submodule(name) for name in names]))
 
     def norm(name: str) -> RMSNorm:
         weight = take_norm_weight(layer.get_submodule(name), description)
@@ -104,12 +111,12 @@ def take_layer(layer: torch.nn.Module, description: DecoderDescription) -> Layer
     )
 
 
-def take_linears(modules: list[torch.nn.Module]) -> PackedLinear:
-    """Move the weights of linear layers of one input, one above the other, into one layer."""
+def take_linears(modules: list[torch.nn.Module]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Take the weights and biases of linear layers of one input, one above the other."""
     weights = [_take(module, "weight") for module in modules]
     biases = [_take(module, "bias") for module in modules if _has_bias(module)]
     assert len(biases) in (0, len(modules)), "what is fused has biases everywhere or nowhere"
-    return PackedLinear(_concatenate(weights), _concatenate(biases) if biases else None)
+    return _concatenate(weights), _concatenate(biases) if biases else None
 
 
 def take_norm_weight(norm: torch.nn.Module, description: DecoderDescription) -> torch.Tensor:
