@@ -18,6 +18,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(TORCH)
 STUBS := protos/gen
 PROTO_FILES := $(wildcard protos/chiasm/v1/*.proto)
+NATIVE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 CODE := services chiasm/cli chiasm/__init__.py tests examples benchmarks kernels requirements
 TYPED_FOLDERS := tests examples benchmarks requirements
 PYTEST := $(BIN)/python -m pytest
@@ -28,7 +29,7 @@ OR_NONE := { status=$$?; [ $$status -eq 5 ] || exit $$status; }
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): requirements/$(TORCH).lock pyproject.toml
+$(STAMP): requirements/$(TORCH).lock pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
 		echo "Chiasm's locks are for Python 3.11, but $(PYTHON) is not that." \
 		     "Install it, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }

@@ -49,6 +49,7 @@ from chiasm.generator.model.fused.description import UnsupportedDecoderError
 from chiasm.generator.model.load import load_model
 from chiasm.generator.model.runner import ModelRunner
 from chiasm.generator.servicer import GeneratorServicer
+from chiasm.kernels.cpu.native import KernelsUnavailableError
 from chiasm.v1.generator_pb2 import DESCRIPTOR
 from chiasm.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server
 
@@ -68,6 +69,7 @@ _START_ERRORS = (
     CacheTooSmallError,
     CheckpointError,
     CorePageError,
+    KernelsUnavailableError,
     MetricsPortError,
     ServiceTokenError,
     StoreSecretsError,
@@ -206,6 +208,7 @@ def _load(settings: GeneratorSettings) -> LoadedModel:
         max_model_len=model.max_model_len,
         max_sequences=settings.scheduling.max_running_sequences,
         chunk_tokens=max(settings.scheduling.max_step_tokens, settings.chunking.fixed_tokens),
+        kernels=model.cpu_kernels,
     )
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
     return load_model(

@@ -42,6 +42,13 @@ class ModelSettings(SettingsGroup):
             " memory and about 0.6 of the time, for a little accuracy; CPU only."
         ),
     )
+    cpu_kernels: Literal["auto", "off", "plain", "avx2", "avx512"] = Field(
+        default="auto",
+        description=(
+            "Instruction set of our compiled kernels on a CPU; auto takes the machine's best, and"
+            " torch if they were not compiled; off takes torch."
+        ),
+    )
     max_model_len: int | None = Field(
         default=None,
         ge=2,

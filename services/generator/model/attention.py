@@ -1,4 +1,4 @@
-"""Attend over the paged KV cache, in plain torch.
+"""Attend over the paged KV cache, in plain torch or, decoding on a CPU, by its kernels.
 
 This is the attention function that transformers calls in every layer. Keys and values of the new
 tokens go into the cache; each chunk of a prompt attends to the prompt up to its end, each decoding
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from chiasm.kernels.cpu.native import DecodeRule
 
 if TYPE_CHECKING:
     from chiasm.generator.model.attention_plan import DecodeGroup
@@ -145,7 +147,20 @@ def attend(
 def _attend_decode(
     query: torch.Tensor, decodes: DecodeGroup, cache: KVCache, layer: int, rule: ScoreRule
 ) -> torch.Tensor:
-    """Attend with one query per sequence; queries that share a key head form its query rows."""
+    """Attend with one query per sequence; [num_sequences, num_heads, head_dim]."""
+    if cache.kernels is None:
+        return _attend_decode_gathered(query, decodes, cache, layer, rule)
+    cached = (cache.keys[layer], cache.values[layer])
+    tables = decodes.block_tables[cache.group_of[layer]]
+    contexts = (torch.from_numpy(tables), torch.from_numpy(decodes.context_lengths))
+    decode_rule = DecodeRule(decodes.block_size, rule.scale, rule.window, rule.softcap)
+    return cache.kernels.paged_decode(query, cached, contexts, decode_rule)
+
+
+def _attend_decode_gathered(
+    query: torch.Tensor, decodes: DecodeGroup, cache: KVCache, layer: int, rule: ScoreRule
+) -> torch.Tensor:
+    """Attend to gathered contexts; queries that share a key head form its query rows."""
     keys, values = cache.keys[layer], cache.values[layer]
     num_sequences, num_q_heads, head_dim = query.shape
     num_kv_heads = keys.shape[1]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from chiasm.generator.model.model_spec import ModelSpec
+    from chiasm.kernels.cpu.native import KernelChoice
 
 
 class CacheTooSmallError(Exception):
@@ -20,7 +21,7 @@ class CacheTooSmallError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CacheRequest:
-    """How large the KV cache should be.
+    """How large the KV cache should be, and who reads it.
 
     Attributes:
         block_size: Tokens per block.
@@ -30,6 +31,7 @@ class CacheRequest:
         max_sequences: Sequences that hold blocks at once; more memory than they need is not
             reserved.
         chunk_tokens: Most tokens that a sequence grows by at one time.
+        kernels: Which compiled kernels read it on a CPU.
     """
 
     block_size: int
@@ -38,6 +40,7 @@ class CacheRequest:
     max_model_len: int | None
     max_sequences: int
     chunk_tokens: int
+    kernels: KernelChoice = "auto"
 
 
 def decide_sizes(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from chiasm.generator.engine.block_group import GroupSize
     from chiasm.generator.engine.block_manager import BlockCopy
     from chiasm.generator.model.model_spec import CacheGroup, ModelSpec
+    from chiasm.kernels.cpu.native import CpuKernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,19 @@ class KVCache:
         group_of: Index of each layer's group.
         keys: Keys of each layer.
         values: Values of each layer.
+        kernels: What reads it where it lies; ``None`` for torch, which gathers.
     """
 
     def __init__(
-        self, spec: ModelSpec, layout: KVCacheLayout, dtype: torch.dtype, device: torch.device
+        self,
+        spec: ModelSpec,
+        layout: KVCacheLayout,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: CpuKernels | None = None,
     ) -> None:
         self.layout = layout
+        self.kernels = kernels
         self.groups: tuple[CacheGroup, ...] = spec.cache_groups
         self.group_of = [0] * spec.num_layers
         for index, group in enumerate(self.groups):

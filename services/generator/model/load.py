@@ -12,6 +12,7 @@ from chiasm.generator.model.cache_sizes import decide_sizes
 from chiasm.generator.model.kv_cache import KVCache
 from chiasm.generator.model.make_decoder import make_decoder
 from chiasm.generator.model.model_spec import read_model_spec
+from chiasm.kernels.cpu.native import DTYPES, find_kernels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +56,7 @@ def load_model(
         CheckpointError: The checkpoint cannot be loaded.
         UnsupportedModelError: No family of ours has its type.
         UnsupportedDecoderError: The fused decoder is needed, but does not compute it.
+        KernelsUnavailableError: The kernels that ``request`` names cannot be had.
         CacheTooSmallError: ``max_model_len`` is over what model or cache hold.
     """
     model = load_half(path, "generator", dtype)
@@ -62,6 +64,9 @@ def load_model(
     spec = read_model_spec(model)
     layout, max_model_len = decide_sizes(spec, model.dtype, request)
     dtype = model.dtype
-    cache = KVCache(spec, layout, dtype, device)
+    kernels = None
+    if device.type == "cpu" and dtype in DTYPES:
+        kernels = find_kernels(request.kernels)
+    cache = KVCache(spec, layout, dtype, device, kernels)
     made = make_decoder(decoder, model, cache, quantization)
     return LoadedModel(made, dtype, layout, max_model_len)

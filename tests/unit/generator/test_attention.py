@@ -20,8 +20,10 @@ from chiasm.generator.model.attention_plan import CacheShape
 from chiasm.generator.model.forward_batch import build_forward_batch
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.model_spec import ModelSpec
+from chiasm.kernels.cpu.native import CpuKernels
 from tests.fakes.embeddings import make_layout, make_ref
 from tests.fakes.generator_engine import make_prompt, make_sequence
+from tests.harness.native_build import compile_kernels, find_compiler
 
 HEAD_DIM = 8
 NUM_Q_HEADS = 4
@@ -87,13 +89,24 @@ def _drop_unseen(sequence: Sequence, start: int, window: int) -> None:
         blocks[index] = NO_BLOCK
 
 
+@pytest.fixture(scope="module", params=["torch", "compiled"])
+def kernels(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> CpuKernels | None:
+    if request.param == "torch":
+        return None
+    if find_compiler() is None:
+        pytest.skip("no C++ compiler")
+    return CpuKernels(compile_kernels(tmp_path_factory.mktemp("native")))
+
+
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("keeps_window", [False, True])
 @pytest.mark.parametrize(
     "rule", [_Rule(), _Rule(window=3), _Rule(softcap=2.0), _Rule(window=5, softcap=1.5)]
 )
 def test_packed_batch_equals_sequences_alone(
-    num_kv_heads: int, rule: _Rule, keeps_window: bool
+    num_kv_heads: int, rule: _Rule, keeps_window: bool, kernels: CpuKernels | None
 ) -> None:
     kept = (rule.window or 0) if keeps_window else 0
     generator = torch.Generator().manual_seed(0)
@@ -103,6 +116,7 @@ def test_packed_batch_equals_sequences_alone(
         KVCacheLayout((GroupSize(60, kept),), BLOCK_SIZE),
         torch.float32,
         CPU,
+        kernels,
     )
     for tensor in (*cache.keys, *cache.values):
         tensor.fill_(float("nan"))

@@ -1,0 +1,99 @@
+// Kernels for CPUs behind a plain C interface; chiasm.kernels.cpu.native calls them.
+//
+// One binary holds each kernel for several instruction sets; the caller names the one to run.
+// OpenMP's functions are left undefined on purpose: they are those of the runtime that torch has
+// loaded, so that there is one pool of threads and torch.set_num_threads holds here too.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int kChunk = 128;  // Positions that are attended to at once.
+constexpr int kTile = 16;    // Positions whose keys are multiplied at once.
+
+struct DecodeShape {
+  int64_t num_sequences, num_q_heads, num_kv_heads, head_dim;
+  int64_t query_stride;  // Elements from one sequence's queries to the next.
+  int64_t table_stride;  // Blocks from one sequence's table to the next.
+  int64_t block_size;
+  int64_t window;  // Positions that a token sees; 0 is all.
+  float scale, softcap;
+};
+
+struct Chunk {
+  int64_t sequence, first;
+  int count;
+};
+
+namespace plain {
+#define VECTOR_FLOATS 4
+#include "vectors.h"
+#include "paged_decode.h"
+#undef VECTOR_FLOATS
+}  // namespace plain
+
+#if defined(__x86_64__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+#define VECTOR_FLOATS 8
+#include "vectors.h"
+#include "paged_decode.h"
+#undef VECTOR_FLOATS
+}  // namespace avx2
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,prefer-vector-width=512")
+namespace avx512 {
+#define VECTOR_FLOATS 16
+#define DOT_BFLOAT16
+#include "vectors.h"
+#include "paged_decode.h"
+#undef DOT_BFLOAT16
+#undef VECTOR_FLOATS
+}  // namespace avx512
+#pragma GCC pop_options
+#endif
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// Changes with every change of the interface below.
+int chiasm_interface_version() { return 1; }
+
+// The best instruction set of this machine: 0 plain, 1 AVX2, 2 AVX-512 with bfloat16.
+int chiasm_best_level() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+    return 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+  return 0;
+}
+
+// See paged_decode.h. Elements are bfloat16, or float32.
+void chiasm_paged_decode(int level, int is_bfloat16, const DecodeShape* shape, const void* query,
+                         const void* keys, const void* values, const int64_t* tables,
+                         const int64_t* lengths, void* output) {
+  auto* run = is_bfloat16 ? plain::decode<uint16_t> : plain::decode<float>;
+#if defined(__x86_64__)
+  if (level == 1) run = is_bfloat16 ? avx2::decode<uint16_t> : avx2::decode<float>;
+  if (level == 2) run = is_bfloat16 ? avx512::decode<uint16_t> : avx512::decode<float>;
+#endif
+  run(*shape, query, keys, values, tables, lengths, output);
+}
+}
+#pragma GCC visibility pop

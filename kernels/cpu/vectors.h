@@ -1,0 +1,74 @@
+// Vectors of VECTOR_FLOATS floats and bfloat16 loads, for whatever instruction set is the target.
+// Included once per instruction set, inside its namespace.
+
+constexpr int kWidth = VECTOR_FLOATS;
+typedef float Floats __attribute__((vector_size(4 * VECTOR_FLOATS)));
+typedef int32_t Ints __attribute__((vector_size(4 * VECTOR_FLOATS)));
+typedef uint16_t Halves __attribute__((vector_size(2 * VECTOR_FLOATS)));
+
+static inline Floats broadcast(float value) { return Floats{} + value; }
+
+static inline Floats load(const float* source) {
+  Floats result;
+  std::memcpy(&result, source, sizeof result);
+  return result;
+}
+
+static inline Floats load(const uint16_t* source) {
+  Halves halves;
+  std::memcpy(&halves, source, sizeof halves);
+  return (Floats)(__builtin_convertvector(halves, Ints) << 16);
+}
+
+static inline void store(float* target, Floats values) {
+  std::memcpy(target, &values, sizeof values);
+}
+
+static inline float widen(float value) { return value; }
+
+static inline float widen(uint16_t value) {
+  const uint32_t bits = static_cast<uint32_t>(value) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+static inline void narrow(float value, float* target) { *target = value; }
+
+// Rounds to the nearest, ties to even, as torch does.
+static inline void narrow(float value, uint16_t* target) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (value != value) {
+    *target = 0x7fc0;
+    return;
+  }
+  *target = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+static inline float sum(Floats values) {
+  float total = 0;
+  for (int i = 0; i < kWidth; ++i) total += values[i];
+  return total;
+}
+
+// e to the power of arguments of at most 0, to about 2e-7; below -87 the result is 0.
+static inline Floats exp_of_negative(Floats x) {
+  const Ints is_tiny = x < broadcast(-87.0f);
+  const Floats bounded = is_tiny ? broadcast(-87.0f) : x;
+  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
+  const Floats magic = broadcast(12582912.0f);
+  const Floats shifted = bounded * 1.44269504f + magic;
+  const Floats power = shifted - magic;
+  const Floats rest = bounded - power * 0.693359375f + power * 2.12194440e-4f;
+  Floats series = broadcast(1.9875691500e-4f);
+  series = series * rest + 1.3981999507e-3f;
+  series = series * rest + 8.3334519073e-3f;
+  series = series * rest + 4.1665795894e-2f;
+  series = series * rest + 1.6666665459e-1f;
+  series = series * rest + 5.0000001201e-1f;
+  series = series * rest * rest + rest + 1.0f;
+  const Ints exponent = ((Ints)shifted - (Ints)magic + 127) << 23;
+  const Floats result = series * (Floats)exponent;
+  return is_tiny ? Floats{} : result;
+}

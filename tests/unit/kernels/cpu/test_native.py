@@ -1,0 +1,242 @@
+"""The compiled kernels against torch, and what happens without them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from chiasm.kernels.cpu import native
+from chiasm.kernels.cpu.native import (
+    CpuKernels,
+    DecodeRule,
+    KernelsUnavailableError,
+    find_kernels,
+)
+from tests.harness.native_build import compile_kernels
+
+TOLERANCES = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-2, 1e-2)}
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Inputs of a decode step; what no sequence owns is NaN."""
+
+    query: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    tables: torch.Tensor
+    lengths: torch.Tensor
+
+    def run(self, kernels: CpuKernels, rule: DecodeRule, rows: slice = slice(None)) -> torch.Tensor:
+        contexts = (self.tables[rows], self.lengths[rows])
+        return kernels.paged_decode(self.query[rows], (self.keys, self.values), contexts, rule)
+
+
+def _make_case(
+    lengths: list[int],
+    heads: tuple[int, int, int] = (4, 2, 64),
+    block_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+) -> _Case:
+    num_q_heads, num_kv_heads, head_dim = heads
+    generator = torch.Generator().manual_seed(len(lengths) + head_dim)
+    max_blocks = -(-max(lengths) // block_size)
+    num_blocks = len(lengths) * max_blocks
+    tables = torch.randperm(num_blocks, generator=generator).view(len(lengths), max_blocks)
+    shape = (num_blocks * block_size, num_kv_heads, head_dim)
+    keys, values = (torch.full(shape, float("nan"), dtype=dtype) for _ in range(2))
+    for row, length in enumerate(lengths):
+        slots = _slots(tables[row], length, block_size)
+        for tensor in (keys, values):
+            tensor[slots] = torch.randn(length, *shape[1:], generator=generator).to(dtype)
+    # As the decoder's: a view of a wider tensor.
+    wide = torch.randn(len(lengths), num_q_heads + 3, head_dim, generator=generator).to(dtype)
+    return _Case(wide[:, :num_q_heads], keys, values, tables, torch.tensor(lengths))
+
+
+def _slots(table: torch.Tensor, length: int, block_size: int) -> torch.Tensor:
+    positions = torch.arange(length)
+    return table[positions // block_size] * block_size + positions % block_size
+
+
+def _reference(case: _Case, rule: DecodeRule) -> torch.Tensor:
+    """Attend in float64, one sequence after the other."""
+    outputs = []
+    repeats = case.query.shape[1] // case.keys.shape[1]
+    for row, length in enumerate(case.lengths.tolist()):
+        slots = _slots(case.tables[row], length, rule.block_size)[-rule.window :]
+        key, value = (
+            tensor[slots].double().repeat_interleave(repeats, 1)
+            for tensor in (case.keys, case.values)
+        )
+        scores = torch.einsum("hd,thd->ht", case.query[row].double(), key) * rule.scale
+        if rule.softcap:
+            scores = rule.softcap * torch.tanh(scores / rule.softcap)
+        outputs.append(torch.einsum("ht,thd->hd", scores.softmax(-1), value))
+    return torch.stack(outputs).to(case.query.dtype)
+
+
+def _assert_close(output: torch.Tensor, expected: torch.Tensor) -> None:
+    rtol, atol = TOLERANCES[output.dtype]
+    torch.testing.assert_close(output, expected, rtol=rtol, atol=atol)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    lengths=st.lists(st.integers(1, 400), min_size=1, max_size=4),
+    num_kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    head_dim=st.sampled_from([1, 3, 8, 16, 33, 40, 64, 80, 96, 128, 130]),
+    block_size=st.sampled_from([1, 3, 16]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    window=st.sampled_from([0, 1, 7, 128, 1000]),
+    softcap=st.sampled_from([0.0, 2.0, 50.0]),
+)
+def test_paged_decode_equals_torch(
+    kernels: CpuKernels,
+    lengths: list[int],
+    num_kv_heads: int,
+    group: int,
+    head_dim: int,
+    block_size: int,
+    dtype: torch.dtype,
+    window: int,
+    softcap: float,
+) -> None:
+    heads = (num_kv_heads * group, num_kv_heads, head_dim)
+    case = _make_case(lengths, heads, block_size, dtype)
+    rule = DecodeRule(block_size, head_dim**-0.5, window, softcap)
+
+    output = case.run(kernels, rule)
+
+    assert output.is_contiguous()
+    _assert_close(output, _reference(case, rule))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_row_is_the_same_to_the_bit_in_any_batch_and_with_any_threads(
+    kernels: CpuKernels, dtype: torch.dtype, num_threads: int
+) -> None:
+    case = _make_case([700, 1, 129, 128, 300], dtype=dtype)
+    rule = DecodeRule(16, 0.125)
+    together = case.run(kernels, rule)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        alone = [case.run(kernels, rule, slice(row, row + 1)) for row in range(5)]
+    finally:
+        torch.set_num_threads(before)
+
+    assert torch.equal(torch.cat(alone), together)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 100.0, 1e4])
+def test_scores_of_any_size_give_finite_outputs(kernels: CpuKernels, factor: float) -> None:
+    case = _make_case([300, 20])
+    rule = DecodeRule(16, factor)
+
+    output = case.run(kernels, rule)
+
+    assert output.isfinite().all()
+    torch.testing.assert_close(output, _reference(case, rule), rtol=1e-3, atol=1e-3)
+
+
+def test_no_sequences_give_no_rows(kernels: CpuKernels) -> None:
+    case = _make_case([5])
+
+    assert case.run(kernels, DecodeRule(16, 1.0), slice(0, 0)).shape == (0, 4, 64)
+
+
+def test_kernels_bring_no_second_openmp_runtime(kernels: CpuKernels) -> None:
+    _make_case([5]).run(kernels, DecodeRule(16, 1.0))
+
+    mapped = Path("/proc/self/maps").read_text("utf-8").splitlines()
+    runtimes = {line.split()[-1] for line in mapped if "libgomp" in line or "libiomp" in line}
+    assert len(runtimes) == 1
+
+
+def test_install_without_compiler_names_the_remedy_and_leaves_it_to_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+
+    with capture_logs() as logs:
+        assert find_kernels("auto") is None
+
+    assert logs[0]["reason"] == "the install found no compiler"
+    assert "install g++" in logs[0]["remedy"]
+
+
+def test_instruction_set_that_was_asked_for_is_never_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+
+    with pytest.raises(KernelsUnavailableError):
+        find_kernels("plain")
+
+
+def test_what_is_found_is_used_unless_switched_off(
+    monkeypatch: pytest.MonkeyPatch, library: Path
+) -> None:
+    monkeypatch.setattr(native, "__file__", str(library.parent / "native.py"))
+    (library.parent / "_native.test.so").hardlink_to(library)
+
+    found = [find_kernels(choice) for choice in ("auto", "plain", "off")]
+
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[1].level == "plain"
+    assert found[2] is None
+
+
+def test_file_that_is_no_library_is_told_of(tmp_path: Path) -> None:
+    path = tmp_path / "_native.so"
+    path.write_bytes(b"no library")
+
+    with pytest.raises(KernelsUnavailableError, match=r"cannot load _native\.so"):
+        CpuKernels(path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_kernels_touch_only_their_own_memory(tmp_path: Path, library: Path) -> None:
+    if "KERNELS_UNDER_TEST" in os.environ:
+        pytest.skip("this is the inner run")
+    sanitized = compile_kernels(tmp_path, "-fsanitize=address", "-g", "-O1")
+    runtime = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "KERNELS_UNDER_TEST": str(sanitized),
+    }
+    names = "paged_decode or same_to_the_bit or any_size"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+
+    done = subprocess.run(
+        [*command, "-k", names, "-o", "timeout=500"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout
