@@ -37,6 +37,7 @@ from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.make_decoder import make_decoder
 from chiasm.generator.model.model_spec import read_model_spec
 from chiasm.generator.model.positions import compute_positions
+from chiasm.kernels.cpu.native import find_kernels
 from tests.fakes.checkpoints import TextSizes, make_bfloat16_qwen2_vl
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ def _load_decoders(path: Path) -> dict[str, Decoder]:
     spec = read_model_spec(halves[0])
     num_blocks = sum(work.num_sequences * -(-work.context // BLOCK_SIZE) for work in WORKS)
     layout = KVCacheLayout((GroupSize(num_blocks),), BLOCK_SIZE)
-    cache = KVCache(spec, layout, halves[0].dtype, torch.device("cpu"))
+    dtype, device = halves[0].dtype, torch.device("cpu")
+    cache = KVCache(spec, layout, dtype, device, find_kernels("auto"))
     for tensor in (*cache.keys, *cache.values):
         tensor.normal_()
     return {

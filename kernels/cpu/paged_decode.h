@@ -82,10 +82,10 @@ static inline void weigh(float* scores, int count, const DecodeShape& shape, flo
   float top = most[0];
   for (int i = 1; i < kWidth; ++i) top = most[i] > top ? most[i] : top;
   Floats sums{};
+  // The repeated keys weigh nothing.
+  for (int i = count; i < padded; ++i) scores[i] = -INFINITY;
   for (int i = 0; i < padded; i += kWidth) {
-    Floats weight = exp_of_negative(load(scores + i) - top);
-    for (int j = 0; j < kWidth; ++j)
-      if (i + j >= count) weight[j] = 0;
+    const Floats weight = exp_of_negative(load(scores + i) - top);
     store(scores + i, weight);
     sums += weight;
   }
@@ -93,25 +93,47 @@ static inline void weigh(float* scores, int count, const DecodeShape& shape, flo
   *total = sum(sums);
 }
 
-// Adds weights[i] * values[i] of one tile to the output.
-template <int kVectors, typename T>
+// Adds weights[i] * values[i] of one tile to the outputs of kQueries queries, which share what is
+// read. Weights of the next query are kChunk further, outputs head_dim + 2.
+template <int kQueries, int kVectors, typename T>
 static inline void add_block(const float* weights, const T* const* values, int count, int d,
-                             float* output) {
-  Floats sums[kVectors];
-  for (int v = 0; v < kVectors; ++v) sums[v] = load(output + d + v * kWidth);
-  for (int i = 0; i < count; ++i)
-    for (int v = 0; v < kVectors; ++v) sums[v] += weights[i] * load(values[i] + d + v * kWidth);
-  for (int v = 0; v < kVectors; ++v) store(output + d + v * kWidth, sums[v]);
+                             int stride, float* output) {
+  Floats sums[kQueries][kVectors];
+  for (int q = 0; q < kQueries; ++q)
+    for (int v = 0; v < kVectors; ++v) sums[q][v] = load(output + q * stride + d + v * kWidth);
+  for (int i = 0; i < count; ++i) {
+    Floats value[kVectors];
+    for (int v = 0; v < kVectors; ++v) value[v] = load(values[i] + d + v * kWidth);
+    for (int q = 0; q < kQueries; ++q)
+      for (int v = 0; v < kVectors; ++v) sums[q][v] += weights[q * kChunk + i] * value[v];
+  }
+  for (int q = 0; q < kQueries; ++q)
+    for (int v = 0; v < kVectors; ++v) store(output + q * stride + d + v * kWidth, sums[q][v]);
 }
 
-template <typename T>
+template <int kQueries, typename T>
 static inline void add_tile(const float* weights, const T* const* values, int count, int head_dim,
                             float* output) {
+  const int stride = head_dim + 2;
   int d = 0;
-  for (; d + 4 * kWidth <= head_dim; d += 4 * kWidth) add_block<4>(weights, values, count, d, output);
-  for (; d + kWidth <= head_dim; d += kWidth) add_block<1>(weights, values, count, d, output);
+  for (; d + kAtOnce * kWidth <= head_dim; d += kAtOnce * kWidth)
+    add_block<kQueries, kAtOnce>(weights, values, count, d, stride, output);
+  for (; d + kWidth <= head_dim; d += kWidth)
+    add_block<kQueries, 1>(weights, values, count, d, stride, output);
   for (; d < head_dim; ++d)
-    for (int i = 0; i < count; ++i) output[d] += weights[i] * widen(values[i][d]);
+    for (int q = 0; q < kQueries; ++q)
+      for (int i = 0; i < count; ++i)
+        output[q * stride + d] += weights[q * kChunk + i] * widen(values[i][d]);
+}
+
+// Asks for what is read next of each row. Blocks lie anywhere, which hardware does not foresee.
+template <typename T>
+static inline void prefetch(const T* rows, const int64_t* slots, int count, int64_t row, int64_t d,
+                            int64_t head_dim) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int i = 0; i < count; ++i)
+    for (int64_t part = 0; part < head_dim; part += kLine)
+      __builtin_prefetch(rows + slots[i] * row + d + part);
 }
 
 // One chunk of one sequence, all heads: the cache is read in the order in which it lies.
@@ -128,7 +150,10 @@ static void attend_chunk(const DecodeShape& shape, const T* query, const T* keys
     slots[i] = table[position / shape.block_size] * shape.block_size + position % shape.block_size;
   }
   for (int start = 0; start < count; start += kTile) {
+    const int next = start + kTile < count ? start + kTile : 0;
+    const T* ahead = next ? keys : values;
     for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+      prefetch(ahead, slots + next, std::min(kTile, count - next), row, head * head_dim, head_dim);
       for (int i = 0; i < kTile; ++i)
         key_rows[i] = keys + slots[std::min(start + i, count - 1)] * row + head * head_dim;
       for (int64_t q = head * group; q < (head + 1) * group; ++q)
@@ -142,31 +167,39 @@ static void attend_chunk(const DecodeShape& shape, const T* query, const T* keys
     weigh(scores + q * kChunk, count, shape, head_partial + head_dim, head_partial + head_dim + 1);
   }
   for (int start = 0; start < count; start += kTile) {
-    const int length = std::min(kTile, count - start);
+    const int length = std::min(kTile, count - start), next = start + length;
     for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+      prefetch(values, slots + next, std::min(kTile, count - next), row, head * head_dim, head_dim);
       for (int i = 0; i < length; ++i)
         value_rows[i] = values + slots[start + i] * row + head * head_dim;
-      for (int64_t q = head * group; q < (head + 1) * group; ++q)
-        add_tile(scores + q * kChunk + start, value_rows, length, static_cast<int>(head_dim),
-                 partial + q * (head_dim + 2));
+      const float* weights = scores + head * group * kChunk + start;
+      float* outputs = partial + head * group * (head_dim + 2);
+      const int width = static_cast<int>(head_dim);
+      int64_t q = 0;
+      for (; q + 4 <= group; q += 4)
+        add_tile<4>(weights + q * kChunk, value_rows, length, width, outputs + q * (width + 2));
+      for (; q + 2 <= group; q += 2)
+        add_tile<2>(weights + q * kChunk, value_rows, length, width, outputs + q * (width + 2));
+      for (; q < group; ++q)
+        add_tile<1>(weights + q * kChunk, value_rows, length, width, outputs + q * (width + 2));
     }
   }
 }
 
-// Joins the chunks of one head in order.
+// Joins the chunks of one head in order; `sums` has room for head_dim floats.
 template <typename T>
-static void join_chunks(const float* partials, int64_t stride, int num_chunks, int64_t head_dim,
-                        T* output) {
+static void join_chunks(const float* partials, int64_t stride, int64_t num_chunks, int64_t head_dim,
+                        float* sums, T* output) {
   float top = -INFINITY, total = 0;
-  for (int c = 0; c < num_chunks; ++c) top = std::max(top, partials[c * stride + head_dim]);
-  for (int c = 0; c < num_chunks; ++c)
-    total += std::exp(partials[c * stride + head_dim] - top) * partials[c * stride + head_dim + 1];
-  for (int64_t d = 0; d < head_dim; ++d) {
-    float value = 0;
-    for (int c = 0; c < num_chunks; ++c)
-      value += std::exp(partials[c * stride + head_dim] - top) * partials[c * stride + d];
-    narrow(value / total, output + d);
+  for (int64_t c = 0; c < num_chunks; ++c) top = std::max(top, partials[c * stride + head_dim]);
+  std::fill(sums, sums + head_dim, 0.0f);
+  for (int64_t c = 0; c < num_chunks; ++c) {
+    const float* chunk = partials + c * stride;
+    const float factor = std::exp(chunk[head_dim] - top);
+    total += factor * chunk[head_dim + 1];
+    for (int64_t d = 0; d < head_dim; ++d) sums[d] += factor * chunk[d];
   }
+  for (int64_t d = 0; d < head_dim; ++d) narrow(sums[d] / total, output + d);
 }
 
 template <typename T>
@@ -190,7 +223,7 @@ static void decode(const DecodeShape& shape, const void* query_data, const void*
   std::vector<float> partials(num_chunks * stride);
 #pragma omp parallel
   {
-    std::vector<float> scores(shape.num_q_heads * kChunk);
+    std::vector<float> scores(std::max(shape.num_q_heads * kChunk, shape.head_dim));
 #pragma omp for schedule(dynamic)
     for (int64_t c = 0; c < num_chunks; ++c) {
       const Chunk& chunk = chunks[c];
@@ -203,7 +236,7 @@ static void decode(const DecodeShape& shape, const void* query_data, const void*
       const int64_t sequence = i / shape.num_q_heads, head = i % shape.num_q_heads;
       const int64_t begin = first_chunks[sequence];
       join_chunks(partials.data() + begin * stride + head * (shape.head_dim + 2), stride,
-                  static_cast<int>(first_chunks[sequence + 1] - begin), shape.head_dim,
+                  first_chunks[sequence + 1] - begin, shape.head_dim, scores.data(),
                   output + i * shape.head_dim);
     }
   }

@@ -2,6 +2,7 @@
 // Included once per instruction set, inside its namespace.
 
 constexpr int kWidth = VECTOR_FLOATS;
+constexpr int kAtOnce = VECTOR_FLOATS == 16 ? 4 : 2;  // Vectors per row that fit the registers.
 typedef float Floats __attribute__((vector_size(4 * VECTOR_FLOATS)));
 typedef int32_t Ints __attribute__((vector_size(4 * VECTOR_FLOATS)));
 typedef uint16_t Halves __attribute__((vector_size(2 * VECTOR_FLOATS)));
