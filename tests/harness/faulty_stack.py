@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import Redis
 
 from tests.harness import chat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.harness.stack import Stack
 
+T = TypeVar("T")
+
 _SEEDS = count(1)
 _RECOVERY_S = 10.0
+_POLL_PAUSE_S = 0.02
 _PAUSE_MS = 3000
 
 
@@ -58,6 +62,18 @@ class FaultyStack:
         services = ("gateway", "encoder-0", "generator")
         return int(sum(self.stack.metric(metric, service, labels) for service in services))
 
+    def lookups(self, service: str, result: str) -> int:
+        """Return how often ``service`` has looked an embedding up with this result."""
+        return int(self.stack.metric("chiasm_store_lookups_total", service, f'result="{result}"'))
+
+    def loads(self, source: str) -> int:
+        """Return how many embeddings the generator has had from ``source``."""
+        return int(
+            self.stack.metric(
+                "chiasm_generator_embedding_loads_total", "generator", f'source="{source}"'
+            )
+        )
+
     def keys(self, *, chunks: bool) -> list[bytes]:
         """Return the keys of chunks, or those of manifests."""
         names: list[bytes] = list(self.redis.scan_iter("chiasm:*"))
@@ -90,11 +106,35 @@ def hung(faulty: FaultyStack, how: str) -> Iterator[None]:
         yield
         faulty.redis.ping()  # is answered when the pause is over
         return
-    pid = faulty.stack.kill("redis", signal.SIGSTOP)
+    with stopped(faulty, "redis"):
+        yield
+
+
+@contextmanager
+def stopped(faulty: FaultyStack, name: str) -> Iterator[None]:
+    """Let service ``name`` do nothing."""
+    pid = faulty.stack.kill(name, signal.SIGSTOP)
     try:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def evict_before_it_is_read(faulty: FaultyStack, request: Callable[[], T]) -> T:
+    """Return what comes of a request whose embedding the gateway has found but nobody has read.
+
+    Everything is evicted while the generator, which reads embeddings, does nothing.
+    """
+    found = faulty.lookups("gateway", "hit")
+    with ThreadPoolExecutor(1) as pool:
+        with stopped(faulty, "generator"):
+            outcome = pool.submit(request)
+            deadline = time.monotonic() + _RECOVERY_S
+            while faulty.lookups("gateway", "hit") == found and time.monotonic() < deadline:
+                threading.Event().wait(_POLL_PAUSE_S)
+            faulty.redis.delete(*faulty.keys(chunks=True), *faulty.keys(chunks=False))
+        assert faulty.lookups("gateway", "hit") == found + 1
+        return outcome.result()
 
 
 @contextmanager

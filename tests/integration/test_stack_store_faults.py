@@ -17,7 +17,14 @@ import pytest
 
 from tests.fakes.checkpoints import make_qwen2_vl
 from tests.harness import chat
-from tests.harness.faulty_stack import FaultyStack, body_of, full, hung, wait_until_stored
+from tests.harness.faulty_stack import (
+    FaultyStack,
+    body_of,
+    evict_before_it_is_read,
+    full,
+    hung,
+    wait_until_stored,
+)
 from tests.harness.second_gateway import second_gateway
 from tests.harness.second_generator import second_generator
 from tests.harness.stack import Stack
@@ -87,25 +94,36 @@ def test_f10_a_full_redis_costs_no_answer(faulty: FaultyStack) -> None:
     report("F10", "errors 0 of 4", "errors 0")
 
 
-def test_f11_what_is_evicted_after_it_was_looked_up_is_encoded_once_more(
+def test_f11_what_is_evicted_between_lookup_and_use_is_encoded_once_more(
     faulty: FaultyStack,
 ) -> None:
     picture, gold = faulty.picture()
     faulty.redis.flushall()
     faulty.ask(picture, "evicted")
-    encoded = faulty.num_encoded()
+    encoded, inline = faulty.num_encoded(), faulty.loads("inline")
 
-    # The manifest stays, so the lookup finds the item; the generator does not find its rows.
-    faulty.redis.delete(*faulty.keys(chunks=True))
-    answer, _ = faulty.ask(picture, "evicted")
+    answer, _ = evict_before_it_is_read(faulty, lambda: faulty.ask(picture, "evicted"))
 
     assert answer == gold
-    assert faulty.num_encoded() == encoded + 1
-    faulty.redis.delete(*faulty.keys(chunks=False), *faulty.keys(chunks=True))
-    refusal = chat.refused_chat(faulty.stack.base_url, body_of(None, "evicted"))
-    assert refusal.error["code"] == "media_not_found"
-    assert faulty.ask(picture, "evicted")[0] == gold
+    assert (faulty.num_encoded(), faulty.loads("inline")) == (encoded + 1, inline + 1)
     report("F11", "errors 0, encodes 1", "errors 0, one encode")
+
+
+def test_f11_a_name_alone_whose_embedding_is_evicted_is_told_as_not_found(
+    faulty: FaultyStack,
+) -> None:
+    picture, gold = faulty.picture()
+    faulty.redis.flushall()
+    faulty.ask(picture, "evicted-alone")
+
+    refusal = evict_before_it_is_read(
+        faulty, lambda: chat.refused_chat(faulty.stack.base_url, body_of(None, "evicted-alone"))
+    )
+
+    assert (refusal.status, refusal.error["code"]) == (400, "media_not_found")
+    assert faulty.ask(picture, "evicted-alone")[0] == gold
+    assert faulty.ask(None, "evicted-alone") == (gold, "hit")
+    report("F11", "media_not_found, then a hit again", "media_not_found")
 
 
 def test_f12_a_failover_costs_no_answer(faulty: FaultyStack) -> None:
