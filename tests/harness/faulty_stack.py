@@ -111,9 +111,24 @@ def hung(faulty: FaultyStack, how: str) -> Iterator[None]:
 
 
 @contextmanager
+def dead(faulty: FaultyStack) -> Iterator[None]:
+    """Let there be no Redis: it is killed, and the supervisor does not start it again."""
+    with _stopped(faulty.stack.supervisor_pid):
+        faulty.stack.kill("redis")
+        yield
+    faulty.stack.wait_until_ready("redis")
+
+
+@contextmanager
 def stopped(faulty: FaultyStack, name: str) -> Iterator[None]:
     """Let service ``name`` do nothing."""
-    pid = faulty.stack.kill(name, signal.SIGSTOP)
+    with _stopped(faulty.stack.pid(name)):
+        yield
+
+
+@contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:

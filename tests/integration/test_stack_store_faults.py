@@ -20,6 +20,7 @@ from tests.harness import chat
 from tests.harness.faulty_stack import (
     FaultyStack,
     body_of,
+    dead,
     evict_before_it_is_read,
     full,
     hung,
@@ -51,14 +52,16 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyStack]:
 
 def test_f8_a_dead_redis_costs_no_answer(faulty: FaultyStack) -> None:
     pictures = [faulty.picture() for _ in range(6)]
-    before = faulty.count("chiasm_store_bypasses_total")
+    before, inline = faulty.count("chiasm_store_bypasses_total"), faulty.loads("inline")
 
-    faulty.stack.kill("redis")
-    wrong = faulty.ask_all(pictures)
+    with dead(faulty):
+        wrong = faulty.ask_all(pictures)
+        refusal = chat.refused_chat(faulty.stack.base_url, body_of(None, "a-name-alone"))
 
     assert wrong == 0
     assert faulty.count("chiasm_store_bypasses_total") > before
-    faulty.stack.wait_until_ready("redis")
+    assert faulty.loads("inline") == inline + len(pictures)
+    assert (refusal.status, refusal.error["code"]) == (503, "store_unavailable")
     wait_until_stored(faulty)
     report("F8", "errors 0 of 6", "errors 0")
 
@@ -131,28 +134,39 @@ def test_f12_a_failover_costs_no_answer(faulty: FaultyStack) -> None:
     faulty.ask(known[0])
     pictures = [faulty.picture() for _ in range(4)]
 
+    refused = faulty.count("chiasm_store_bypasses_total", 'why="refused"')
+
     # A replica of nobody: it answers reads and refuses writes.
     faulty.redis.slaveof("127.0.0.1", 1)
     wrong = faulty.ask_all(pictures)
     answer, _ = faulty.ask(known[0])
+    refusals = faulty.count("chiasm_store_bypasses_total", 'why="refused"') - refused
     faulty.redis.slaveof()
     seconds = wait_until_stored(faulty)
 
     assert wrong == 0
     assert answer == known[1]
+    assert refusals > 0
     report("F12", f"errors 0 of 5, stored again after {seconds:.1f} s", "errors 0, window < 3 s")
 
 
-def test_f13_an_empty_redis_is_filled_by_one_encode_of_each(faulty: FaultyStack) -> None:
+def test_f13_a_redis_that_restarts_empty_is_filled_by_one_encode_of_each(
+    faulty: FaultyStack,
+) -> None:
     pictures = [faulty.picture() for _ in range(2)]
     assert faulty.ask_all(pictures) == 0
     encoded = faulty.num_encoded()
 
-    faulty.redis.flushall()
+    with dead(faulty):
+        pass
+    assert not faulty.keys(chunks=False)
     wrong = faulty.ask_all(pictures * 6)
 
     assert wrong == 0
     assert faulty.num_encoded() == encoded + len(pictures)
+    assert [faulty.ask(picture) for picture, _ in pictures] == [
+        (gold, "hit") for _, gold in pictures
+    ]
     report("F13", "encodes 1 per item of 6 requests each", "encodes 1")
 
 
