@@ -6,9 +6,12 @@ import os
 import signal
 import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import Redis
@@ -24,6 +27,7 @@ T = TypeVar("T")
 
 _SEEDS = count(1)
 _RECOVERY_S = 10.0
+_RESTART_TIMEOUT_S = 90.0
 _POLL_PAUSE_S = 0.02
 _PAUSE_MS = 3000
 
@@ -52,6 +56,24 @@ class FaultyStack:
         with ThreadPoolExecutor(len(pictures)) as pool:
             answers = list(pool.map(lambda one: self.ask(one[0])[0], pictures))
         return sum(text != gold for text, (_, gold) in zip(answers, pictures, strict=True))
+
+    def restart_all_but_redis(self) -> None:
+        """Kill all services at once and wait until the stack is ready again."""
+        pids = [self.stack.kill(name) for name in ("encoder-0", "generator", "gateway")]
+        deadline = time.monotonic() + _RESTART_TIMEOUT_S
+        while any(Path(f"/proc/{pid}").exists() for pid in pids) or not self._is_ready():
+            assert time.monotonic() < deadline, "the stack is not ready again"
+            threading.Event().wait(_POLL_PAUSE_S)
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.stack.base_url}/ready", timeout=5.0):
+                return True
+        except urllib.error.HTTPError as error:
+            error.close()
+        except OSError:
+            pass
+        return False
 
     def num_encoded(self) -> int:
         """Return how many items went through the tower."""
