@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import Redis
 
+from chiasm.common.embedded_redis import SOCKET_NAME
 from tests.harness import chat
 
 if TYPE_CHECKING:
@@ -134,23 +135,22 @@ def hung(faulty: FaultyStack, how: str) -> Iterator[None]:
 
 @contextmanager
 def dead(faulty: FaultyStack) -> Iterator[None]:
-    """Let there be no Redis: it is killed, and the supervisor does not start it again."""
-    with _stopped(faulty.stack.supervisor_pid):
-        faulty.stack.kill("redis")
+    """Let there be no Redis: it is killed and, while this lasts, cannot be started again."""
+    socket = faulty.stack.state_dir / SOCKET_NAME
+    faulty.stack.kill("redis")
+    socket.unlink()
+    socket.mkdir()  # in the way of a new socket
+    try:
         yield
+    finally:
+        socket.rmdir()
     faulty.stack.wait_until_ready("redis")
 
 
 @contextmanager
 def stopped(faulty: FaultyStack, name: str) -> Iterator[None]:
     """Let service ``name`` do nothing."""
-    with _stopped(faulty.stack.pid(name)):
-        yield
-
-
-@contextmanager
-def _stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
+    pid = faulty.stack.kill(name, signal.SIGSTOP)
     try:
         yield
     finally:

@@ -80,11 +80,6 @@ class Stack:
         """Address of the gateway's ``ChatService``."""
         return self._flag("gateway", "--grpc-listen")
 
-    @property
-    def supervisor_pid(self) -> int:
-        """Process id of ``chiasm up`` itself."""
-        return self._process.pid
-
     def address(self, name: str) -> str:
         """Return the address of service ``name`` as the supervisor printed it."""
         for line in self.lines:
