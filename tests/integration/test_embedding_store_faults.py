@@ -15,10 +15,10 @@ import pytest
 import pytest_asyncio
 
 from chiasm.common.chunks import CHUNK_BYTES
-from chiasm.common.circuit_breaker import BreakerSettings, CircuitBreaker
+from chiasm.common.circuit_breaker import CircuitBreaker
 from chiasm.common.embedding_store import EmbeddingStore
 from chiasm.common.errors import StoreUnavailableError
-from chiasm.common.guarded_redis import CallBudget, GuardedRedis
+from chiasm.common.guarded_redis import STORE_BREAKER, CallBudget, GuardedRedis
 from chiasm.common.media import DataType, EmbeddingRef, Modality, TensorRole, TensorSpec
 from chiasm.common.secrets import StoreSecrets
 from tests.fakes.embeddings import make_embedding, make_layout, make_ref, patient_store
@@ -67,7 +67,7 @@ def clock() -> _Clock:
 
 @pytest_asyncio.fixture
 async def store(redis_server: RedisServer, clock: _Clock) -> AsyncIterator[EmbeddingStore]:
-    breaker = CircuitBreaker(BreakerSettings(), clock)
+    breaker = CircuitBreaker(STORE_BREAKER, clock)
     redis = GuardedRedis.connect(redis_server.url, _BUDGET, breaker)
     store = EmbeddingStore(redis, _SECRETS)
     await _USES["put"](store)
@@ -95,6 +95,21 @@ async def test_a_killed_redis_is_told_at_once_and_a_new_one_is_used(
     await redis_server.start()
     clock.now += 60
     assert await store.get("a", _REF) is None
+    await _USES["put"](store)
+    assert await store.get("a", _REF) is not None
+
+
+async def test_a_redis_that_comes_back_after_a_long_time_is_used_soon(
+    store: EmbeddingStore, redis_server: RedisServer, clock: _Clock
+) -> None:
+    await redis_server.kill()
+    for _ in range(10):
+        clock.now += 10
+        with pytest.raises(StoreUnavailableError):
+            await _USES["put"](store)
+
+    await redis_server.start()
+    clock.now += 3 - _BUDGET.base_s
     await _USES["put"](store)
     assert await store.get("a", _REF) is not None
 
