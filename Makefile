@@ -118,6 +118,7 @@ bench: $(STAMP) ## Run the benchmarks on stacks of their own
 	$(BIN)/python -m benchmarks.concurrency
 	$(BIN)/python -m benchmarks.decoder
 	$(BIN)/python -m benchmarks.embedding_hit
+	$(BIN)/python -m benchmarks.encoder
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.streams

@@ -45,7 +45,7 @@ def main() -> None:
     _print_row("hit", [answer.ttft_s for answer in hits])
     ratio = _median_ms(hits) / _median_ms(misses)
     sys.stdout.write(f"TTFT hit / miss {ratio:.2f}; pictures encoded {num_encoded:.0f}\n")
-    prefill_s = statistics.median(s["execute_s"] for s in steps if s["num_prefill_tokens"])
+    prefill_s = statistics.median(s["forward_s"] for s in steps if s["num_prefill_tokens"])
     sys.stdout.write(
         f"tower forward mean {encode_s / num_encoded * 1e3:.1f} ms, prefill step median"
         f" {prefill_s * 1e3:.1f} ms: {encode_s / num_encoded / prefill_s:.1f} times\n"

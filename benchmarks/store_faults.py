@@ -20,7 +20,6 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,9 +38,6 @@ NUM_CLIENTS = 2
 NUM_FAILOVERS = 5
 READ_ONLY_S = 2.0
 HEALTH_PAUSE_S = 0.01
-SIDE = 112
-# Pictures of the harness count from 1.
-SEEDS = count(1_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +135,7 @@ def _load(faulty: FaultyStack, load_s: float = LOAD_S) -> Load:
     errors: list[OSError] = []
 
     def ask() -> None:
-        body = body_of(chat.picture(next(SEEDS), SIDE, SIDE))
+        body = body_of(faulty.new_picture())
         try:
             chat.post_chat(faulty.stack.base_url, body)
         except OSError as error:

@@ -68,6 +68,14 @@ def probe(
     raise typer.Exit(1 if problem else 0)
 
 
+@app.command(context_settings=_FLAGS_GO_THROUGH)
+def bench(context: typer.Context) -> None:
+    """Measure OpenAI-compatible servers side by side, in interleaved rounds."""
+    from chiasm.cli.bench_command import run_bench  # noqa: PLC0415 - as above
+
+    typer.echo(run_bench(context.args))
+
+
 @app.command(name="config-docs")
 def config_docs(
     form: str = typer.Argument(help="markdown, or toml for an example file."),

@@ -34,8 +34,8 @@ class CircuitBreaker:
                                          ^------------------------'  probe fails
 
     Every ``admit`` that returned ``True`` is followed by exactly one of ``record_success``,
-    ``record_failure`` and ``release``. Failures of calls admitted before the breaker opened change
-    nothing more.
+    ``recover``, ``record_failure`` and ``release``. ``trip`` leads to half open as well. Failures
+    of calls admitted before the breaker opened change nothing more.
     """
 
     def __init__(
@@ -53,6 +53,11 @@ class CircuitBreaker:
         """Whether calls are refused or reduced to one probe."""
         return self._probe_at is not None
 
+    @property
+    def probe_in_s(self) -> float:
+        """Seconds until a probe may be made; 0 if one may be, or if it is closed."""
+        return 0.0 if self._probe_at is None else max(0.0, self._probe_at - self._clock())
+
     def admit(self) -> bool:
         """Tell whether a call may be made now; in the half-open state only one may."""
         if self._probe_at is None:
@@ -69,6 +74,14 @@ class CircuitBreaker:
         self._probe_at = None
         self._is_probing = False
 
+    def recover(self) -> None:
+        """Note that a probe was answered; closes the breaker, which opens at the next failure.
+
+        For probes that are slighter than the calls they stand for.
+        """
+        self._probe_at = None
+        self._is_probing = False
+
     def record_failure(self) -> None:
         """Note that an admitted call failed; opens the breaker if it was one too many."""
         if self._is_probing:
@@ -78,6 +91,11 @@ class CircuitBreaker:
             self._num_failures += 1
             if self._num_failures >= self._settings.num_failures:
                 self._open()
+
+    def trip(self) -> None:
+        """Open at once on a mere suspicion; a probe may be made right away."""
+        if self._probe_at is None:
+            self._probe_at = self._clock()
 
     def release(self) -> None:
         """Note that an admitted call ended without a verdict, as a cancelled one does."""

@@ -32,6 +32,8 @@ _STAGE_BUCKETS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0),
 )
+_LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_LAG_PAUSE_S = 0.02
 _MODEL = ("model_name",)
 _MODALITY = ("modality",)
 
@@ -242,16 +244,28 @@ STORE_FLIGHTS = Counter(
 
 # Every service.
 PROCESS_TASKS = Gauge("chiasm_process_tasks", "Tasks of the event loop that have not ended.")
+PROCESS_LOOP_LAG_SECONDS = Histogram(
+    "chiasm_process_loop_lag_seconds",
+    "Seconds by which the event loop was late for a timer, looked at 50 times a second.",
+    buckets=_LAG_BUCKETS,
+)
 
 
 class MetricsPortError(Exception):
     """The port of the metrics cannot be listened on; the text says why."""
 
 
-def watch_tasks() -> None:
-    """Count the tasks of the running event loop from now on."""
+def watch_loop() -> None:
+    """Count the tasks of the running event loop, and time how late it is, from now on."""
     loop = asyncio.get_running_loop()
     PROCESS_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
+
+    def look(due: float) -> None:
+        now = loop.time()
+        PROCESS_LOOP_LAG_SECONDS.observe(max(0.0, now - due))
+        loop.call_at(now + _LAG_PAUSE_S, look, now + _LAG_PAUSE_S)
+
+    look(loop.time())
 
 
 def start_metrics_server(port: int, listen: str) -> Callable[[], None]:

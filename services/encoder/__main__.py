@@ -23,7 +23,7 @@ from chiasm.common.limits import Limits
 from chiasm.common.logging import configure_logging
 from chiasm.common.media import Modality
 from chiasm.common.media_resolver import MediaResolver
-from chiasm.common.metrics import MetricsPortError, start_metrics_server, watch_tasks
+from chiasm.common.metrics import MetricsPortError, start_metrics_server, watch_loop
 from chiasm.common.private_file import PrivateFileError
 from chiasm.common.secrets import StoreSecrets, StoreSecretsError
 from chiasm.common.service_token import ServiceTokenError, load_service_token
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 async def _serve(settings: EncoderSettings) -> None:
-    watch_tasks()
+    watch_loop()
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from av.container import InputContainer
 
+    from chiasm.encoder.media_writer import MediaWriter
     from chiasm.encoder.wire_audio import AudioBounds
 
 # Samples that are whole numbers of 32 bits fit; the square of a spectrum of larger ones would not.
@@ -90,7 +91,7 @@ def probe(body: bytes, source: mmap.mmap) -> bytes:
         return AudioHeader(num_frames, sound.rate, sound.num_channels).pack()
 
 
-def decode(body: bytes, source: mmap.mmap, media: mmap.mmap) -> None:
+def decode(body: bytes, source: mmap.mmap, media: MediaWriter) -> None:
     """Fill ``media`` with the one channel that a file's sound becomes.
 
     ``media`` has room for the resampled clip; if the resampler gives one sample less, as it does
@@ -103,7 +104,7 @@ def decode(body: bytes, source: mmap.mmap, media: mmap.mmap) -> None:
     task = AudioTask.unpack(body)
     header = task.header
     resampler = soxr.ResampleStream(header.rate, task.rate, 1, "float32", RESAMPLER_QUALITY)
-    num_frames = num_bytes = 0
+    num_frames = 0
     with _open(source) as sound:
         if (sound.rate, sound.num_channels) != (header.rate, header.num_channels):
             raise ValueError("its sampling rate or number of channels has changed")
@@ -114,9 +115,7 @@ def decode(body: bytes, source: mmap.mmap, media: mmap.mmap) -> None:
             is_last = num_frames == header.num_frames
             if header.rate != task.rate:
                 mono = resampler.resample_chunk(mono, last=is_last)
-            data = mono.tobytes()[: len(media) - num_bytes]
-            media[num_bytes : num_bytes + len(data)] = data
-            num_bytes += len(data)
+            media.write(mono.tobytes()[: media.num_left])
             if is_last:
                 return
     raise ValueError(f"it ends after {num_frames} of the {header.num_frames} frames it announces")

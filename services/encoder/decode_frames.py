@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chiasm.encoder.decode_errors import MediaTooLargeError
-from chiasm.encoder.decode_image import read_header, read_pixels
+from chiasm.encoder.decode_image import read_header, write_pixels
 from chiasm.encoder.frame_list import split_frames
 from chiasm.encoder.wire_image import ImageTask
 from chiasm.encoder.wire_video import VideoHeader
@@ -13,6 +13,7 @@ from chiasm.encoder.wire_video import VideoHeader
 if TYPE_CHECKING:
     import mmap
 
+    from chiasm.encoder.media_writer import MediaWriter
     from chiasm.encoder.wire_video import VideoTask
 
 _WHITE = 0xFFFFFF
@@ -30,12 +31,9 @@ def probe_frames(task: VideoTask, source: mmap.mmap) -> VideoHeader:
     return VideoHeader(header.width, header.height, len(frames), 0.0, 0.0, is_frame_list=True)
 
 
-def decode_frames(task: VideoTask, source: mmap.mmap, media: mmap.mmap) -> None:
+def decode_frames(task: VideoTask, source: mmap.mmap, media: MediaWriter) -> None:
     """Fill ``media`` with the pictures that ``task`` names; see ``decode_video.decode``."""
     frames = split_frames(source)
     picture = ImageTask(task.max_frame_pixels, task.width, task.height, _WHITE)
-    offset = 0
     for index in task.frame_indices:
-        pixels = read_pixels(frames[index], picture)
-        media[offset : offset + len(pixels)] = pixels
-        offset += len(pixels)
+        write_pixels(frames[index], picture, media)

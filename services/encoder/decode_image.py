@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -13,6 +14,8 @@ from chiasm.encoder.wire_image import MAX_SIDE, ImageHeader, ImageTask
 
 if TYPE_CHECKING:
     import mmap
+
+    from chiasm.encoder.media_writer import MediaWriter
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -27,6 +30,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+_STRIP_ROWS = 32
 _NUM_WIDE_GREYS = 1 << 16
 _PNG_SIGNATURE_BYTES = 8
 _PNG_CHUNK_OVERHEAD_BYTES = 12
@@ -37,9 +41,9 @@ def probe(body: bytes, source: mmap.mmap) -> bytes:
     return read_header(source, ImageTask.unpack(body).max_pixels).pack()
 
 
-def decode(body: bytes, source: mmap.mmap, media: mmap.mmap) -> None:
-    """Fill ``media`` with the pixels of a picture, for an ``ImageTask``; see ``read_pixels``."""
-    media[:] = read_pixels(source, ImageTask.unpack(body))
+def decode(body: bytes, source: mmap.mmap, media: MediaWriter) -> None:
+    """Write the pixels of a picture to ``media``, for an ``ImageTask``; see ``write_pixels``."""
+    write_pixels(source, ImageTask.unpack(body), media)
 
 
 def read_header(source: mmap.mmap | bytes, max_pixels: int) -> ImageHeader:
@@ -53,8 +57,13 @@ def read_header(source: mmap.mmap | bytes, max_pixels: int) -> ImageHeader:
     return ImageHeader(width, height)
 
 
-def read_pixels(source: mmap.mmap | bytes, task: ImageTask) -> bytes:
-    """Return the pixels of a picture of the size that ``task`` tells. [height, width, 3], uint8.
+def write_pixels(source: mmap.mmap | bytes, task: ImageTask, media: MediaWriter) -> None:
+    """Write the pixels of a picture of the size that ``task`` tells.
+
+    Args:
+        source: The file.
+        task: What the probe told.
+        media: Takes the pixels. [height, width, 3], uint8.
 
     Raises:
         MediaTooLargeError: It has too many pixels or too long a side.
@@ -69,7 +78,10 @@ def read_pixels(source: mmap.mmap | bytes, task: ImageTask) -> bytes:
         upright = upright.transpose(_TRANSPOSE[orientation])
     if upright.size != (width, height):
         raise ValueError("the picture does not have the size of its header")
-    return upright.tobytes()
+    # In strips that stay in the processor's cache between packing and writing.
+    for top in range(0, height, _STRIP_ROWS):
+        strip = upright.crop((0, top, width, min(top + _STRIP_ROWS, height)))
+        media.write(strip.tobytes())
 
 
 def _open(source: mmap.mmap | bytes, max_pixels: int) -> tuple[int, int, int, Image.Image]:
@@ -102,12 +114,15 @@ def _open(source: mmap.mmap | bytes, max_pixels: int) -> tuple[int, int, int, Im
 def _read_orientation(image: Image.Image, source: mmap.mmap | bytes) -> int:
     if image.format == "TIFF":
         return 1  # Pillow turns TIFF pictures itself, and their size is the upright one already
+    # The PNG plugin's own method decodes all pixels to look for Exif behind them.
+    read_exif = image.getexif
+    if image.format == "PNG" and _has_chunks_behind_pixels(source):
+        # NOTE: Pillow tells of broken pixels once; told while Exif is read, they would pass.
+        image.load()
+    elif image.format == "PNG":
+        read_exif = partial(Image.Image.getexif, image)
     try:
-        if image.format == "PNG" and not _has_chunks_behind_pixels(source):
-            # The PNG plugin's own method decodes all pixels to look for Exif behind them.
-            exif = Image.Image.getexif(image)
-        else:
-            exif = image.getexif()
+        exif = read_exif()
         orientation = exif.get(_ORIENTATION_TAG, 1)
     except Exception:
         # Broken Exif raises anything and must not be fatal.
@@ -137,7 +152,8 @@ def _flatten(image: Image.Image, background_rgb: int) -> Image.Image:
         flat = Image.new("RGB", picture.size, (red, green, blue))
         flat.paste(picture, mask=picture.getchannel("A"))
         return flat
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _narrow(image: Image.Image) -> Image.Image:

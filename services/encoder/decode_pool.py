@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_UNSAFE_TEXT = re.compile(r"<.*?>|0x[0-9a-fA-F]+|(?:/[^\s/]+){2,}")
+# Sizes such as 12000x9000 hold no address, though they hold "0x9000".
+_UNSAFE_TEXT = re.compile(r"<.*?>|\b0x[0-9a-fA-F]+|(?:/[^\s/]+){2,}")
 _RETRY_AFTER_S = 5.0
 
 
@@ -178,6 +179,11 @@ class DecodePool:
         process = await self._idle.get()
         is_usable = False
         try:
+            # No file is to blame for a worker that has ended while it was idle.
+            if process is not None and process.has_ended:
+                ENCODER_WORKER_DEATHS.labels("idle").inc()
+                self._drop(process)
+                process = None
             if process is None:
                 process = self._spawn()
             yield process
@@ -188,9 +194,12 @@ class DecodePool:
         finally:
             self._idle.put_nowait(process if is_usable else None)
             if process is not None and not is_usable:
-                log.info("decode_worker_ended", pid=process.pid)
-                self._processes.discard(process)
-                process.close()
+                self._drop(process)
+
+    def _drop(self, process: DecodeProcess) -> None:
+        log.info("decode_worker_ended", pid=process.pid)
+        self._processes.discard(process)
+        process.close()
 
     def _spawn(self) -> DecodeProcess:
         process = DecodeProcess(

@@ -20,6 +20,8 @@ _BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]);"
     " from chiasm.encoder.decode_worker import main; main()"
 )
+# Pieces of 16 MiB that Pillow keeps for the next picture, so that it need not touch new pages.
+_NUM_KEPT_BLOCKS = 4
 _EXIT_TIMEOUT_S = 5.0
 
 
@@ -70,13 +72,18 @@ class DecodeProcess:
                 stderr=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 # NOTE: numpy's OpenBLAS takes address space for every core of a large host.
-                env={"OPENBLAS_NUM_THREADS": "1"},
+                env={"OPENBLAS_NUM_THREADS": "1", "PILLOW_BLOCKS_MAX": str(_NUM_KEPT_BLOCKS)},
             )
 
     @property
     def pid(self) -> int:
         """Process id of the worker."""
         return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the worker runs no more."""
+        return self._process.poll() is not None
 
     def call(self, request: DecodeRequest, fds: Sequence[int], timeout_s: float) -> DecodeReply:
         """Give the worker a task and wait for its answer.

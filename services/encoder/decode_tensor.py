@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Mapping
 
+    from chiasm.encoder.media_writer import MediaWriter
     from chiasm.encoder.tensor_file import StoredTensor
 
 _MAX_GRID_SIDE = (1 << 32) - 1
@@ -32,13 +33,13 @@ def probe(body: bytes, source: mmap.mmap) -> bytes:
     return header.pack()
 
 
-def decode(body: bytes, source: mmap.mmap, media: mmap.mmap) -> None:
+def decode(body: bytes, source: mmap.mmap, media: MediaWriter) -> None:
     """Write the elements of the tensor in ``source`` to ``media``, densely."""
     task = TensorTask.unpack(body)
     embedding = _embedding(read_tensor_file(source[: task.num_file_bytes]), task)
     for row in embedding.rows():
         media.write(row)
-    if media.tell() != len(media):
+    if media.num_left:
         raise TensorFileError("the tensor does not have the size of its header")
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from chiasm.encoder.decode_errors import MediaTooLargeError
 from chiasm.encoder.decode_frames import decode_frames, probe_frames
 from chiasm.encoder.frame_list import is_frame_list
-from chiasm.encoder.wire_image import MAX_SIDE, NUM_CHANNELS
+from chiasm.encoder.wire_image import MAX_SIDE
 from chiasm.encoder.wire_video import VideoHeader, VideoTask
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+    from chiasm.encoder.media_writer import MediaWriter
 
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg")
 
@@ -102,7 +104,7 @@ def probe(body: bytes, source: mmap.mmap) -> bytes:
     return VideoHeader(width, height, packets.num_frames, fps, duration_s).pack()
 
 
-def decode(body: bytes, source: mmap.mmap, media: mmap.mmap) -> None:
+def decode(body: bytes, source: mmap.mmap, media: MediaWriter) -> None:
     """Decode the frames of a video that was probed.
 
     Args:
@@ -118,15 +120,14 @@ def decode(body: bytes, source: mmap.mmap, media: mmap.mmap) -> None:
     if is_frame_list(source):
         decode_frames(task, source, media)
         return
-    num_bytes = task.width * task.height * NUM_CHANNELS
     with _open(source) as container:
         stream = _find_stream(container)
         packets = _read_packets(container, stream, task.max_frames)
         frames = _select(container, stream, packets, task.frame_indices)
-        for number, frame in enumerate(frames):
+        for frame in frames:
             if _upright_size(frame) != (task.width, task.height):
                 raise ValueError("the size of the frames changes")
-            media[number * num_bytes : (number + 1) * num_bytes] = _upright_pixels(frame)
+            media.write(_upright_pixels(frame))
 
 
 @contextmanager

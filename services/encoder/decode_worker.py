@@ -26,6 +26,7 @@ from chiasm.encoder.decode_wire import (
     Operation,
     Status,
 )
+from chiasm.encoder.media_writer import MediaWriter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +50,7 @@ class Decoder(Protocol):
         """Return what the header of ``source`` tells, for a task in ``body``."""
         ...
 
-    def decode(self, body: bytes, source: mmap.mmap, media: mmap.mmap) -> None:
+    def decode(self, body: bytes, source: mmap.mmap, media: MediaWriter) -> None:
         """Fill ``media`` with what ``source`` holds, for a task in ``body``."""
         ...
 
@@ -96,8 +97,7 @@ def _answer(request: DecodeRequest, fds: Sequence[int]) -> DecodeReply:
         with mmap.mmap(fds[0], 0, prot=mmap.PROT_READ) as source:
             if request.operation.is_probe:
                 return DecodeReply(Status.OK, decoder.probe(request.body, source))
-            with mmap.mmap(fds[1], 0) as media:
-                decoder.decode(request.body, source, media)
+            decoder.decode(request.body, source, MediaWriter(fds[1]))
         return DecodeReply(Status.OK)
     except MediaTooLargeError as error:
         return DecodeReply.failure(Status.TOO_LARGE, str(error))

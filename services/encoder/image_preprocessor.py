@@ -55,6 +55,9 @@ class ImagePreprocessor:
     """
 
     def __init__(self, processor: ImageProcessor, planner: ImagePlanner, max_pixels: int) -> None:
+        self._settings = {**plain(processor.to_dict()), "backend": _backend()}
+        # The step that is replaced would be one of the settings.
+        _keep_pixels_together(processor)
         self._processor = processor
         self._planner = planner
         self._max_pixels = max_pixels
@@ -90,7 +93,7 @@ class ImagePreprocessor:
     @property
     def settings(self) -> Mapping[str, object]:
         """Every setting of the processor, in plain types, and its backend."""
-        return {**plain(self._processor.to_dict()), "backend": _backend()}
+        return self._settings
 
     async def plan(
         self, decoder: DecodePool, source: MemoryFile, options: ProcessingOptions
@@ -142,11 +145,32 @@ class ImagePreprocessor:
                 Modality.IMAGE, f"{width}x{height} pixels cannot be processed."
             ) from error
         tensors = {
-            name: value for name, value in features.items() if isinstance(value, torch.Tensor)
+            name: value.contiguous()
+            for name, value in features.items()
+            if isinstance(value, torch.Tensor)
         }
         return TowerInputs(
             item.modality, tensors, item.num_tower_pixels, item.layout.num_embedding_tokens
         )
+
+
+def _keep_pixels_together(processor: ImageProcessor) -> None:
+    """Spare pictures of torchvision's processors the copy that gives each channel a plane.
+
+    The resize gives the same values for either order in memory, and takes a fifth of the time if
+    the channels of a pixel lie side by side, as they come. Only the step of the base class that
+    makes the copy is replaced; a processor with a step of its own keeps it.
+    """
+    if not _HAS_TORCHVISION:
+        return
+    base = transformers.image_processing_backends.TorchvisionBackend
+    if isinstance(processor, base) and type(processor).process_image is base.process_image:
+        processor.process_image = _view_channels_first
+
+
+def _view_channels_first(image: np.ndarray, **_settings: object) -> torch.Tensor:
+    """Return a picture of three channels, [height, width, 3], as [3, height, width]."""
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def _backend() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from chiasm.encoder.memory_file import MemoryFile
 from chiasm.encoder.tower import bytes_of
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Mapping
 
     from chiasm.common.embedding_store import EmbeddingStore
@@ -155,6 +157,8 @@ class ItemEncoder:
             inputs = await asyncio.get_running_loop().run_in_executor(
                 self._threads, preprocessor.run, item, media
             )
+            # In a thread and behind the item's back: it takes milliseconds per megapixel too.
+            self._threads.submit(_free, media)
             preprocessed = time.monotonic()
             output = await self._stages.batcher.submit(inputs)
         if not await asyncio.to_thread(is_finite, output.rows):
@@ -169,3 +173,9 @@ class ItemEncoder:
         MEDIA_DECODE_LATENCY_SECONDS.labels(modality).observe(timings.decode_s)
         PREPROCESSING_LATENCY_SECONDS.labels(modality).observe(timings.preprocess_s)
         return output, timings
+
+
+def _free(media: mmap.mmap) -> None:
+    """Free decoded media; where a tensor is still a view of them, they are freed with it."""
+    with suppress(BufferError):
+        media.close()

@@ -27,8 +27,10 @@ class MemoryFile:
     def of_bytes(cls, data: bytes | bytearray) -> MemoryFile:
         """Return a read-only file that holds ``data``."""
         memory = cls(len(data))
-        with memory.map() as contents:
-            contents[:] = data
+        rest = memoryview(data)
+        while rest:
+            # Written, not mapped: touching new pages one by one takes longer than the copy.
+            rest = rest[os.pwrite(memory._fd, rest, len(data) - len(rest)) :]
         fcntl.fcntl(memory._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
         return memory
 

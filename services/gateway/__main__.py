@@ -19,7 +19,7 @@ from chiasm.common.guarded_redis import CallBudget
 from chiasm.common.limits import Limits
 from chiasm.common.logging import configure_logging
 from chiasm.common.media_resolver import MediaResolver
-from chiasm.common.metrics import MetricsPortError, start_metrics_server, watch_tasks
+from chiasm.common.metrics import MetricsPortError, start_metrics_server, watch_loop
 from chiasm.common.secrets import StoreSecrets, StoreSecretsError
 from chiasm.common.service_token import ServiceTokenError, load_service_token
 from chiasm.v1 import chat_pb2_grpc
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 async def serve(settings: GatewaySettings) -> None:
     """Serve until SIGTERM or SIGINT."""
-    watch_tasks()
+    watch_loop()
     await build_server(settings).run(settings.listen)
 
 

@@ -157,8 +157,9 @@ class EncoderClient:
     ) -> AsyncGenerator[EncodeEvent, None]:
         """Have one item encoded.
 
-        The call is repeated on another encoder if the first cannot be reached; once an event has
-        come it is not. Closing the generator cancels the call.
+        The call is repeated on another encoder if the first cannot be reached or dies; once a
+        chunk has come it is not, since chunks are passed on at once. Closing the generator cancels
+        the call.
 
         Args:
             item: The item; its source is sent in chunks.
@@ -170,21 +171,27 @@ class EncoderClient:
             ``ItemPlanned`` first, ``ItemReady`` last, ``ItemChunk`` between if it travels inline.
 
         Raises:
-            ChiasmError: What the encoder answered, or ``UnavailableError`` if it broke off.
+            ChiasmError: What the encoder answered, or ``UnavailableError`` if it broke off or
+                another one planned the item otherwise.
         """
         self._retries.record_call()
+        planned: ItemPlanned | None = None
+        has_chunk = False
         while True:
-            has_event = False
             try:
                 async with contextlib.aclosing(
                     self._encode_once(item, context, deadline, inline=inline)
                 ) as events:
                     async for event in events:
-                        has_event = True
+                        if isinstance(event, ItemPlanned) and planned is not None:
+                            _check_same(planned, event, item)
+                            continue
+                        planned = event if isinstance(event, ItemPlanned) else planned
+                        has_chunk = has_chunk or isinstance(event, ItemChunk)
                         yield event
                 return
             except grpc.aio.AioRpcError as error:
-                if has_event or not self._may_repeat(error):
+                if has_chunk or not self._may_repeat(error):
                     raise _located(error_from_rpc(error), item) from None
                 await wait_for_peer(self._pool, deadline)
 
@@ -315,6 +322,12 @@ def _ready_from_proto(ready: encoder_pb2.Ready) -> ItemReady:
         decode_s=timings.decode_s,
         encode_s=timings.preprocess_s + timings.encode_s,
     )
+
+
+def _check_same(first: ItemPlanned, second: ItemPlanned, item: MediaItem) -> None:
+    """Refuse a second plan that differs: the generator may have been told the first."""
+    if (first.ref, first.layout) != (second.ref, second.layout):
+        raise UnavailableError("The encoders disagree about the item.", param=item.param)
 
 
 def _located(error: ChiasmError, item: MediaItem) -> ChiasmError:

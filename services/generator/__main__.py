@@ -24,7 +24,7 @@ from chiasm.common.half_load import CheckpointError
 from chiasm.common.limits import Limits
 from chiasm.common.logging import configure_logging
 from chiasm.common.media import RequestContext
-from chiasm.common.metrics import MetricsPortError, start_metrics_server, watch_tasks
+from chiasm.common.metrics import MetricsPortError, start_metrics_server, watch_loop
 from chiasm.common.sampling import SamplingWishes
 from chiasm.common.secrets import StoreSecrets, StoreSecretsError
 from chiasm.common.service_token import ServiceTokenError, load_service_token
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 async def _serve(settings: GeneratorSettings) -> None:
-    watch_tasks()
+    watch_loop()
     token = load_service_token(settings.service_token_file)
     loaded = await asyncio.to_thread(_load, settings)
     generator = Generator(settings, loaded)

@@ -119,6 +119,7 @@ class Admission:
         for index, span in enumerate(spans):
             param = f"spans[{index}]"
             self._check_tensors(span, param)
+            self._check_group(span, param)
             if span.offset < end or span.end > len(token_ids):
                 raise _mismatch("Media spans must be ordered, apart and within the prompt.", param)
             expansion = np.repeat(
@@ -148,6 +149,15 @@ class Admission:
                 f" expects {self._spec.hidden_size}.",
                 param,
             )
+
+    def _check_group(self, span: MediaSpan, param: str) -> None:
+        """Refuse groups that the model was not trained with: one takes memory by its square."""
+        size, group = self._spec.group_tokens, span.both_ways
+        if (group is None) == bool(size):
+            kind = "attend to one another both ways" if size else "see only what is before them"
+            raise _mismatch(f"The rows of this model's media {kind}; the layout differs.", param)
+        if group and group[1] - group[0] != size:
+            raise _mismatch(f"A media item of this model has {size} rows.", param)
 
     def _resolve_sampling(self, wishes: SamplingWishes, num_prompt_tokens: int) -> SamplingParams:
         check_wishes(wishes, self._limits)

@@ -108,6 +108,7 @@ class TextSizes:
     intermediate_size: int
     num_kv_heads: int
     vocab_size: int
+    max_positions: int = 2048
 
     def config(self) -> dict[str, object]:
         """Return what differs from the tiny text model."""
@@ -118,6 +119,7 @@ class TextSizes:
             "num_hidden_layers": self.num_layers,
             "num_attention_heads": self.hidden_size // 64,
             "num_key_value_heads": self.num_kv_heads,
+            "max_position_embeddings": self.max_positions,
             "head_dim": 64,
             "initializer_range": 0.02,
             "rope_parameters": {
@@ -128,11 +130,22 @@ class TextSizes:
         }
 
 
-def make_bfloat16_qwen2_vl(path: Path, text: TextSizes, seed: int = 0) -> Path:
-    """Write a Qwen2-VL checkpoint in bfloat16 with a tiny tower to ``path`` and return it."""
-    vision_config = {**_vision_config(TowerSizes()), "hidden_size": text.hidden_size}
+def make_bfloat16_qwen2_vl(
+    path: Path, text: TextSizes, seed: int = 0, tower: TowerSizes | None = None
+) -> Path:
+    """Write a Qwen2-VL checkpoint in bfloat16, tower tiny by default, and return ``path``."""
+    sizes = tower or TowerSizes()
+    vision_config = {**_vision_config(sizes), "hidden_size": text.hidden_size}
     config = {**text.config(), "dtype": torch.bfloat16}
-    return _write_qwen(path, "Qwen2VL", vision_config, seed, text_config=config)
+    return _write_qwen(path, "Qwen2VL", vision_config, seed, sizes.max_pixels, config)
+
+
+def make_sized_qwen2_5_vl(
+    path: Path, text: TextSizes, vision_config: dict[str, object], max_pixels: int
+) -> Path:
+    """Write a Qwen2.5-VL checkpoint in bfloat16 of the given sizes to ``path`` and return it."""
+    config = {**text.config(), "dtype": torch.bfloat16, "tie_word_embeddings": True}
+    return _write_qwen(path, "Qwen2_5_VL", vision_config, 0, max_pixels, text_config=config)
 
 
 def make_qwen2_vl(path: Path, seed: int = 0, tower: TowerSizes | None = None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -48,6 +49,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
         errors: Error to raise before the plan, by the item's bytes or URL.
         id_of: Embedding ids of sources that must not have the usual one.
         late_errors: Error to raise after the plan.
+        last_errors: Error to raise after the chunk of an embedding that travels inline.
         is_inline: Whether embeddings travel inline although STORE was asked for.
         ready: Gate between plan and embedding; open at first.
         planned: Gate before the plan; open at first.
@@ -69,6 +71,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
         self.sources: list[bytes] = []
         self.errors: dict[bytes, ChiasmError] = {}
         self.late_errors: dict[bytes, ChiasmError] = {}
+        self.last_errors: dict[bytes, ChiasmError] = {}
         self.id_of: dict[bytes, bytes] = {}
         self.is_inline = False
         self.ready = asyncio.Event()
@@ -113,8 +116,9 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
             self.headers.append(header)
             self.sources.append(data)
             self.started.set()
+            # NOTE: a copy, since an error that was raised keeps this server alive by its frames.
             if source in self.errors:
-                raise self.errors[source]
+                raise copy.copy(self.errors[source])
             if self.keep is not None:
                 await self.keep(header, source)
             await self.planned.wait()
@@ -128,7 +132,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
             yield encoder_pb2.EncodeResponse(planned=planned)
             await self.ready.wait()
             if source in self.late_errors:
-                raise self.late_errors[source]
+                raise copy.copy(self.late_errors[source])
             status = media_pb2.CACHE_STATUS_MISS
             if self.is_inline or header.delivery == encoder_pb2.DELIVERY_INLINE:
                 status = media_pb2.CACHE_STATUS_INLINE
@@ -136,6 +140,8 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
                     embedding_id=ref.embedding_id, data=bytes(ref.num_bytes), is_last=True
                 )
                 yield encoder_pb2.EncodeResponse(chunk=chunk)
+                if source in self.last_errors:
+                    raise copy.copy(self.last_errors[source])
             ready = encoder_pb2.Ready(cache_status=status, timings=TIMINGS)
             yield encoder_pb2.EncodeResponse(ready=ready)
             has_ended = True
@@ -176,7 +182,7 @@ class FakeEncoder(encoder_pb2_grpc.EncoderServiceServicer):
         source = data or header.url.encode()
         self.headers.append(header)
         if source in self.errors:
-            raise self.errors[source]
+            raise copy.copy(self.errors[source])
         return encoder_pb2.PlanResponse(
             layout=layout_to_proto(self.layout()),
             num_tokens=NUM_IMAGE_TOKENS,

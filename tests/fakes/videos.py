@@ -75,6 +75,7 @@ def write_video(
     times: Sequence[int] | None = None,
     rotation: int = 0,
     sound_only: bool = False,
+    key: str = "",
 ) -> bytes:
     """Return the file of a video.
 
@@ -85,11 +86,14 @@ def write_video(
         times: Time of every frame in units of ``1 / rate``; ``None``: one after another.
         rotation: Degrees by which a player turns the frames.
         sound_only: Write silence instead of the frames.
+        key: Key of Common Encryption, 32 hexadecimal digits; empty: none.
     """
     buffer = io.BytesIO()
     if sound_only:
         return _write_silence(buffer, kind.container)
-    with av.open(buffer, "w", format=kind.container) as container:
+    cipher = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": key, "encryption_kid": key}
+    options = cipher if key else {}
+    with av.open(buffer, "w", format=kind.container, container_options=options) as container:
         stream = container.add_stream(kind.codec, rate=rate, options=kind.options)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]

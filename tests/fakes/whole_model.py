@@ -27,7 +27,7 @@ torchvision_shim.install()
 import transformers  # noqa: E402 - the shim must run before anything imports torchvision
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 _MERGE_SIZE = 2
@@ -78,8 +78,30 @@ class WholeModel:
 
         No token of its answer is a near tie: two correct ways to sum floats agree on all of them.
         """
-        for attempt in range(_MAX_ATTEMPTS):
-            prompt = self._make_random_prompt(num_images, seed * _MAX_ATTEMPTS + attempt)
+        return self._find_clear(
+            lambda attempt: self._make_random_prompt(num_images, attempt), seed, max_tokens
+        )
+
+    def change_text(
+        self, prompt: MediaPrompt, start: int, seed: int, max_tokens: int = 32
+    ) -> MediaPrompt:
+        """Return ``prompt`` with other text from ``start`` on, which is behind its images.
+
+        No token of its answer is a near tie, as with ``make_prompt``.
+        """
+
+        def change(attempt: int) -> MediaPrompt:
+            token_ids = (*prompt.token_ids[:start], *_random_text(random.Random(attempt)))
+            inputs = {**prompt.inputs, **self._text_inputs(torch.tensor([token_ids]))}
+            return replace(prompt, token_ids=token_ids, inputs=inputs)
+
+        return self._find_clear(change, seed, max_tokens)
+
+    def _find_clear(
+        self, make: Callable[[int], MediaPrompt], seed: int, max_tokens: int
+    ) -> MediaPrompt:
+        for attempt in range(seed * _MAX_ATTEMPTS, (seed + 1) * _MAX_ATTEMPTS):
+            prompt = make(attempt)
             answer, margin = self._answer(prompt, max_tokens)
             if margin >= _MIN_MARGIN:
                 return replace(prompt, answer=tuple(answer))
@@ -115,15 +137,19 @@ class WholeModel:
                 grids.append((grid.t, grid.h, grid.w))
             token_ids += [self._image_token_id] * num_rows + _random_text(rng)
         ids = torch.tensor([token_ids])
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs = self._text_inputs(ids)
         if pixels:
             inputs["pixel_values"] = torch.cat(pixels)
-        if self._attends_both_ways:
-            inputs["token_type_ids"] = (ids == self._image_token_id).int()
         if grids:
             inputs["image_grid_thw"] = torch.tensor(grids)
             inputs["mm_token_type_ids"] = (ids == self._image_token_id).int()
         return MediaPrompt(tuple(token_ids), tuple(spans), tuple(embeddings), inputs)
+
+    def _text_inputs(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self._attends_both_ways:
+            inputs["token_type_ids"] = (ids == self._image_token_id).int()
+        return inputs
 
     @torch.inference_mode()
     def _answer(self, prompt: MediaPrompt, max_tokens: int) -> tuple[list[int], float]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,12 +31,16 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(slots=True)
 class Answer:
-    """What one ``Encode`` call gave: messages in the order of ``kinds``."""
+    """What one ``Encode`` call gave: messages in the order of ``kinds``.
+
+    ``planned_at`` is when the plan came, by ``time.perf_counter``.
+    """
 
     kinds: list[str] = field(default_factory=list)
     planned: media_pb2.EmbeddingRef | None = None
     layout: media_pb2.MediaLayout | None = None
     planned_status: int = 0
+    planned_at: float = 0.0
     ready: encoder_pb2.Ready = field(default_factory=encoder_pb2.Ready)
     data: bytearray = field(default_factory=bytearray)
 
@@ -59,6 +64,7 @@ class Answer:
         kind = response.WhichOneof("message") or ""
         self.kinds.append(kind)
         if kind == "planned":
+            self.planned_at = time.perf_counter()
             self.planned = response.planned.ref
             self.layout = response.planned.layout
             self.planned_status = response.planned.cache_status
@@ -147,12 +153,19 @@ async def _requests(
 
 
 class EncoderProcess:
-    """``python -m chiasm.encoder`` with a state directory of its own."""
+    """``python -m chiasm.encoder``, or a program around it, with the secrets of ``state_dir``."""
 
-    def __init__(self, model: Path, redis_url: str, state_dir: Path, flags: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: Path,
+        redis_url: str,
+        state_dir: Path,
+        flags: Sequence[str],
+        program: Sequence[str] = ("chiasm.encoder",),
+    ) -> None:
         self._token = load_or_create_service_token(state_dir / "service_token")
         self._command = [
-            *(sys.executable, "-m", "chiasm.encoder", "--model", str(model)),
+            *(sys.executable, "-m", *program, "--model", str(model)),
             *("--redis-url", redis_url, "--dtype", "float32", "--device", "cpu", "--cores", "1"),
             *("--service-token-file", str(state_dir / "service_token")),
             *("--store-secret-file", str(state_dir / "store_secret")),
@@ -172,6 +185,12 @@ class EncoderProcess:
     def address(self) -> str:
         """Address of the gRPC port."""
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        assert self._process is not None, "start() comes first"
+        return self._process.pid
 
     async def start(self) -> None:
         """Start the process and return when it serves."""

@@ -40,9 +40,13 @@ class FaultyStack:
         self.stack = stack
         self.redis = Redis(unix_socket_path=str(stack.state_dir / "redis.sock"))
 
+    def new_picture(self) -> bytes:
+        """Return a picture that was never asked about."""
+        return chat.picture(next(_SEEDS), 60, 60)
+
     def picture(self) -> tuple[bytes, str]:
         """Return a picture that the store does not have, and the text that answers it."""
-        picture = chat.picture(next(_SEEDS), 60, 60)
+        picture = self.new_picture()
         # A salt makes it another item, which leaves the one without a salt unknown.
         return picture, self.ask(picture, cache_salt="gold")[0]
 
@@ -116,7 +120,7 @@ def wait_until_stored(faulty: FaultyStack) -> float:
     """Return after how many seconds new pictures are stored again."""
     started = time.monotonic()
     while time.monotonic() < started + _RECOVERY_S:
-        picture = chat.picture(next(_SEEDS), 60, 60)
+        picture = faulty.new_picture()
         if [faulty.ask(picture)[1] for _ in range(2)] == ["miss", "hit"]:
             return time.monotonic() - started
     raise AssertionError("the store is not used again")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import statistics
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SAMPLE_PAUSE_S = 0.2
+_LISTENING = "0A"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ def read_usage(pid: int) -> Usage:
     """Return what process ``pid`` and its descendants hold now."""
     rss_bytes = num_threads = 0
     descriptors: list[str] = []
-    for member in _family(pid):
+    for member in family_of(pid):
         try:
             status = Path(f"/proc/{member}/status").read_text()
             descriptors += _descriptors(member)
@@ -90,12 +93,43 @@ class UsageSampler:
                 self._samples[name].append(read_usage(pid))
 
 
+def listening_addresses(pid: int) -> set[tuple[str, int]]:
+    """Return host and port of every TCP socket that a process or a descendant listens on."""
+    targets = {target for member in family_of(pid) for target in _descriptors(member)}
+    found = set()
+    for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == _LISTENING and f"socket:[{fields[9]}]" in targets:
+                host, _, port = fields[1].partition(":")
+                found.add((_host_of(host, family), int(port, 16)))
+    return found
+
+
+def forget_peaks(pid: int) -> None:
+    """Have the kernel note the peak memory of process ``pid`` and its descendants afresh."""
+    for member in family_of(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            Path(f"/proc/{member}/clear_refs").write_text("5")
+
+
+def read_peak(pid: int) -> int:
+    """Return the sum of the peaks of resident memory of a process and its descendants, in bytes."""
+    peak_bytes = 0
+    for member in family_of(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            status = Path(f"/proc/{member}/status").read_text()
+            peak_bytes += _field(status, "VmHWM") * 1024
+    return peak_bytes
+
+
 def median_rss(samples: list[Usage]) -> float:
     """Return the median resident memory of samples, in bytes."""
     return statistics.median(sample.rss_bytes for sample in samples)
 
 
-def _family(pid: int) -> list[int]:
+def family_of(pid: int) -> list[int]:
+    """Return the ids of process ``pid`` and its descendants, itself first."""
     members = [pid]
     for member in members:
         for path in Path(f"/proc/{member}/task").glob("*/children"):
@@ -104,6 +138,12 @@ def _family(pid: int) -> list[int]:
             except (FileNotFoundError, ProcessLookupError):
                 continue  # that thread or worker has ended
     return members
+
+
+def _host_of(text: str, family: socket.AddressFamily) -> str:
+    # The kernel writes the address in words of the host's byte order.
+    words = [int(text[start : start + 8], 16) for start in range(0, len(text), 8)]
+    return socket.inet_ntop(family, b"".join(word.to_bytes(4, sys.byteorder) for word in words))
 
 
 def _descriptors(pid: int) -> list[str]:

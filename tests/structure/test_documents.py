@@ -67,6 +67,18 @@ def test_locks_hold_every_direct_dependency() -> None:
     assert direct <= set(pins("cpu"))
 
 
+def test_security_page_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
+    sources = "".join((ROOT / file).read_text() for file in files)
+
+    named = set(re.findall(r"`([\w/]+\.py)`", page))
+    assert len(named) >= 20
+    assert {name for name in named if not any(file.endswith(f"/{name}") for file in files)} == set()
+    functions = set(re.findall(r"`(test_\w+)`", page))
+    assert {name for name in functions if f"def {name}(" not in sources} == set()
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_target_exists_and_says_what_it_does(target: str) -> None:
     makefile = (ROOT / "Makefile").read_text()

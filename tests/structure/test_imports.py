@@ -18,6 +18,8 @@ ALLOWED = {
     "chiasm.generator": ("chiasm.generator", "chiasm.kernels", *LIBRARY),
     "chiasm.kernels": ("chiasm.kernels",),
 }
+NETWORK_MODULES = ("aiohttp", "httpx", "requests", "urllib3", "urllib.request", "http", "ftplib")
+FETCHER = "services/encoder/fetch.py"
 TREE_FOLDERS = {"services", "kernels", "protos"}
 
 
@@ -46,6 +48,13 @@ def test_relative_imports_stay_inside_their_service(file: SourceFile) -> None:
     others = tuple(f"chiasm.{other}" for other in SERVICES if other != service)
 
     assert not any(is_below(name, others) for name in file.imports)
+
+
+@pytest.mark.parametrize("file", source_files("services"), ids=str)
+def test_one_module_alone_fetches(file: SourceFile) -> None:
+    fetches = any(is_below(name, NETWORK_MODULES) for name in file.imports)
+
+    assert fetches == (str(file) == FETCHER)
 
 
 def test_kernels_is_no_package_of_its_own() -> None:

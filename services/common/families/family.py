@@ -167,6 +167,8 @@ class Family:
         placeholder_margin: Text that the family's processor puts before and behind each of them.
         lay_out_rows: Returns how rows that were not made from media here, and have no grid, stand
             in the prompt, from ``config.json`` and their run.
+        count_group_tokens: Returns from ``config.json`` how many rows every image has, if they
+            attend to one another both ways; 0 if every token sees only those before it.
         count_deepstack_levels: Returns from ``config.json`` how many tensors of an embedding are
             added behind the first layers of the language model.
     """
@@ -191,6 +193,7 @@ class Family:
     lay_out_rows: Callable[[Mapping[str, object], TokenRun], MediaLayout] = lambda config, rows: (
         MediaLayout((rows,))
     )
+    count_group_tokens: Callable[[Mapping[str, object]], int] = lambda config: 0
     count_deepstack_levels: Callable[[Mapping[str, object]], int] = lambda config: 0
 
     @property

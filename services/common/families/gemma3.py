@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chiasm.common.errors import InvalidRequestError
 from chiasm.common.families.family import Family, PositionScheme, VisualPlan, check_aspect_ratio
 from chiasm.common.families.reading import UnsupportedModelError, read_int, read_section
 from chiasm.common.media import MediaLayout, Modality, TokenRun
@@ -62,19 +63,37 @@ def make_square_planner(
     image_size = read_int(read_section(config, "vision_config"), "image_size")
     if {read_int(size, "height"), read_int(size, "width")} != {image_size}:
         raise UnsupportedModelError("The processor and the tower disagree on the size of images.")
-    run = TokenRun(
-        read_int(config, *_IMAGE_KEYS), read_int(config, "mm_tokens_per_image"), is_embedding=True
-    )
+    run = TokenRun(read_int(config, *_IMAGE_KEYS), count_group_tokens(config), is_embedding=True)
     return SquarePlanner(lay_out_image(config, run), image_size**2)
 
 
 def lay_out_image(config: Mapping[str, object], rows: TokenRun) -> MediaLayout:
-    """Return how ``rows`` of an image stand in the prompt: between their begin and end tokens."""
+    """Return how ``rows`` of an image stand in the prompt: between their begin and end tokens.
+
+    Raises:
+        InvalidRequestError: There are more or fewer than every image has.
+        UnsupportedModelError: A value is missing.
+    """
+    size = count_group_tokens(config)
+    if rows.count != size:
+        raise InvalidRequestError(
+            f"An image of this model has {size} embeddings, but there are {rows.count} rows.",
+            reason="INVALID_EMBEDDING",
+        )
     begin, end = (
         TokenRun(read_int(config, *keys), 1, is_embedding=False)
         for keys in (_BEGIN_KEYS, _END_KEYS)
     )
     return MediaLayout((begin, rows, end), attends_both_ways=True)
+
+
+def count_group_tokens(config: Mapping[str, object]) -> int:
+    """Return how many rows every image has.
+
+    Raises:
+        UnsupportedModelError: The configuration does not tell.
+    """
+    return read_int(config, "mm_tokens_per_image")
 
 
 GEMMA3 = Family(
@@ -86,4 +105,5 @@ GEMMA3 = Family(
     # The processor puts it around the token, and the tokenizer joins it with what stands there.
     placeholder_margin="\n\n",
     lay_out_rows=lay_out_image,
+    count_group_tokens=count_group_tokens,
 )

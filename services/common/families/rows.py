@@ -47,7 +47,7 @@ class RowPlanner:
             UnsupportedModelError: ``config`` lacks a value.
         """
         merge_size, frames_per_patch = 0, 1
-        if family.positions is PositionScheme.MROPE:
+        if family.positions is not PositionScheme.LINEAR:
             vision_config = read_section(config, "vision_config")
             merge_size = read_int(vision_config, "spatial_merge_size")
             frames_per_patch = read_int(vision_config, "temporal_patch_size")

@@ -57,6 +57,8 @@ class ModelSpec:
         num_deepstack_levels: Tensors of an embedding that are added to the hidden states behind
             the first layers, one each.
         logits: What is done to the logits.
+        group_tokens: Rows of every image, if they attend to one another both ways; 0 if every
+            token sees only those before it.
         layer_windows: Positions that a token sees in each layer, itself included; 0 is all before
             it. Empty: all layers see everything.
     """
@@ -72,6 +74,7 @@ class ModelSpec:
     positions_per_s: float | None = None
     num_deepstack_levels: int = 0
     logits: LogitsRule = LogitsRule()
+    group_tokens: int = 0
     layer_windows: tuple[int, ...] = ()
 
     @property
@@ -105,6 +108,7 @@ def read_model_spec(model: transformers.PreTrainedModel) -> ModelSpec:
         positions=family.positions,
         positions_per_s=family.read_positions_per_s(config),
         num_deepstack_levels=family.count_deepstack_levels(config),
+        group_tokens=family.count_group_tokens(config),
         logits=_read_logits_rule(text_config),
         layer_windows=_read_layer_windows(text_config),
     )

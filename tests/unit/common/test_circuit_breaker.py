@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chiasm.common.circuit_breaker import BreakerSettings, CircuitBreaker
+from chiasm.common.guarded_redis import STORE_BREAKER, CallBudget
 
 
 class _Clock:
@@ -99,4 +100,44 @@ def test_a_success_resets_the_wait(breaker: CircuitBreaker, clock: _Clock) -> No
     breaker.record_success()
     _open(breaker)
     clock.now = 4.0
+    assert breaker.admit()
+
+
+def test_a_suspicion_opens_it_and_may_be_probed_at_once(
+    breaker: CircuitBreaker, clock: _Clock
+) -> None:
+    breaker.trip()
+    assert breaker.is_open
+    assert breaker.probe_in_s == 0
+    assert breaker.admit()
+    breaker.record_failure()
+    assert breaker.probe_in_s == 2.0
+    clock.now = 1.5
+    assert breaker.probe_in_s == 0.5
+    breaker.trip()
+    assert not breaker.admit()
+
+
+def test_a_probe_that_is_answered_forgives_no_failure(breaker: CircuitBreaker) -> None:
+    _open(breaker)
+    breaker.recover()
+    assert breaker.admit()
+    breaker.record_failure()
+    assert breaker.is_open
+    breaker.recover()
+    breaker.record_success()
+    breaker.record_failure()
+    assert not breaker.is_open
+
+
+def test_that_of_the_store_probes_within_three_seconds_after_an_outage_of_any_length(
+    clock: _Clock,
+) -> None:
+    breaker = CircuitBreaker(STORE_BREAKER, clock)
+    for _ in range(20):
+        clock.now += 60.0
+        assert breaker.admit()
+        breaker.record_failure()
+
+    clock.now += 3.0 - CallBudget().base_s  # a probe may have begun just before Redis came back
     assert breaker.admit()

@@ -106,6 +106,14 @@ def test_ready_made_rows_stand_as_encoded_ones_do(config: dict[str, Any]) -> Non
     assert planner.plan(Modality.IMAGE, NUM_IMAGE_TOKENS, None) == encoded
 
 
+def test_ready_made_rows_must_be_as_many_as_an_image_has(config: dict[str, Any]) -> None:
+    planner = RowPlanner.of(family_of(config), config)
+
+    with pytest.raises(InvalidRequestError, match="has 16 embeddings, but there are 15 rows") as e:
+        planner.plan(Modality.IMAGE, NUM_IMAGE_TOKENS - 1, None)
+    assert e.value.reason == "INVALID_EMBEDDING"
+
+
 def test_only_rows_attend_both_ways() -> None:
     runs = (
         TokenRun(1, 2, is_embedding=False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import urllib.error
 import urllib.request
 
@@ -87,7 +88,7 @@ def test_port_that_is_taken_is_one_sentence() -> None:
 
 
 async def test_tasks_of_the_loop_are_counted() -> None:
-    metrics.watch_tasks()
+    metrics.watch_loop()
     before = _value("chiasm_process_tasks")
 
     task = asyncio.create_task(asyncio.Event().wait())
@@ -99,8 +100,24 @@ async def test_tasks_of_the_loop_are_counted() -> None:
     assert _value("chiasm_process_tasks") == before
 
 
-def _value(name: str) -> float:
-    value = REGISTRY.get_sample_value(name)
+async def test_a_blocked_loop_is_late() -> None:
+    metrics.watch_loop()
+    before = _num_late()
+
+    threading.Event().wait(0.3)  # blocks the loop for longer than the bound below
+    async with asyncio.timeout(10):
+        while _num_late() == before:  # noqa: ASYNC110 - a histogram wakes nobody
+            await asyncio.sleep(0.01)
+
+
+def _num_late() -> float:
+    """Return how often the loop was more than 0.2 s late."""
+    name = "chiasm_process_loop_lag_seconds"
+    return _value(f"{name}_count") - _value(f"{name}_bucket", {"le": "0.2"})
+
+
+def _value(name: str, labels: dict[str, str] | None = None) -> float:
+    value = REGISTRY.get_sample_value(name, labels)
     assert value is not None, name
     return value
 

@@ -77,9 +77,18 @@ def test_the_planner_is_read_from_the_configuration() -> None:
         "video_token_id": 4,
         "vision_config": {"spatial_merge_size": 2, "temporal_patch_size": 3},
     }
+    omni = {
+        "model_type": "qwen2_5_omni_thinker",
+        "image_token_index": 3,
+        "video_token_index": 4,
+        "audio_token_index": 5,
+        "vision_config": qwen["vision_config"],
+    }
     llava = {"model_type": "llava", "image_token_index": 5}
 
     planner = RowPlanner.of(family_of(qwen), qwen)
     assert (planner.merge_size, planner.frames_per_patch) == (2, 3)
     assert planner.token_ids[Modality.IMAGE] == 3
+    omni_planner = RowPlanner.of(family_of(omni), omni)
+    assert (omni_planner.merge_size, omni_planner.frames_per_patch) == (2, 3)
     assert RowPlanner.of(family_of(llava), llava) == RowPlanner({Modality.IMAGE: 5}, 0)

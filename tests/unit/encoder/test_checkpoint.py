@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from chiasm.common.families import UnsupportedModelError
 from chiasm.common.half_load import load_half
@@ -18,6 +19,7 @@ from chiasm.common.media import DataType, Modality, ProcessingOptions
 from chiasm.encoder.checkpoint import EncoderCheckpoint
 from chiasm.encoder.image_preprocessor import ImagePreprocessor
 from chiasm.encoder.memory_file import MemoryFile
+from chiasm.encoder.preprocess import plain
 from chiasm.encoder.tower import RowCountError, bytes_of
 from chiasm.encoder.wire_image import ImageHeader
 from tests.fakes.checkpoints import (
@@ -47,7 +49,18 @@ MAKERS = {
 }
 # Arguments of `get_image_features` that processors of these families give.
 FEATURES = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images")
-SIZES = [(1, 1), (1, 3), (3, 1), (3, 4), (13, 14), (28, 29), (1, 200), (97, 131), (300, 20)]
+SIZES = [
+    (1, 1),
+    (1, 3),
+    (3, 1),
+    (3, 4),
+    (13, 14),
+    (28, 29),
+    (1, 200),
+    (97, 131),
+    (300, 20),
+    (641, 479),
+]
 
 
 @pytest.fixture(scope="module", params=list(MAKERS))
@@ -230,3 +243,12 @@ def test_models_that_are_not_served_are_refused(tmp_path: Path, content: str) ->
 
     with pytest.raises(UnsupportedModelError):
         EncoderCheckpoint.load(tmp_path)
+
+
+def test_settings_of_pictures_are_those_of_the_checkpoints_own_processor(path: Path) -> None:
+    own: Any = transformers.AutoImageProcessor
+    own = own.from_pretrained(path, backend="torchvision")
+
+    settings = load(path).preprocessors[Modality.IMAGE].settings
+
+    assert settings == {**plain(own.to_dict()), "backend": "torchvision"}

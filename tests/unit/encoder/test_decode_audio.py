@@ -11,6 +11,8 @@ import pytest
 from chiasm.common.families.resampling import resampled_length
 from chiasm.encoder.decode_audio import decode, probe
 from chiasm.encoder.decode_errors import MediaTooLargeError
+from chiasm.encoder.media_writer import MediaWriter
+from chiasm.encoder.memory_file import MemoryFile
 from chiasm.encoder.wire_audio import SAMPLE_BYTES, AudioBounds, AudioHeader, AudioTask
 from tests.fakes import sounds
 
@@ -59,11 +61,9 @@ def load(data: bytes, rate: int = RATE, header: AudioHeader | None = None) -> np
     """Return the decoded clip. [num_samples], float32."""
     header = header or read_header(data)
     num_samples = resampled_length(header.num_frames, header.rate, rate)
-    media = mmap.mmap(-1, num_samples * SAMPLE_BYTES)
-    decode(AudioTask(BOUNDS, header, rate).pack(), as_source(data), media)
-    samples = np.frombuffer(media[:], np.float32)
-    media.close()  # raises if the decoder kept a view of it
-    return samples
+    media = MemoryFile(num_samples * SAMPLE_BYTES)
+    decode(AudioTask(BOUNDS, header, rate).pack(), as_source(data), MediaWriter(media.fd))
+    return np.frombuffer(media.map(), np.float32)
 
 
 @pytest.mark.parametrize(("kind", "subtype"), SOUND_FILES)

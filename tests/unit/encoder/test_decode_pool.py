@@ -102,6 +102,14 @@ async def test_exif_behind_the_pixels_of_a_png_counts(decoder: DecodePool) -> No
     assert np.array_equal(pixels, np.asarray(upright))
 
 
+async def test_broken_pixels_in_front_of_exif_are_refused(decoder: DecodePool) -> None:
+    data = bytearray(png_with_late_exif(noise(64, 64), 6))
+    data[data.index(b"IDAT") + 2000] ^= 0xFF
+
+    with pytest.raises(InvalidRequestError, match="broken data stream"):
+        await decode(decoder, bytes(data))
+
+
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"junk" * 9])
 async def test_broken_exif_is_not_fatal(decoder: DecodePool, exif: bytes) -> None:
     buffer = io.BytesIO()
@@ -269,27 +277,34 @@ async def test_a_header_that_does_not_fit_the_file_is_refused(decoder: DecodePoo
 
 
 def make_pool(
-    *, cpu_limit_s: int = 10, timeout_s: float = 30.0, memory_bytes: int = 1 << 30
+    *,
+    cpu_limit_s: int = 10,
+    timeout_s: float = 30.0,
+    memory_bytes: int = 1 << 30,
+    num_workers: int = 1,
 ) -> DecodePool:
-    """Return a pool of one worker, started, for a test that ends the worker."""
+    """Return a pool, started, for a test that ends its workers."""
     limits = DecodeLimits(memory_bytes, cpu_limit_s, timeout_s, niceness=0)
-    pool = DecodePool(1, limits)
+    pool = DecodePool(num_workers, limits)
     pool.start()
     return pool
 
 
-async def test_a_killed_worker_is_replaced_and_the_task_repeated() -> None:
-    pool = make_pool()
+@pytest.mark.parametrize("num_workers", [1, 3])
+async def test_killed_workers_are_replaced_and_the_task_repeated(num_workers: int) -> None:
+    pool = make_pool(num_workers=num_workers)
     data = encode(noise(8, 8), "PNG")
     try:
         await decode(pool, data)
-        (process,) = pool._processes
-        os.kill(process.pid, signal.SIGKILL)
+        pids = {process.pid for process in pool._processes}
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.to_thread(os.waitid, os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
         pixels = await decode(pool, data)
 
         assert pixels.shape == (8, 8, 3)
-        assert {other.pid for other in pool._processes} != {process.pid}
+        assert {process.pid for process in pool._processes} != pids
     finally:
         pool.stop()
 
@@ -350,7 +365,7 @@ async def test_a_picture_that_needs_too_much_memory_is_refused() -> None:
     pool = make_pool(memory_bytes=256 << 20)
     try:
         with pytest.raises(InvalidRequestError, match="Failed to load image"):
-            await decode(pool, encode(Image.new("1", (6000, 6000)), "PNG"), max_pixels=40_000_000)
+            await decode(pool, encode(Image.new("1", (8000, 8000)), "PNG"), max_pixels=70_000_000)
         assert (await decode(pool, encode(noise(8, 8), "PNG"))).shape == (8, 8, 3)
     finally:
         pool.stop()
@@ -362,6 +377,7 @@ async def test_a_picture_that_needs_too_much_memory_is_refused() -> None:
         ("cannot identify image file <_io.BytesIO object at 0x7a95>", "cannot identify image file"),
         ("broken at 0x7f00deadbeef now", "broken at  now"),
         ("No such file: /usr/lib/python3/x.py", "No such file:"),
+        ("a size of 12000x9000 pixels", "a size of 12000x9000 pixels"),
         ("two\nlines\x1b[31m", "two lines [31m"),
         ("", "the file cannot be decoded"),
     ],

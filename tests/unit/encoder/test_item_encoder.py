@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -44,11 +45,17 @@ class _Stages:
         self.may_store = asyncio.Event()
         self.is_store_down = False
         self.num_stored = 0
+        self.media: list[mmap.mmap] = []
+        self.views: list[memoryview] = []
+        self.has_views = False
 
-    async def decode(self, *arguments: object) -> str:
-        return "pixels"
+    async def decode(self, *arguments: object) -> mmap.mmap:
+        self.media.append(mmap.mmap(-1, 1))
+        return self.media[-1]
 
-    def run(self, *arguments: object) -> str:
+    def run(self, item: PlannedItem, media: mmap.mmap) -> str:
+        if self.has_views:
+            self.views.append(memoryview(media))
         return "inputs"
 
     async def submit(self, inputs: object) -> TowerRows:
@@ -121,3 +128,14 @@ async def test_embedding_that_is_not_finite_is_not_stored(value: float) -> None:
         await encoder.encode("a", _image(), _ref(0))
 
     assert stages.num_stored == 0
+
+
+@pytest.mark.parametrize("has_views", [False, True], ids=["copied", "viewed"])
+async def test_decoded_media_are_freed_once_the_tower_has_its_inputs(*, has_views: bool) -> None:
+    stages = _Stages()
+    stages.has_views = has_views
+    stages.may_store.set()
+    with _encoder(stages, max_in_work=1) as encoder:
+        await encoder.encode("a", _image(), _ref(0))
+
+    assert [media.closed for media in stages.media] == [not has_views]

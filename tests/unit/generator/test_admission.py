@@ -88,6 +88,33 @@ def test_wishes_are_kept() -> None:
     assert sampling.stop_token_ids == {4, 5}
 
 
+@pytest.mark.parametrize(
+    ("group_tokens", "both_ways", "message"),
+    [
+        (0, True, "see only what is before them; the layout differs"),
+        (2, False, "attend to one another both ways; the layout differs"),
+        (3, True, "A media item of this model has 3 rows"),
+        (2, True, ""),
+        (0, False, ""),
+    ],
+)
+def test_rows_must_attend_as_the_model_was_trained_to(
+    group_tokens: int, both_ways: bool, message: str
+) -> None:
+    spec = replace(BYTE_SPEC, group_tokens=group_tokens)
+    admission = Admission(spec, "tiny", MAX_MODEL_LEN, Limits())
+    span = _span(1)
+    span = replace(span, layout=replace(span.layout, attends_both_ways=both_ways))
+    request = _request((1, 50, 51, 51, 2), (span,))
+
+    if not message:
+        assert admission.check(request)[0].spans == (span,)
+        return
+    with pytest.raises(InvalidRequestError, match=message) as refused:
+        admission.check(request)
+    assert (refused.value.reason, refused.value.param) == ("LAYOUT_MISMATCH", "spans[0]")
+
+
 def test_prompt_logprobs_are_bounded_together() -> None:
     admission = Admission(BYTE_SPEC, "tiny", MAX_MODEL_LEN, Limits(max_prompt_logprobs=9))
 

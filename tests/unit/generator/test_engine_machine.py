@@ -34,6 +34,8 @@ from chiasm.generator.engine.sequence import Origin, Sequence
 from tests.fakes.generator_engine import EngineParts, expected_tokens, make_prompt
 
 NUM_ROWS = 3
+# More than a step takes; they attend to one another both ways.
+MANY_ROWS = 8
 PLACEHOLDER = 250
 RULES = ("admit", "provide", "step", "cancel", "finished")
 
@@ -77,17 +79,25 @@ class EngineMachine(RuleBasedStateMachine):
         ]
         self._add(group, [_Live(one, list(prompt)) for one in group])
 
-    @rule(offset=st.integers(0, 4), picture=st.integers(1, 2), max_tokens=st.integers(1, 6))
-    def admit_picture(self, offset: int, picture: int, max_tokens: int) -> None:
+    @rule(
+        offset=st.integers(0, 4),
+        picture=st.integers(1, 2),
+        max_tokens=st.integers(1, 6),
+        num_rows=st.sampled_from([NUM_ROWS, MANY_ROWS]),
+    )
+    def admit_picture(self, offset: int, picture: int, max_tokens: int, num_rows: int) -> None:
         """Add a prompt with one of two pictures, whose embedding comes later."""
-        spec = TensorSpec(TensorRole.SPLICE, DataType.FLOAT32, (NUM_ROWS, 1))
-        ref = EmbeddingRef(bytes([picture]) * 32, b"f" * 32, Modality.IMAGE, (spec,))
-        layout = MediaLayout((TokenRun(PLACEHOLDER, NUM_ROWS, is_embedding=True),))
+        spec = TensorSpec(TensorRole.SPLICE, DataType.FLOAT32, (num_rows, 1))
+        ref = EmbeddingRef(bytes([picture, num_rows]) * 16, b"f" * 32, Modality.IMAGE, (spec,))
+        layout = MediaLayout(
+            (TokenRun(PLACEHOLDER, num_rows, is_embedding=True),),
+            attends_both_ways=num_rows == MANY_ROWS,
+        )
         text = [1] * offset
         tokens = [*text, *layout.expand(), 2]
         prompt = make_prompt(tokens, (MediaSpan(offset, ref, layout, is_ready=False),))
         sequence = Sequence(self.next_id, prompt, SamplingParams(max_tokens, temperature=0.0))
-        rows = [100 + 10 * picture + index for index in range(NUM_ROWS)]
+        rows = [100 + 10 * picture + index for index in range(num_rows)]
         tensor = torch.tensor([[float(row)] for row in rows])
         self._add([sequence], [_Live(sequence, [*text, *rows, 2], tensor, is_provided=False)])
 
@@ -137,6 +147,15 @@ class EngineMachine(RuleBasedStateMachine):
     def blocks_and_queues_agree(self) -> None:
         """Check what the scheduler and the blocks promise."""
         self.parts.scheduler.check_invariants()
+
+    @invariant()
+    def no_group_is_computed_in_part(self) -> None:
+        """Check where the scheduled tokens of every sequence end."""
+        for record in self.live.values():
+            scheduled = record.sequence.num_scheduled_tokens
+            for span in record.sequence.prompt.spans:
+                group = span.both_ways or (0, 0)
+                assert not group[0] < scheduled < group[1]
 
     @invariant()
     def tokens_do_not_depend_on_the_company(self) -> None:
