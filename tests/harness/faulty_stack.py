@@ -30,7 +30,8 @@ _SEEDS = count(1)
 _RECOVERY_S = 10.0
 _RESTART_TIMEOUT_S = 90.0
 _POLL_PAUSE_S = 0.02
-_PAUSE_MS = 3000
+# Longer than two calls that time out one after the other, the gateway's and the encoder's.
+_PAUSE_MS = 6000
 
 
 class FaultyStack:
