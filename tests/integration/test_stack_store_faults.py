@@ -290,6 +290,26 @@ def test_f14_a_corrupt_name_stands_for_nothing_until_it_is_given_anew(
     report("F14", f"{how}: found, wrong outputs 0", "wrong outputs 0, detected all")
 
 
+def test_f14_an_old_name_that_comes_back_never_answers_for_other_data(faulty: FaultyStack) -> None:
+    (old, old_gold), (new, gold) = faulty.picture(), faulty.picture()
+    faulty.redis.flushall()
+    faulty.ask(old, "renamed")
+    (name,) = faulty.redis.scan_iter("chiasm:*:a:*")
+    envelope = faulty.redis.get(name)
+    assert isinstance(envelope, bytes)
+    faulty.redis.delete(name)
+    assert faulty.ask(new, "renamed")[0] == gold
+
+    faulty.redis.set(name, envelope)
+    refusal = chat.refused_chat(faulty.stack.base_url, body_of(new, "renamed"))
+
+    assert refusal.status == 409
+    # The data alone tell an old name from a new one: without them it stands for what it stood for.
+    assert faulty.ask(None, "renamed") == (old_gold, "hit")
+    assert faulty.ask(new) == (gold, "hit")
+    report("F14", "old name: refused with data, wrong outputs 0", "wrong outputs 0")
+
+
 def put(faulty: FaultyStack, picture: bytes, uuid: str) -> int:
     body = {"url": "data:image/png;base64," + base64.b64encode(picture).decode(), "uuid": uuid}
     request = urllib.request.Request(
