@@ -123,6 +123,7 @@ bench: $(STAMP) ## Run the benchmarks on stacks of their own
 	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.store_faults
 	$(BIN)/python -m benchmarks.streams
+	$(BIN)/python -m benchmarks.tower
 
 .PHONY: demo-train
 demo-train: $(STAMP) ## Train the demo model (WORK=folder of the run, ARGS=)

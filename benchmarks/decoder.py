@@ -26,13 +26,13 @@ from benchmarks.engine import FULL, NUM_THREADS, QUICK, SEED, count_weight_bytes
 from benchmarks.engine_report import Limit, limit_lines
 from chiasm.common.families import PositionScheme
 from chiasm.common.half_load import load_half
+from chiasm.common.packed_linear import PackedLinear
 from chiasm.generator.engine.block_group import GroupSize
 from chiasm.generator.engine.sampling_params import SamplingParams
 from chiasm.generator.engine.scheduled_step import ScheduledSequence
 from chiasm.generator.engine.sequence import Prompt, Sequence
 from chiasm.generator.model.attention_plan import CacheShape
 from chiasm.generator.model.forward_batch import build_forward_batch
-from chiasm.generator.model.fused.packed_linear import PackedLinear
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.make_decoder import make_decoder
 from chiasm.generator.model.model_spec import read_model_spec

@@ -125,6 +125,7 @@ async def _build(
             max_video_duration_s=settings.decode.max_video_duration_s,
             max_audio_duration_s=settings.decode.max_audio_duration_s,
         ),
+        settings.tower.tower,
     )
     log.info(
         "checkpoint_loaded",

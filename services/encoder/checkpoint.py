@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from chiasm.encoder.fused.fuse_tower import TowerChoice
     from chiasm.encoder.preprocess import Preprocessor
 
 _DTYPES = {
@@ -65,6 +66,7 @@ class EncoderCheckpoint:
         dtype: str = "auto",
         device: str = "auto",
         limits: MediaLimits | None = None,
+        choice: TowerChoice = "auto",
     ) -> EncoderCheckpoint:
         """Load a checkpoint from a directory in the hub layout; takes seconds.
 
@@ -73,10 +75,12 @@ class EncoderCheckpoint:
             dtype: Element type of weights and embeddings; ``auto`` takes the checkpoint's own.
             device: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
             limits: Bounds of single items; ``None`` takes the defaults.
+            choice: Who computes the tower; see ``fuse_tower``.
 
         Raises:
             CheckpointError: Weights are missing or the architecture is unknown.
             OSError: A file is missing.
+            UnsupportedTowerError: ``choice`` is ``fused``, which does not compute this checkpoint.
             UnsupportedModelError: The family is not served, or a configuration is incomplete.
         """
         config = served_part(_read_config(path))
@@ -87,7 +91,7 @@ class EncoderCheckpoint:
             modality: _PREPROCESSORS[modality].load(path, family, config, limits or MediaLimits())
             for modality in family.modalities
         }
-        tower = Tower.load(path, _DTYPES[dtype], torch.device(device))
+        tower = Tower.load(path, _DTYPES[dtype], torch.device(device), choice)
         placeholders = {
             modality: family.placeholder(config, modality) for modality in family.modalities
         }

@@ -27,6 +27,13 @@ class ModelSettings(SettingsGroup):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the tower runs; auto takes a GPU if there is one."
     )
+    tower: Literal["auto", "fused", "transformers"] = Field(
+        "auto",
+        description=(
+            "Who computes the tower: our own fused layers or transformers; auto takes the fused"
+            " ones for every model type whose parity is tested."
+        ),
+    )
     max_batch_items: int | None = Field(
         None, ge=1, description="Most items of one forward; default: 1 on a CPU, 16 on a GPU."
     )

@@ -6,10 +6,7 @@ import importlib.metadata
 import json
 from typing import TYPE_CHECKING
 
-import torch
 from blake3 import blake3
-
-from chiasm.encoder.tower import bytes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +15,7 @@ if TYPE_CHECKING:
     from chiasm.encoder.preprocess import Preprocessor
     from chiasm.encoder.tower import Tower
 
-_PROTOCOL_VERSION = 2
+_PROTOCOL_VERSION = 3
 _LIBRARIES = ("torch", "torchvision", "pillow", "av", "soundfile", "soxr", "transformers")
 _NOT_OF_THE_TOWER = frozenset(
     {"text_config", "_name_or_path", "transformers_version", "architectures", "dtype"}
@@ -28,15 +25,17 @@ _NOT_OF_THE_TOWER = frozenset(
 def compute_fingerprint(tower: Tower, preprocessors: Mapping[Modality, Preprocessor]) -> bytes:
     """Return 32 bytes that differ whenever the same source could give another embedding.
 
-    Covers the weights of towers and projectors, their dtype and configuration, the preprocessors'
-    settings, the versions of the libraries that change decoded media, and the version of this
-    format. The language model's weights are no part of it, nor is where the checkpoint lies.
+    Covers the weights of towers and projectors, their dtype and configuration, who computes them
+    (implementations round differently), the preprocessors' settings, the versions of the libraries
+    that change decoded media, and the version of this format. The language model's weights are no
+    part of it, nor is where the checkpoint lies.
     """
     hasher = blake3(derive_key_context="chiasm encoder fingerprint")
     config = {key: value for key, value in tower.config.items() if key not in _NOT_OF_THE_TOWER}
     description = {
         "protocol_version": _PROTOCOL_VERSION,
         "dtype": tower.data_type.value,
+        "tower": tower.kind,
         "device": tower.device.type,
         "config": config,
         "preprocessors": {
@@ -46,10 +45,7 @@ def compute_fingerprint(tower: Tower, preprocessors: Mapping[Modality, Preproces
         "libraries": {name: _version(name) for name in _LIBRARIES},
     }
     hasher.update(json.dumps(description, sort_keys=True, default=str).encode())
-    for name, weight in tower.weights():
-        header = json.dumps([name, str(weight.dtype), list(weight.shape)]).encode()
-        hasher.update(len(header).to_bytes(8, "little") + header)
-        hasher.update(bytes_of(weight.detach().to("cpu", memory_format=torch.contiguous_format)))
+    hasher.update(tower.weights_digest)
     return hasher.digest()
 
 

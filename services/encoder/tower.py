@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import torch
+from blake3 import blake3
 
 from chiasm.common.families import family_of
 from chiasm.common.half_load import load_half
 from chiasm.common.media import DataType, Modality
 from chiasm.encoder.families import qwen2_5_omni, qwen2_audio
+from chiasm.encoder.fused.fuse_tower import count_packed_bytes, fuse_tower
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import transformers
 
+    from chiasm.encoder.fused.fuse_tower import TowerChoice, TowerKind
     from chiasm.encoder.preprocess import TowerInputs
 
 _DATA_TYPES = {
@@ -42,27 +46,40 @@ class RowCountError(Exception):
 class Tower:
     """The encoder half of a checkpoint on one device. Use it from one thread."""
 
-    def __init__(self, model: transformers.PreTrainedModel, device: torch.device) -> None:
+    def __init__(
+        self, model: transformers.PreTrainedModel, device: torch.device, choice: TowerChoice
+    ) -> None:
+        self._weights_digest = _digest_weights(model)
         # The wrapper around this method loses its types.
         self._model = model.to(device)  # type: ignore[arg-type]
+        self._dtype = self._model.dtype
+        self._kind = fuse_tower(choice, self._model)
         self._device = device
         config = self._model.config.to_dict()
         self._num_deepstack_levels = family_of(config).count_deepstack_levels(config)
         self._row_width = self.hidden_size * (1 + self._num_deepstack_levels)
 
     @classmethod
-    def load(cls, model_path: Path, dtype: torch.dtype | None, device: torch.device) -> Tower:
+    def load(
+        cls,
+        model_path: Path,
+        dtype: torch.dtype | None,
+        device: torch.device,
+        choice: TowerChoice = "auto",
+    ) -> Tower:
         """Load the tower and projector of the checkpoint at ``model_path``.
 
         Args:
             model_path: Directory of the checkpoint.
             dtype: Element type of weights and embeddings; ``None`` takes the checkpoint's own.
             device: Where to run.
+            choice: Who computes it; see ``fuse_tower``.
 
         Raises:
             CheckpointError: The checkpoint is incomplete or of an unknown architecture.
+            UnsupportedTowerError: ``choice`` is ``fused``, which does not compute this checkpoint.
         """
-        return cls(load_half(model_path, "encoder", dtype), device)
+        return cls(load_half(model_path, "encoder", dtype), device, choice)
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +89,17 @@ class Tower:
     @property
     def data_type(self) -> DataType:
         """Element type of the embeddings."""
-        return _DATA_TYPES[self._model.dtype]
+        return _DATA_TYPES[self._dtype]
+
+    @property
+    def kind(self) -> TowerKind:
+        """Who computes it."""
+        return self._kind
+
+    @property
+    def weights_digest(self) -> bytes:
+        """Digest of all weights as the checkpoint has them, with names and shapes; 32 bytes."""
+        return self._weights_digest
 
     @property
     def hidden_size(self) -> int:
@@ -86,17 +113,14 @@ class Tower:
 
     @property
     def num_parameter_bytes(self) -> int:
-        """Bytes of all parameters that this process holds."""
-        return sum(p.numel() * p.element_size() for p in self._model.parameters())
+        """Bytes of all parameters that this process holds, packed ones included."""
+        num_bytes: int = sum(p.numel() * p.element_size() for p in self._model.parameters())
+        return num_bytes + count_packed_bytes(self._model)
 
     @property
     def config(self) -> Mapping[str, object]:
         """The checkpoint's configuration, in the form that transformers normalises it to."""
         return dict(self._model.config.to_dict())
-
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield every parameter with its name, in a fixed order."""
-        yield from sorted(self._model.named_parameters())
 
     @torch.inference_mode()
     def encode(self, items: Sequence[TowerInputs]) -> list[torch.Tensor]:
@@ -119,7 +143,7 @@ class Tower:
         }
         for name, value in arguments.items():
             if value.is_floating_point():
-                arguments[name] = value.to(self._model.dtype)
+                arguments[name] = value.to(self._dtype)
         features = self._compute_features(items[0].modality, arguments)
         embeddings = [rows.reshape(-1, rows.shape[-1]) for rows in features]
         for item, rows in zip(items, embeddings, strict=True):
@@ -147,3 +171,12 @@ class Tower:
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """Return the elements of a contiguous CPU tensor as bytes, without copying them."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _digest_weights(model: transformers.PreTrainedModel) -> bytes:
+    hasher = blake3(derive_key_context="chiasm encoder weights")
+    for name, weight in sorted(model.named_parameters()):
+        header = json.dumps([name, str(weight.dtype), list(weight.shape)]).encode()
+        hasher.update(len(header).to_bytes(8, "little") + header)
+        hasher.update(bytes_of(weight.detach().to("cpu", memory_format=torch.contiguous_format)))
+    return hasher.digest()

@@ -48,6 +48,11 @@ def expected_rows(whole: tuple[Any, Any], data: bytes) -> np.ndarray:
     return rows
 
 
+def assert_near(rows: np.ndarray, expected: np.ndarray) -> None:
+    """Check against the largest value: the fused tower sums in another order."""
+    np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize(("width", "height"), SIZES)
 async def test_embeddings_of_odd_sizes_equal_the_whole_model(
     client: EncoderClient, whole: tuple[Any, Any], width: int, height: int
@@ -57,7 +62,7 @@ async def test_embeddings_of_odd_sizes_equal_the_whole_model(
     answer = await client.encode(data, inline=True)
 
     assert answer.kinds == ["planned", "chunk", "ready"]
-    np.testing.assert_allclose(answer.rows(), expected_rows(whole, data), rtol=0, atol=1e-5)
+    assert_near(answer.rows(), expected_rows(whole, data))
 
 
 @pytest.mark.parametrize(("file_format", "mode"), FILES)
@@ -68,7 +73,7 @@ async def test_embeddings_of_every_format_equal_the_whole_model(
 
     answer = await client.encode(data, inline=True)
 
-    np.testing.assert_allclose(answer.rows(), expected_rows(whole, data), rtol=0, atol=1e-5)
+    assert_near(answer.rows(), expected_rows(whole, data))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -79,7 +84,7 @@ async def test_orientations_equal_the_whole_model(
 
     answer = await client.encode(data, inline=True)
 
-    np.testing.assert_allclose(answer.rows(), expected_rows(whole, data), rtol=0, atol=1e-5)
+    assert_near(answer.rows(), expected_rows(whole, data))
 
 
 async def test_the_layout_promises_as_many_rows_as_come(client: EncoderClient) -> None:

@@ -1,4 +1,7 @@
-"""The encoder half gives exactly what the whole model computes for the same picture."""
+"""The encoder half gives exactly what the whole model computes for the same picture.
+
+Where transformers computes the tower; ``fused/test_fused_tower.py`` has what our own is held to.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @functools.cache
 def load(path: Path) -> EncoderCheckpoint:
-    return EncoderCheckpoint.load(path, device="cpu")
+    return EncoderCheckpoint.load(path, device="cpu", choice="transformers")
 
 
 @functools.cache
@@ -149,7 +152,7 @@ def test_no_weight_of_the_language_model_is_held(path: Path) -> None:
         return sum(p.numel() * p.element_size() for p in model.parameters())
 
     held = checkpoint.tower.num_parameter_bytes
-    names = [name for name, _ in checkpoint.tower.weights()]
+    names = [name for name, _ in load_half(path, "encoder").named_parameters()]
 
     # Bare parameters of the base model, such as a newline row, are held by both.
     shared = sum(
@@ -173,7 +176,7 @@ def test_rows_are_finite_float32_of_the_language_models_width(path: Path) -> Non
 
 
 def test_another_dtype_can_be_chosen(path: Path) -> None:
-    checkpoint = EncoderCheckpoint.load(path, dtype="bfloat16", device="cpu")
+    checkpoint = EncoderCheckpoint.load(path, dtype="bfloat16", device="cpu", choice="transformers")
 
     rows = encode(checkpoint, noise(30, 30))
 
@@ -201,7 +204,8 @@ def test_the_fingerprint_does_not_depend_on_the_place(path: Path, tmp_path: Path
     copy = shutil.copytree(path, tmp_path / "copy")
 
     assert len(load(path).fingerprint) == 32
-    assert EncoderCheckpoint.load(copy, device="cpu").fingerprint == load(path).fingerprint
+    again = EncoderCheckpoint.load(copy, device="cpu", choice="transformers")
+    assert again.fingerprint == load(path).fingerprint
 
 
 def change_preprocessor(path: Path) -> None:
@@ -234,7 +238,8 @@ def test_the_fingerprint_ignores_the_language_model(tmp_path: Path) -> None:
         model.lm_head.weight.add_(1.0)
     model.save_pretrained(path)
 
-    assert EncoderCheckpoint.load(path, device="cpu").fingerprint == before
+    after = EncoderCheckpoint.load(path, device="cpu", choice="transformers")
+    assert after.fingerprint == before
 
 
 @pytest.mark.parametrize("content", ["[]", '{"model_type": "bert"}', "{}"])

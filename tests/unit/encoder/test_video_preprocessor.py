@@ -48,7 +48,7 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @functools.cache
 def load(path: Path) -> EncoderCheckpoint:
-    return EncoderCheckpoint.load(path, device="cpu")
+    return EncoderCheckpoint.load(path, device="cpu", choice="transformers")
 
 
 @functools.cache

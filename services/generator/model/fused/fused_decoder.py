@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
+from chiasm.common.packed_linear import PackedLinear
+from chiasm.common.rms_norm import RMSNorm
 from chiasm.generator.model.attention import AttentionContext
 from chiasm.generator.model.fused.decoder_layer import DecoderLayer
 from chiasm.generator.model.fused.description import UnsupportedDecoderError, describe_decoder
 from chiasm.generator.model.fused.layer_weights import check_layers, take_layer, take_norm_weight
-from chiasm.generator.model.fused.packed_linear import PackedLinear
 from chiasm.generator.model.fused.quantized_linear import QuantizedLinear, can_quantize
-from chiasm.generator.model.fused.rms_norm import RMSNorm
 from chiasm.generator.model.fused.rotary import make_rotation
 from chiasm.generator.model.model_spec import read_model_spec
 from chiasm.generator.model.text_model_io import (

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from chiasm.common.rms_norm import RMSNorm
 from chiasm.generator.model.fused.description import UnsupportedDecoderError
-from chiasm.generator.model.fused.rms_norm import RMSNorm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from chiasm.common.packed_linear import PackedLinear
     from chiasm.generator.model.fused.description import DecoderDescription
-    from chiasm.generator.model.fused.packed_linear import PackedLinear
     from chiasm.generator.model.fused.quantized_linear import QuantizedLinear
 
     Linear = PackedLinear | QuantizedLinear

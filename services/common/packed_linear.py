@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import gelu, linear, silu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 # Rows for which oneDNN is asked to choose its layout; the layout serves any number of rows, and
 # one chosen for few rows makes prefill slower.
 _TYPICAL_ROWS = 512
+# Functions that oneDNN applies to a product before it rounds it: its name and variant, and what is
+# computed without it.
+_FUSED: Mapping[str, tuple[str, str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "gelu": ("gelu", "none", gelu),
+    "gelu_pytorch_tanh": ("gelu", "tanh", partial(gelu, approximate="tanh")),
+    "silu": ("swish", "", silu),
+}
 
 
 class PackedLinear:
@@ -61,6 +74,47 @@ class PackedLinear:
         if not self._is_packed:
             return linear(rows, self._weight, self._bias)
         return torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")  # type: ignore[no-any-return]  # operators have no types
+
+    def activate(self, rows: torch.Tensor, activation: str) -> torch.Tensor:
+        """Return ``activation(self(rows))``, rounded once if the weight is packed.
+
+        Args:
+            rows: As for a call.
+            activation: A name for which ``can_activate`` is true.
+        """
+        name, variant, function = _FUSED[activation]
+        if not self._is_packed:
+            return function(linear(rows, self._weight, self._bias))
+        return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]  # as above
+            rows, self._weight, self._bias, name, [], variant
+        )
+
+    def add(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Return ``others + self(rows)``, rounded once if the weight is packed.
+
+        Args:
+            rows: As for a call.
+            others: [num_rows, num_outputs], dtype of the weight.
+        """
+        if not self._is_packed:
+            return linear(rows, self._weight, self._bias).add_(others)
+        return self._combine(rows, others, "add")
+
+    def multiply(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Return ``others * self(rows)``, rounded once if the weight is packed; see ``add``."""
+        if not self._is_packed:
+            return linear(rows, self._weight, self._bias).mul_(others)
+        return self._combine(rows, others, "mul")
+
+    def _combine(self, rows: torch.Tensor, others: torch.Tensor, operation: str) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise.binary(  # type: ignore[no-any-return]  # as above
+            rows, others, self._weight, self._bias, operation
+        )
+
+
+def can_activate(activation: str) -> bool:
+    """Return whether ``PackedLinear.activate`` knows ``activation``, as transformers spells it."""
+    return activation in _FUSED
 
 
 def can_pack(weight: torch.Tensor) -> bool:

@@ -1,0 +1,86 @@
+"""Compute one block of a fused tower."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chiasm.encoder.fused.description import UnsupportedTowerError
+from chiasm.encoder.fused.linear import activate, check_linears, take_linears
+from chiasm.encoder.fused.norm import check_norm, take_norm
+from chiasm.encoder.fused.rotary import pair_order, rotate
+from chiasm.encoder.fused.segments import attend
+
+if TYPE_CHECKING:
+    import torch
+
+    from chiasm.encoder.fused.description import BlockDescription
+    from chiasm.encoder.fused.segments import Segments
+
+
+class TowerBlock:
+    """An attention block and a feed-forward block, each added to what it reads."""
+
+    def __init__(self, module: torch.nn.Module, description: BlockDescription) -> None:
+        """Take the weights of ``module``, which ``check_block`` has accepted."""
+        self._num_heads = description.num_heads
+        self._activation = description.activation
+        attention_norm, mlp_norm = (module.get_submodule(name) for name in description.norms)
+        self._attention_norm, self._mlp_norm = take_norm(attention_norm), take_norm(mlp_norm)
+        self._output = take_linears(module, (description.output,))
+        order = None
+        if description.has_rotary:
+            width = self._output.num_inputs
+            order = pair_order(self._num_heads, width // self._num_heads)
+        self._qkv = take_linears(module, description.qkv, order)
+        self._inner = [take_linears(module, (name,)) for name in description.inner]
+        self._down = take_linears(module, (description.down,))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights."""
+        norms = self._attention_norm.num_bytes + self._mlp_norm.num_bytes
+        linears = [self._qkv, self._output, *self._inner, self._down]
+        return norms + sum(linear.num_bytes for linear in linears)
+
+    def forward(
+        self, hidden: torch.Tensor, segments: Segments, rotation: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Compute the block.
+
+        Args:
+            hidden: [num_rows, hidden_size], dtype of the tower.
+            segments: Which rows see each other.
+            rotation: See ``rotate``; ``None`` for towers without.
+
+        Returns:
+            The hidden states behind the block, as ``hidden``.
+        """
+        qkv = self._qkv(self._attention_norm(hidden))
+        heads = qkv.view(len(hidden), 3, self._num_heads, -1)
+        if rotation is not None:
+            rotate(heads, rotation)
+        hidden = self._output.add(attend(heads, segments), hidden)
+        first, *up = self._inner
+        normed = self._mlp_norm(hidden)
+        inner = activate(first, normed, self._activation)
+        if up:
+            inner = up[0].multiply(normed, inner)
+        return self._down.add(inner, hidden)
+
+
+def check_block(module: torch.nn.Module, description: BlockDescription) -> None:
+    """Check that a ``TowerBlock`` of ``module`` would find and use every weight.
+
+    Raises:
+        UnsupportedTowerError: A module is missing, or of a kind that it does not compute, or there
+            is one more than the description knows. Nothing was changed.
+    """
+    linears = (*description.qkv, description.output, *description.inner, description.down)
+    check_linears(module, linears)
+    owners = {name.rpartition(".")[0] for name, _ in module.named_parameters()}
+    if unknown := owners.symmetric_difference((*linears, *description.norms)):
+        raise UnsupportedTowerError(
+            f"blocks do not have the expected weights; differing: {', '.join(sorted(unknown))}"
+        )
+    for name in description.norms:
+        check_norm(module.get_submodule(name))
