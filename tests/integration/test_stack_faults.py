@@ -55,14 +55,16 @@ def test_text_and_known_pictures_go_on_without_the_encoder(stack: Stack) -> None
     known = answer_text(stack, picture_body(3))
     stack.kill("encoder-0")
 
-    assert answer_text(stack, TEXT)
-    assert answer_text(stack, picture_body(3)) == known
+    # At once, before the supervisor has started another.
     refusal = chat.refused_chat(stack.base_url, picture_body(4))
     assert refusal.status == 503
     assert refusal.retry_after
     assert refusal.error["message"]
+    assert answer_text(stack, TEXT)
+    assert answer_text(stack, picture_body(3)) == known
 
     stack.wait_until_ready("encoder-0")
+    assert stack.metric("chiasm_encoder_encoded_items_total", "encoder-0") == 0
     assert answer_text(stack, picture_body(4))
 
 
