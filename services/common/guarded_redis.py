@@ -264,6 +264,8 @@ class GuardedRedis:
             self._breaker.trip()
         if self._breaker.is_open and not was_open:
             log.warning("store_breaker_opened", why=why)
+            if self._prober is not None:
+                self._prober.cancel()
             self._prober = asyncio.create_task(self._probe(), name="store probe")
 
     async def _probe(self) -> None:
