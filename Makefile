@@ -122,6 +122,7 @@ bench: $(STAMP) ## Run the benchmarks on stacks of their own
 	$(BIN)/python -m benchmarks.encoder
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.store_faults
 	$(BIN)/python -m benchmarks.streams
 	$(BIN)/python -m benchmarks.tower
 

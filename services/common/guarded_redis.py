@@ -38,6 +38,9 @@ T = TypeVar("T")
 Command: TypeAlias = "tuple[str | bytes | memoryview | int, ...]"
 Reply: TypeAlias = "bytes | int | bool | None"
 
+# Redis that comes back, after however long, is used again within 3 s: pause and one failing probe.
+STORE_BREAKER = BreakerSettings(longest_open_s=2.0)
+
 _MAX_LOGGED_CHARS = 200
 _RETRY_AFTER_S = 1.0
 _MIN_PAUSE_S = 0.01
@@ -111,7 +114,7 @@ class GuardedRedis:
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         )
         bulk = BulkRedis(RedisAddress.parse(url), budget.stall_s, budget.max_transfers)
-        return cls(client, bulk, budget, breaker or CircuitBreaker(BreakerSettings()))
+        return cls(client, bulk, budget, breaker or CircuitBreaker(STORE_BREAKER))
 
     async def execute(self, commands: Sequence[Command]) -> list[Reply]:
         """Send ``commands`` in one pipeline and return their replies in order.
@@ -261,6 +264,8 @@ class GuardedRedis:
             self._breaker.trip()
         if self._breaker.is_open and not was_open:
             log.warning("store_breaker_opened", why=why)
+            if self._prober is not None:
+                self._prober.cancel()
             self._prober = asyncio.create_task(self._probe(), name="store probe")
 
     async def _probe(self) -> None:

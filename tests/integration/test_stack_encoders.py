@@ -39,21 +39,21 @@ def ask(stack: Stack, seeds: range) -> str:
     return text
 
 
-def num_forwards(stack: Stack) -> list[float]:
-    return [stack.metric("chiasm_encoder_forward_seconds_count", name) for name in NAMES]
+def num_forwards(stack: Stack, name: str) -> float:
+    return stack.metric("chiasm_encoder_forward_seconds_count", name)
 
 
 def test_the_pictures_of_one_request_go_to_both_encoders(stack: Stack) -> None:
-    before = num_forwards(stack)
+    before = [num_forwards(stack, name) for name in NAMES]
 
     ask(stack, range(4))
 
-    shares = [now - then for now, then in zip(num_forwards(stack), before, strict=True)]
-    assert shares == [2, 2]
+    after = [num_forwards(stack, name) for name in NAMES]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [2, 2]
 
 
 def test_the_pictures_of_an_encoder_that_dies_are_encoded_by_the_other(stack: Stack) -> None:
-    before = num_forwards(stack)[1]
+    before = num_forwards(stack, NAMES[1])
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(ask, stack, range(10, 14))
         while not asking.done() and not stack.metric("chiasm_encoder_queue_pixels", NAMES[0]):
@@ -61,6 +61,6 @@ def test_the_pictures_of_an_encoder_that_dies_are_encoded_by_the_other(stack: St
         stack.kill(NAMES[0])
         answer = asking.result()
 
-    assert num_forwards(stack)[1] - before > 2
+    assert num_forwards(stack, NAMES[1]) - before > 2
     stack.wait_until_ready(NAMES[0])
     assert ask(stack, range(10, 14)) == answer

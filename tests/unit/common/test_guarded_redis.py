@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from chiasm.common.circuit_breaker import BreakerSettings, CircuitBreaker
 from chiasm.common.errors import StoreUnavailableError
-from chiasm.common.guarded_redis import CallBudget, GuardedRedis, StoreRefusedError
+from chiasm.common.guarded_redis import STORE_BREAKER, CallBudget, GuardedRedis, StoreRefusedError
 from chiasm.common.resp_connection import KeyedChunk
 from tests.fakes.scripted_redis import ScriptedRedis
 
@@ -145,3 +145,15 @@ async def test_redis_that_trickles_is_given_up_when_the_budget_is_over(
     trickling.cancel()
 
     assert _BUDGET.base_s <= loop.time() - started < _BUDGET.base_s + 2
+
+
+def test_a_probe_comes_within_three_seconds_after_an_outage_of_any_length() -> None:
+    now = 0.0
+    breaker = CircuitBreaker(STORE_BREAKER, lambda: now)
+    for _ in range(20):
+        now += 60.0
+        assert breaker.admit()
+        breaker.record_failure()
+
+    now += 3.0 - CallBudget().base_s  # a probe may have begun just before Redis came back
+    assert breaker.admit()
