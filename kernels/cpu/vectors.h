@@ -48,9 +48,11 @@ static inline void narrow(float value, uint16_t* target) {
 }
 
 static inline float sum(Floats values) {
-  float total = 0;
-  for (int i = 0; i < kWidth; ++i) total += values[i];
-  return total;
+  typedef float Four __attribute__((vector_size(16)));
+  Four parts[kWidth / 4];
+  std::memcpy(parts, &values, sizeof values);
+  for (int i = 1; i < kWidth / 4; ++i) parts[0] += parts[i];
+  return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
 }
 
 // e to the power of arguments of at most 0, to about 2e-7; below -87 the result is 0.

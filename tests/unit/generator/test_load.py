@@ -51,12 +51,16 @@ def test_asked_context_bounds_requests() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_model_len": 513}, {"max_model_len": 100, "num_blocks": 6}, {"budget_bytes": 1}],
-    ids=str,
+    [
+        replace(REQUEST, max_model_len=513),
+        replace(REQUEST, max_model_len=100, num_blocks=6),
+        replace(REQUEST, budget_bytes=1),
+    ],
+    ids=["model", "blocks", "bytes"],
 )
-def test_context_that_model_or_cache_cannot_hold_is_refused(wrong: dict[str, int]) -> None:
+def test_context_that_model_or_cache_cannot_hold_is_refused(wrong: CacheRequest) -> None:
     with pytest.raises(CacheTooSmallError, match="is asked for"):
-        decide_sizes(BYTE_SPEC, torch.float32, replace(REQUEST, **wrong))
+        decide_sizes(BYTE_SPEC, torch.float32, wrong)
 
 
 WINDOWED = replace(BYTE_SPEC, num_layers=4, layer_windows=(0, 32, 32, 0))
