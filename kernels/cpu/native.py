@@ -155,7 +155,7 @@ def find_kernels(choice: KernelChoice) -> CpuKernels | None:
 
     Args:
         choice: The instruction set; ``auto`` takes the best of this machine, and torch if there are
-            no kernels; ``off`` takes torch.
+            no kernels or only plain ones; ``off`` takes torch.
 
     Raises:
         KernelsUnavailableError: An instruction set was asked for that cannot be had.
@@ -169,6 +169,9 @@ def find_kernels(choice: KernelChoice) -> CpuKernels | None:
         if choice != "auto":
             raise
         log.info("cpu_kernels_chosen", kernels="torch", reason=str(error), remedy=_REMEDY)
+        return None
+    if choice == "auto" and kernels.level == "plain":
+        log.info("cpu_kernels_chosen", kernels="torch", reason="plain kernels are slower than it")
         return None
     log.info("cpu_kernels_chosen", kernels=kernels.level)
     return kernels

@@ -46,7 +46,7 @@ class ModelSettings(SettingsGroup):
         default="auto",
         description=(
             "Instruction set of our compiled kernels on a CPU; auto takes the machine's best, and"
-            " torch if they were not compiled; off takes torch."
+            " torch if that is plain or they were not compiled; off takes torch."
         ),
     )
     max_model_len: int | None = Field(

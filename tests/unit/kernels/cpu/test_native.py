@@ -191,17 +191,26 @@ def test_instruction_set_that_was_asked_for_is_never_replaced(
 
 
 def test_what_is_found_is_used_unless_switched_off(
-    monkeypatch: pytest.MonkeyPatch, library: Path
+    monkeypatch: pytest.MonkeyPatch, library: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(native, "__file__", str(library.parent / "native.py"))
-    (library.parent / "_native.test.so").hardlink_to(library)
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    (tmp_path / "_native.test.so").symlink_to(library)
 
-    found = [find_kernels(choice) for choice in ("auto", "plain", "off")]
+    monkeypatch.setattr(CpuKernels, "level", "avx2")
 
-    assert found[0] is not None
-    assert found[1] is not None
-    assert found[1].level == "plain"
-    assert found[2] is None
+    assert find_kernels("auto") is not None
+    assert find_kernels("off") is None
+
+
+def test_machine_with_plain_kernels_only_takes_torch(
+    monkeypatch: pytest.MonkeyPatch, library: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    monkeypatch.setattr(CpuKernels, "level", "plain")
+    (tmp_path / "_native.test.so").symlink_to(library)
+
+    assert find_kernels("auto") is None
+    assert find_kernels("plain") is not None
 
 
 def test_file_that_is_no_library_is_told_of(tmp_path: Path) -> None:
