@@ -237,7 +237,7 @@ def test_kernels_touch_only_their_own_memory(tmp_path: Path, library: Path) -> N
         "KERNELS_UNDER_TEST": str(sanitized),
     }
     names = "paged_decode or same_to_the_bit or any_size"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", __file__]
 
     done = subprocess.run(
         [*command, "-k", names, "-o", "timeout=500"],
