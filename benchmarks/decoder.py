@@ -103,7 +103,8 @@ def main() -> None:
         decoders = _load_decoders(model)
     products = BareProducts(plan.text)
     _print(limit_lines(limit))
-    _print(["| forward | transformers | fused | bare products | ratio |", "|---|---|---|---|---|"])
+    heads = ["forward", "transformers", "fused", "w8a8", "bare products", "ratio", "w8a8 / fused"]
+    _print([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"])
     for work in WORKS:
         runs = {name: _forward_of(decoder, work) for name, decoder in decoders.items()}
         runs["products"] = partial(_time_products, products, work)
@@ -121,8 +122,8 @@ def _measure(runs: dict[str, Callable[[], float]], num_rounds: int) -> dict[str,
 
 
 def _load_decoders(path: Path) -> dict[str, Decoder]:
-    """Return both decoders of one checkpoint on one cache, which only their keys write."""
-    halves = [load_half(path, "generator") for _ in range(2)]
+    """Return decoders of one checkpoint on one cache, which only their keys write."""
+    halves = [load_half(path, "generator") for _ in range(3)]
     spec = read_model_spec(halves[0])
     num_blocks = sum(work.num_sequences * -(-work.context // BLOCK_SIZE) for work in WORKS)
     layout = KVCacheLayout((GroupSize(num_blocks),), BLOCK_SIZE)
@@ -133,6 +134,7 @@ def _load_decoders(path: Path) -> dict[str, Decoder]:
     return {
         "transformers": make_decoder("transformers", halves[0], cache),
         "fused": make_decoder("fused", halves[1], cache),
+        "w8a8": make_decoder("fused", halves[2], cache, "w8a8"),
     }
 
 
@@ -181,7 +183,8 @@ def _line(work: Work, seconds: dict[str, list[float]]) -> str:
     cells = [_spread(values) for values in seconds.values()]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratio = medians["transformers"] / medians["fused"]
-    return f"| {work.name} | {' | '.join(cells)} | {ratio:.2f} |"
+    saved = medians["w8a8"] / medians["fused"]
+    return f"| {work.name} | {' | '.join(cells)} | {ratio:.2f} | {saved:.2f} |"
 
 
 def _spread(seconds: list[float]) -> str:
