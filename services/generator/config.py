@@ -39,7 +39,7 @@ class ModelSettings(SettingsGroup):
         default="none",
         description=(
             "w8a8 multiplies by 8-bit integers in the linear layers of the fused decoder: half the"
-            " memory and about 0.6 of the time, for a little accuracy; CPU only."
+            " memory and somewhat less time, for a little accuracy; CPU only."
         ),
     )
     cpu_kernels: Literal["auto", "off", "plain", "avx2", "avx512"] = Field(
