@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -40,6 +41,8 @@ class BulkRedis:
         self._address = address
         self._stall_s = stall_s
         self._threads = ThreadPoolExecutor(max_connections, "store-transfer")
+        # Connections come back in the threads of their transfers, also while the client is closed.
+        self._lock = threading.Lock()
         self._idle: list[RespConnection] = []
         self._is_closed = False
 
@@ -57,9 +60,11 @@ class BulkRedis:
 
     def close(self) -> None:
         """Close idle connections; those in use close when their transfer ends. Later ones fail."""
-        self._is_closed = True
-        while self._idle:
-            self._idle.pop().close()
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _transfer(self, operation: Callable[[RespConnection], T]) -> T:
@@ -81,13 +86,15 @@ class BulkRedis:
             del work
 
     def _take_idle(self) -> RespConnection | None:
-        while self._idle:
-            connection = self._idle.pop()
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                connection = self._idle.pop()
             if connection.is_usable:
                 return connection
             # Redis has closed it, as a restart does.
             connection.close()
-        return None
 
     async def _open(self) -> RespConnection:
         if self._is_closed:
@@ -103,9 +110,12 @@ class BulkRedis:
             del work
 
     def _give_back(self, connection: RespConnection) -> None:
-        if connection.is_usable and not self._is_closed:
-            self._idle.append(connection)
-        else:
+        is_usable = connection.is_usable
+        with self._lock:
+            is_kept = is_usable and not self._is_closed
+            if is_kept:
+                self._idle.append(connection)
+        if not is_kept:
             connection.close()
 
 

@@ -87,7 +87,7 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
         self.ready_ids: list[bytes] = []
         self.chunk_ids: list[bytes] = []
         self.chunks: list[media_pb2.EmbeddingChunk] = []
-        self.stopped: list[int] = []
+        self.stopped: asyncio.Queue[int] = asyncio.Queue()
         self.failures: list[generator_pb2.EmbeddingFailed] = []
         self.cancelled = asyncio.Event()
         self.started = asyncio.Event()

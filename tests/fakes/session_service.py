@@ -23,8 +23,8 @@ class FakeSession:
     A ``generate`` that ends without ``finished`` ends the session.
     """
 
-    def __init__(self, generate: Generate, stopped: list[int]) -> None:
-        """Run ``generate``; add to ``stopped`` the index of every answer that is stopped."""
+    def __init__(self, generate: Generate, stopped: asyncio.Queue[int]) -> None:
+        """Run ``generate``; put into ``stopped`` the index of every answer that is stopped."""
         self._generate = generate
         self._stopped = stopped
         self._events: asyncio.Queue[generator_pb2.SessionEvent | None] = asyncio.Queue()
@@ -60,7 +60,7 @@ class FakeSession:
                 case "half_close":
                     self._inboxes[key].put_nowait(None)
                 case "stop":
-                    self._stopped.append(request.stop.index)
+                    self._stopped.put_nowait(request.stop.index)
                 case "cancel":
                     self._tasks[key].cancel()
         self._events.put_nowait(None)

@@ -193,7 +193,7 @@ async def test_stop_string_of_one_answer_does_not_end_the_others(gateway: Gatewa
     texts = [choice["message"]["content"] for choice in answer["choices"]]
     assert texts == ["A red circle.", "One "]
     assert [choice["stop_reason"] for choice in answer["choices"]] == [None, "STOP"]
-    assert gateway.generator.stopped == [1]
+    assert await asyncio.wait_for(gateway.generator.stopped.get(), 5) == 1
 
 
 async def test_rules_of_sampling_reach_the_generator(gateway: Gateway) -> None:
