@@ -32,7 +32,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900
 
 MIN_FILES = 1000
 MIN_ENCODED = 500
-TOLERANCE = 1e-6
+# Of the largest value of an item: the fused tower sums in another order.
+TOLERANCE = 1e-5
 LEAK = re.compile(r"\b0x[0-9a-f]{6,}|Traceback|<[a-zA-Z_.]+ |(/[\w.-]+){2,}", re.IGNORECASE)
 
 
@@ -131,7 +132,7 @@ def compare(findings: Findings, name: str, found: np.ndarray, expected: np.ndarr
     if found.shape != expected.shape:
         findings.wrong.append(f"{name}: {found.shape} rows instead of {expected.shape}")
         return
-    difference = float(np.abs(found - expected).max())
+    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     findings.largest_difference = max(findings.largest_difference, difference)
     if not difference <= TOLERANCE:
         findings.wrong.append(f"{name}: differs by {difference}")
