@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from chiasm.cli.bench_load import WORDS
 from tests.fakes.checkpoints import TextSizes, make_sized_qwen2_5_vl
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TEXT = TextSizes(24, 896, 4864, 2, 151_936)
+TEXT = TextSizes(24, 896, 4864, 2, 151_936, max_positions=32_768)
 VISION: dict[str, object] = {
     "depth": 12,
     "hidden_size": 768,
@@ -36,11 +37,13 @@ def make_bench_model(path: Path) -> Path:
 
 
 def _widen_tokenizer(file: Path) -> None:
-    """Give the tokens that no text has a spelling of their own."""
+    """Give the tokens that no text has a spelling; a word of the workloads is one token."""
     tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    tokenizer["model"]["ignore_merges"] = True
     vocabulary = tokenizer["model"]["vocab"]
+    words = [f"Ġ{word}" for word in WORDS if f"Ġ{word}" not in vocabulary]
     taken = {*vocabulary.values(), *(token["id"] for token in tokenizer["added_tokens"])}
     for token_id in range(TEXT.vocab_size):
         if token_id not in taken:
-            vocabulary[f"Ġx{token_id}"] = token_id
+            vocabulary[words.pop() if words else f"Ġx{token_id}"] = token_id
     file.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")

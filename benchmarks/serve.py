@@ -16,46 +16,56 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.bench_model import make_bench_model
 from chiasm.cli.bench import BenchPlan, make_endpoints, markdown, plan_cells, run_rounds
 from chiasm.cli.bench_load import WORKLOADS, Sizes
 
+if TYPE_CHECKING:
+    from chiasm.cli.bench_client import Endpoint
+
 READY_S = 600.0
-PORTS = {"chiasm": 8100, "vllm": 8101, "transformers": 8103}
+# Ours takes some ports behind its own.
+PORTS = {"chiasm": 8100, "vllm-1t": 8201, "vllm-2t": 8202, "transformers": 8203}
+# ``transformers serve`` answers one request at a time: more would measure its queue.
+TRANSFORMERS_CONCURRENCY = 1
 VLLM_FLAGS = (
     *("--dtype", "bfloat16", "--max-model-len", "4096", "--max-num-seqs", "32"),
     *("--limit-mm-per-prompt", '{"image":4,"video":0}', "--skip-mm-profiling"),
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """How a server is started, and what it needs in its environment."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
 def main() -> None:
     """Start the servers, measure them and stop them."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model-dir", type=Path, default=Path("build/bench-model"))
-    parser.add_argument("--vllm", type=Path, help="virtual environment")
-    parser.add_argument("--transformers", type=Path, help="virtual environment")
-    parser.add_argument("--workload", action="append", choices=WORKLOADS)
-    parser.add_argument("--concurrency", default="1,4,16")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=4)
-    parser.add_argument("--ours", nargs="*", default=[], help="further flags of ours")
-    given = parser.parse_args()
+    given = _read_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers are stopped then, too
     model = str(make_bench_model(given.model_dir))
-    commands = _commands(model, given.vllm, given.transformers)
-    commands["chiasm"] = (*commands["chiasm"], *given.ours)
-    urls = [f"{name}=http://127.0.0.1:{PORTS[name]}" for name in commands]
+    servers = _servers(model, given)
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        for name, command in commands.items():
-            processes[name] = _start(command, given.vllm if name == "vllm" else None)
-        for name, process in processes.items():
-            _wait(process, name)
+        for name, server in servers.items():
+            processes[name] = _start(server)
+            _wait(processes[name], name)
         pids = {name: process.pid for name, process in processes.items()}
         cells = plan_cells(given.workload or [], given.concurrency)
-        endpoints = make_endpoints(urls, model, "")
-        plan = BenchPlan(endpoints, cells, pids, lambda name: _select(processes, name))
+        plan = BenchPlan(
+            _endpoints(servers, model),
+            cells,
+            pids,
+            lambda name: _select(processes, name),
+            lambda series: print(series, file=sys.stderr, flush=True),
+        )
         # transformers serve refuses ignore_eos, and all get the same request.
         sizes = Sizes(given.requests, ignores_eos=given.transformers is None)
         table = run_rounds(plan, given.rounds, sizes, time.time_ns())
@@ -65,34 +75,68 @@ def main() -> None:
             _stop(process)
 
 
+def _read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model-dir", type=Path, default=Path("build/bench-model"))
+    parser.add_argument("--vllm", type=Path, help="virtual environment")
+    parser.add_argument("--transformers", type=Path, help="virtual environment")
+    parser.add_argument("--workload", action="append", choices=WORKLOADS)
+    parser.add_argument("--concurrency", default="1,4,16")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=4)
+    parser.add_argument("--ours", nargs="*", default=[], help="further flags of ours, without --")
+    return parser.parse_args()
+
+
+def _endpoints(servers: dict[str, Server], model: str) -> list[Endpoint]:
+    endpoints = make_endpoints(
+        [f"{name}=http://127.0.0.1:{PORTS[name]}" for name in servers], model, ""
+    )
+    return [
+        replace(endpoint, max_concurrency=TRANSFORMERS_CONCURRENCY)
+        if endpoint.name == "transformers"
+        else endpoint
+        for endpoint in endpoints
+    ]
+
+
 def _select(processes: dict[str, subprocess.Popen[bytes]], chosen: str) -> None:
     """Let one server run and stop the others."""
     for name, process in processes.items():
         os.killpg(process.pid, signal.SIGCONT if name == chosen else signal.SIGSTOP)
 
 
-def _commands(
-    model: str, vllm: Path | None, transformers: Path | None
-) -> dict[str, tuple[str, ...]]:
+def _servers(model: str, given: argparse.Namespace) -> dict[str, Server]:
     def where(name: str) -> tuple[str, ...]:
         return ("--host", "127.0.0.1", "--port", str(PORTS[name]))
 
-    chiasm = (sys.executable, "-m", "chiasm.cli.main", "up", model)
-    commands = {"chiasm": (*chiasm, "--served-model-name", model, *where("chiasm"))}
-    if vllm:
-        commands["vllm"] = (str(vllm / "bin/vllm"), "serve", model, *where("vllm"), *VLLM_FLAGS)
-    if transformers:
-        peer = (str(transformers / "bin/transformers"), "serve", model, *where("transformers"))
-        commands["transformers"] = (*peer, "--device", "cpu", "--dtype", "bfloat16")
-    return commands
+    chiasm = (sys.executable, "-m", "chiasm.cli.main", "up", model, "--served-model-name", model)
+    ours = tuple(f"--{flag}" for flag in given.ours)
+    servers = {"chiasm": Server((*chiasm, *where("chiasm"), *ours))}
+    if given.vllm:
+        program = (str(given.vllm / "bin/vllm"), "serve", model, *VLLM_FLAGS)
+        environment = {
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "LD_PRELOAD": str(given.vllm / "lib/libiomp5.so"),
+        }
+        # One thread and a free core is what its "auto" picks on two cores.
+        for name, cores in (("vllm-1t", "0"), ("vllm-2t", "0-1")):
+            layout = {**environment, "VLLM_CPU_OMP_THREADS_BIND": cores}
+            servers[name] = Server((*program, *where(name)), layout)
+    if given.transformers:
+        peer = (str(given.transformers / "bin/transformers"), "serve", model)
+        servers["transformers"] = Server(
+            (*peer, *where("transformers"), "--device", "cpu", "--dtype", "bfloat16")
+        )
+    return servers
 
 
-def _start(command: tuple[str, ...], vllm: Path | None) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    if vllm:
-        environment["VLLM_CPU_KVCACHE_SPACE"] = "2"
-        environment["LD_PRELOAD"] = str(vllm / "lib/libiomp5.so")
-    return subprocess.Popen(command, env=environment, stdout=sys.stderr, start_new_session=True)
+def _start(server: Server) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **server.environment}
+    return subprocess.Popen(
+        server.command, env=environment, stdout=sys.stderr, start_new_session=True
+    )
 
 
 def _wait(process: subprocess.Popen[bytes], name: str) -> None:

@@ -42,12 +42,14 @@ class BenchPlan:
         cells: Workloads and their concurrency.
         pids: Root process of endpoints, by name.
         select: Called with the name of the endpoint that is measured next.
+        report: Called with the series to which a round was added.
     """
 
     endpoints: list[Endpoint]
     cells: list[tuple[str, int]]
     pids: dict[str, int]
     select: Callable[[str], None] = lambda name: None
+    report: Callable[[Series], None] = lambda series: None
 
 
 @dataclass(slots=True)
@@ -104,6 +106,7 @@ def run_rounds(plan: BenchPlan, num_rounds: int, sizes: Sizes, seed: int) -> lis
         (cell, endpoint.name): Series(endpoint.name, *cell)
         for cell in plan.cells
         for endpoint in plan.endpoints
+        if endpoint.is_measured_at(cell[1])
     }
     source = RequestSource(seed, sizes)
     for endpoint in plan.endpoints:
@@ -115,7 +118,8 @@ def run_rounds(plan: BenchPlan, num_rounds: int, sizes: Sizes, seed: int) -> lis
     for _ in range(num_rounds):
         for cell in plan.cells:
             for endpoint in plan.endpoints:
-                series = table[cell, endpoint.name]
+                if (series := table.get((cell, endpoint.name))) is None:
+                    continue
                 plan.select(endpoint.name)
                 foreign = ForeignCpu(list(plan.pids.values()))
                 series.rounds.append(asyncio.run(measure_cell(endpoint, *cell, source, sizes)))
@@ -123,6 +127,7 @@ def run_rounds(plan: BenchPlan, num_rounds: int, sizes: Sizes, seed: int) -> lis
                 if endpoint.name in plan.pids:
                     used = pss_bytes(plan.pids[endpoint.name])
                     series.pss_bytes = max(series.pss_bytes, used)
+                plan.report(series)
     return list(table.values())
 
 

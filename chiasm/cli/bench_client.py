@@ -15,12 +15,25 @@ _MAX_ERROR_CHARS = 300
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server under measurement: its name in the table, URL without ``/v1``, model and key."""
+    """A server under measurement.
+
+    Attributes:
+        name: Its name in the table.
+        url: Address without ``/v1``.
+        model: The model's name in its requests.
+        api_key: Sent as a bearer token, if there is one.
+        max_concurrency: It is not measured in cells above; 0 for no bound.
+    """
 
     name: str
     url: str
     model: str
     api_key: str = ""
+    max_concurrency: int = 0
+
+    def is_measured_at(self, concurrency: int) -> bool:
+        """Return whether cells of ``concurrency`` are measured."""
+        return not self.max_concurrency or concurrency <= self.max_concurrency
 
 
 @dataclass(slots=True)

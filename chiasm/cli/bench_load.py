@@ -18,7 +18,8 @@ from chiasm.cli.bench_client import Endpoint, Timing, stream_chat
 FLOOD = "text-under-flood"
 WORKLOADS = ("text", "image-new", "image-same", "image-four", FLOOD)
 FLOOD_STREAMS, FLOOD_CLIENTS = 2, 4
-_WORDS = ("river", "stone", "light", "paper", "green", "seven", "under", "north")
+FLOOD_TOKENS = 32  # a server that waits for every picture needs seconds for each
+WORDS = ("river", "stone", "light", "paper", "green", "seven", "under", "north")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class RequestSource:
         urls = [self._picture() for _ in range(pictures)]
         if workload == "image-same":
             urls = [self._same]
-        words = " ".join(self._random.choices(_WORDS, k=self._sizes.input_tokens))
+        words = " ".join(self._random.choices(WORDS, k=self._sizes.input_tokens))
         parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         content: Any = [*parts, {"type": "text", "text": words}] if parts else words
         stop = {"ignore_eos": True} if self._sizes.ignores_eos else {}
@@ -108,8 +109,10 @@ async def measure_cell(
         done: list[Timing] = []
         is_flood = workload == FLOOD
         slots = asyncio.Semaphore(concurrency)
-        count = max(sizes.num_requests, concurrency)
+        count = concurrency if is_flood else max(sizes.num_requests, concurrency)
         bodies = [source.body("text" if is_flood else workload) for _ in range(count)]
+        for body in bodies if is_flood else ():
+            body["max_tokens"] = min(FLOOD_TOKENS, body["max_tokens"])
         start = time.perf_counter()
         tasks = [asyncio.create_task(flood()) for _ in range(FLOOD_CLIENTS * is_flood)]
         timings = await asyncio.gather(*(text_or_picture(body) for body in bodies))
