@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from benchmarks.bench_model import make_bench_model
 from chiasm.cli.bench import BenchPlan, make_endpoints, markdown, plan_cells, run_rounds
 from chiasm.cli.bench_load import WORKLOADS, Sizes
+from chiasm.cli.bench_machine import process_tree
 
 if TYPE_CHECKING:
     from chiasm.cli.bench_client import Endpoint
@@ -84,7 +85,7 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--concurrency", default="1,4,16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=4)
-    parser.add_argument("--ours", nargs="*", default=[], help="further flags of ours, without --")
+    parser.add_argument("--ours", nargs="*", default=[], help="flags of ours: cores=1 ...")
     return parser.parse_args()
 
 
@@ -101,9 +102,9 @@ def _endpoints(servers: dict[str, Server], model: str) -> list[Endpoint]:
 
 
 def _select(processes: dict[str, subprocess.Popen[bytes]], chosen: str) -> None:
-    """Let one server run and stop the others."""
+    """Let one server run and stop the others, with all their processes."""
     for name, process in processes.items():
-        os.killpg(process.pid, signal.SIGCONT if name == chosen else signal.SIGSTOP)
+        _signal_tree(process.pid, signal.SIGCONT if name == chosen else signal.SIGSTOP)
 
 
 def _servers(model: str, given: argparse.Namespace) -> dict[str, Server]:
@@ -150,15 +151,22 @@ def _wait(process: subprocess.Popen[bytes], name: str) -> None:
     raise SystemExit(f"{name} did not become ready; it ended with {process.poll()}")
 
 
+def _signal_tree(root: int, number: signal.Signals) -> None:
+    # Not by process groups: the services of ours have groups of their own.
+    for pid in process_tree(root):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is not None:
         return
-    os.killpg(process.pid, signal.SIGCONT)
+    _signal_tree(process.pid, signal.SIGCONT)
     process.terminate()
     try:
         process.wait(30)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        _signal_tree(process.pid, signal.SIGKILL)
         process.wait()
 
 

@@ -121,12 +121,13 @@ def run_rounds(plan: BenchPlan, num_rounds: int, sizes: Sizes, seed: int) -> lis
                 if (series := table.get((cell, endpoint.name))) is None:
                     continue
                 plan.select(endpoint.name)
-                foreign = ForeignCpu(list(plan.pids.values()))
+                measured = plan.pids.get(endpoint.name)
+                # What the other servers do meanwhile is foreign, too.
+                foreign = ForeignCpu([] if measured is None else [measured])
                 series.rounds.append(asyncio.run(measure_cell(endpoint, *cell, source, sizes)))
                 series.foreign_cpu.append(foreign.share())
-                if endpoint.name in plan.pids:
-                    used = pss_bytes(plan.pids[endpoint.name])
-                    series.pss_bytes = max(series.pss_bytes, used)
+                if measured is not None:
+                    series.pss_bytes = max(series.pss_bytes, pss_bytes(measured))
                 plan.report(series)
     return list(table.values())
 

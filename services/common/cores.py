@@ -1,7 +1,7 @@
 """Share the cores of one host between services: a page with one busy word each.
 
-Before each step (generator) or layer (encoder) a service takes as many threads as there are cores
-that no busy peer needs: ``max(1, cores - busy peers)``. The page is a small file that all services
+Before each layer of a forward a service takes as many threads as there are cores that no busy peer
+needs: ``max(1, cores - busy peers)``. The page is a small file that all services
 of the host map; it needs no server and survives any of them.
 
 ::

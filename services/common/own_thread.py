@@ -1,9 +1,9 @@
 """Keep threads that compute now and then out of the way of the one thread that computes always.
 
 libgomp gives every thread that computes in parallel helpers of its own, and keeps them as long as
-that thread lives. When all helpers of a process are more than its cores, it lets them spin a
-hundredth as long before they sleep, and a decode step of a small model then waits for wake-ups
-(measured on two cores: 28 to 31 ms instead of 19 to 26).
+that thread lives. When all threads of a process are more than its cores, it lets them spin far
+shorter before they sleep, and a decode step of a small model then waits for wake-ups (measured on
+two cores: 28 to 31 ms instead of 19 to 26).
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MAX_POOL_THREADS = 8
-
 
 async def run_in_own_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return what ``function`` returns in a thread that ends with it, and with it its helpers."""
@@ -34,6 +32,6 @@ async def run_in_own_thread(function: Callable[P, T], *args: P.args, **kwargs: P
 def compute_alone_in_pool() -> None:
     """Let ``asyncio.to_thread`` of the running loop use threads that compute without helpers."""
     executor = ThreadPoolExecutor(
-        _MAX_POOL_THREADS, "pool", initializer=torch.set_num_threads, initargs=(1,)
+        thread_name_prefix="pool", initializer=torch.set_num_threads, initargs=(1,)
     )
     asyncio.get_running_loop().set_default_executor(executor)

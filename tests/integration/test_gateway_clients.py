@@ -262,4 +262,4 @@ async def test_a_cancelled_grpc_call_cancels_its_generation(
 
     call.cancel()
 
-    await asyncio.wait_for(gateway.generator.cancelled.wait(), WAIT_S)
+    assert await asyncio.wait_for(gateway.generator.cancelled.wait(), WAIT_S)

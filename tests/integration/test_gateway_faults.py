@@ -137,7 +137,7 @@ async def test_a_client_that_leaves_cancels_its_generation(
 
     asking.cancel()
 
-    await asyncio.wait_for(gateway.generator.cancelled.wait(), WAIT_S)
+    assert await asyncio.wait_for(gateway.generator.cancelled.wait(), WAIT_S)
 
 
 async def test_the_first_failure_cancels_the_other_items(gateway: Gateway) -> None:

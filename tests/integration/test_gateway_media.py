@@ -291,7 +291,7 @@ async def test_a_client_that_goes_away_ends_the_encode(gateway: Gateway, alice: 
 
     put.cancel()
 
-    await asyncio.wait_for(gateway.encoder.cancelled.wait(), WAIT_S)
+    assert await asyncio.wait_for(gateway.encoder.cancelled.wait(), WAIT_S)
 
 
 async def test_an_error_of_the_encoder_reaches_the_client(

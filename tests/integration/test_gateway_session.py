@@ -359,7 +359,10 @@ async def test_gateway_that_goes_away_frees_all_its_sequences(real: tuple[_Gener
         for call in calls:
             await call.__aenter__()
         await asyncio.gather(*(anext(call) for call in calls))
+        num_running = generator.engine.num_sequences
         await client.close()
         await generator.until_free()
         for call in calls:
             await call.__aexit__(None, None, None)
+    assert num_running > 0
+    assert generator.engine.num_sequences == 0

@@ -132,10 +132,14 @@ async def _fail(call: Call) -> ChiasmError:
     return error_from_rpc(failed.value)
 
 
-async def _wait_for_free_blocks(stub: GeneratorServiceAsyncStub) -> None:
+async def _num_used_blocks(stub: GeneratorServiceAsyncStub) -> int:
     request = generator_pb2.GetGeneratorInfoRequest()
+    return (await stub.GetGeneratorInfo(request, timeout=DEADLINE_S)).num_used_blocks
+
+
+async def _wait_for_free_blocks(stub: GeneratorServiceAsyncStub) -> None:
     async with asyncio.timeout(5):
-        while (await stub.GetGeneratorInfo(request, timeout=DEADLINE_S)).num_used_blocks:
+        while await _num_used_blocks(stub):
             pass
 
 
@@ -263,11 +267,13 @@ async def test_cancelled_calls_free_their_blocks(
     ]
     for call in calls:
         await anext(aiter(call))
+    num_used = await _num_used_blocks(stub)
 
     for call in calls:
         call.cancel()
-
     await _wait_for_free_blocks(stub)
+
+    assert num_used >= len(calls)
 
 
 async def test_caller_without_the_service_token_is_refused(server: Server) -> None:

@@ -60,6 +60,18 @@ def _measure(events: list[object], workload: str = "text") -> CellResult:
     return asyncio.run(run())
 
 
+def _record_cells(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Measure nothing, and return a list to which endpoint and workload of each cell are added."""
+    calls: list[str] = []
+
+    async def measure(endpoint: Endpoint, *cell: object) -> CellResult:
+        calls.append(f"{endpoint.name} {cell[0]}")
+        return CellResult()
+
+    monkeypatch.setattr(bench, "measure_cell", measure)
+    return calls
+
+
 def test_complete_streams_count_tokens_by_usage() -> None:
     result = _measure([_TEXT, _TEXT, _END, _USAGE])
     assert result.errors == []
@@ -112,13 +124,7 @@ def test_memory_and_foreign_work_are_read_of_process_trees() -> None:
 def test_each_server_is_selected_before_it_is_measured_and_warmed_up_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls: list[str] = []
-
-    async def measure(endpoint: Endpoint, *cell: object) -> CellResult:
-        calls.append(f"{endpoint.name} {cell[0]}")
-        return CellResult()
-
-    monkeypatch.setattr(bench, "measure_cell", measure)
+    calls = _record_cells(monkeypatch)
     endpoints = make_endpoints(["a=http://x", "b=http://y"], "m", "")
     plan = BenchPlan(endpoints, [("text", 1), ("text", 4)], {}, calls.append)
 
@@ -126,6 +132,26 @@ def test_each_server_is_selected_before_it_is_measured_and_warmed_up_once(
 
     warm_up, rounds = ["a", "a text", "b", "b text"], ["a", "a text", "b", "b text"] * 2
     assert calls == warm_up + rounds
+
+
+def test_a_server_of_bounded_concurrency_is_left_out_of_cells_above_and_rounds_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = _record_cells(monkeypatch)
+    endpoints = [Endpoint("a", "http://x", "m"), Endpoint("b", "http://y", "m", max_concurrency=1)]
+    cells = [("text", 1), ("text", 2)]
+    plan = BenchPlan(
+        endpoints, cells, {}, report=lambda told: calls.append(f"{told.endpoint} told")
+    )
+
+    table = bench.run_rounds(plan, 1, SIZES, 1)
+
+    assert calls[2:] == ["a text", "a told", "b text", "b told", "a text", "a told"]
+    assert [(series.endpoint, series.concurrency) for series in table] == [
+        ("a", 1),
+        ("b", 1),
+        ("a", 2),
+    ]
 
 
 def test_new_pictures_never_repeat_and_the_same_one_does() -> None:
