@@ -105,7 +105,10 @@ class EndpointPool:
             raise self._unavailable() from None
 
     async def wait_for_change(self) -> None:
-        """Return when an endpoint starts or stops serving."""
+        """Return when an endpoint starts or stops serving.
+
+        Await it directly: as a task it begins later, and misses what changes until then.
+        """
         self._changed.clear()
         await self._changed.wait()
 

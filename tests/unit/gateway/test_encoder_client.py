@@ -53,8 +53,9 @@ async def pair() -> AsyncIterator[Pair]:
     started = [await start_encoder(encoder, "token") for encoder in encoders]
     pool = EndpointPool(",".join(f"127.0.0.1:{port}" for _, port in started), "token")
     await pool.start()
-    while len(pool.serving_addresses) < len(encoders):
-        await asyncio.wait_for(pool.wait_for_change(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        while len(pool.serving_addresses) < len(encoders):
+            await pool.wait_for_change()
     yield Pair(encoders, EncoderClient(pool, RetryBudget()))
     await pool.close()
     for server, _ in started:
