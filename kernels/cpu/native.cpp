@@ -69,6 +69,7 @@ namespace plain {
 #define VECTOR_FLOATS 4
 #include "vectors.h"
 #include "paged_decode.h"
+#include "packing.h"
 #include "paged_prefill.h"
 #undef VECTOR_FLOATS
 }  // namespace plain
@@ -80,6 +81,7 @@ namespace avx2 {
 #define VECTOR_FLOATS 8
 #include "vectors.h"
 #include "paged_decode.h"
+#include "packing.h"
 #include "paged_prefill.h"
 #undef VECTOR_FLOATS
 }  // namespace avx2
@@ -92,6 +94,7 @@ namespace avx512 {
 #define DOT_BFLOAT16
 #include "vectors.h"
 #include "paged_decode.h"
+#include "packing.h"
 #include "paged_prefill.h"
 #undef DOT_BFLOAT16
 #undef VECTOR_FLOATS

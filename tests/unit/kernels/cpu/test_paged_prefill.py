@@ -115,7 +115,7 @@ def _reference(case: _Case, rule: PrefillRule) -> torch.Tensor:
     return torch.cat(outputs).to(case.query.dtype)
 
 
-def _assert_close(output: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_close(output: torch.Tensor, expected: torch.Tensor) -> None:
     rtol, atol = TOLERANCES[output.dtype]
     torch.testing.assert_close(output, expected, rtol=rtol, atol=atol)
 
@@ -154,7 +154,7 @@ def test_paged_prefill_equals_torch(
     case = _make_case(chunks, heads, block_size, dtype)
     rule = PrefillRule(block_size, head_dim**-0.5, softcap)
 
-    _assert_close(case.run(kernels, rule), _reference(case, rule))
+    assert_close(case.run(kernels, rule), _reference(case, rule))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -166,7 +166,7 @@ def test_rows_that_see_what_is_behind_them_equal_torch(
     case.seen[200:, 0] = 61
     rule = PrefillRule(16, 0.125)
 
-    _assert_close(case.run(kernels, rule), _reference(case, rule))
+    assert_close(case.run(kernels, rule), _reference(case, rule))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
