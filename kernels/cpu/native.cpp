@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -33,10 +34,43 @@ struct Chunk {
   int count;
 };
 
+constexpr int kRows = 6;          // Query rows that are multiplied at once.
+constexpr int kKeys = 64;         // Positions whose keys and values are packed at once.
+constexpr int kBlockRows = 192;   // Query rows that share what is packed.
+
+struct PrefillShape {
+  int64_t num_chunks, num_q_heads, num_kv_heads, head_dim;
+  int64_t query_stride, query_head_stride;  // Elements from one row or head to the next.
+  int64_t table_stride;                     // Blocks from one chunk's table to the next.
+  int64_t block_size;
+  float scale, softcap;
+};
+
+// Query rows of one chunk, all heads of one key head.
+struct QueryBlock {
+  int64_t chunk, head, first, count;
+};
+
+// Memory that begins with a cache line; what it holds at first is not set.
+template <typename T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t count) : lines_(new Line[(count * sizeof(T) + 63) / 64]) {}
+  T* data() { return reinterpret_cast<T*>(lines_.get()); }
+
+ private:
+  struct alignas(64) Line {
+    unsigned char bytes[64];
+  };
+  std::unique_ptr<Line[]> lines_;
+};
+
 namespace plain {
 #define VECTOR_FLOATS 4
 #include "vectors.h"
 #include "paged_decode.h"
+#include "packing.h"
+#include "paged_prefill.h"
 #undef VECTOR_FLOATS
 }  // namespace plain
 
@@ -47,6 +81,8 @@ namespace avx2 {
 #define VECTOR_FLOATS 8
 #include "vectors.h"
 #include "paged_decode.h"
+#include "packing.h"
+#include "paged_prefill.h"
 #undef VECTOR_FLOATS
 }  // namespace avx2
 #pragma GCC pop_options
@@ -58,6 +94,8 @@ namespace avx512 {
 #define DOT_BFLOAT16
 #include "vectors.h"
 #include "paged_decode.h"
+#include "packing.h"
+#include "paged_prefill.h"
 #undef DOT_BFLOAT16
 #undef VECTOR_FLOATS
 }  // namespace avx512
@@ -70,7 +108,7 @@ namespace avx512 {
 extern "C" {
 
 // Changes with every change of the interface below.
-int chiasm_interface_version() { return 1; }
+int chiasm_interface_version() { return 2; }
 
 // The best instruction set of this machine: 0 plain, 1 AVX2, 2 AVX-512 with bfloat16.
 int chiasm_best_level() {
@@ -94,6 +132,18 @@ void chiasm_paged_decode(int level, int is_bfloat16, const DecodeShape* shape, c
   if (level == 2) run = is_bfloat16 ? avx512::decode<uint16_t> : avx512::decode<float>;
 #endif
   run(*shape, query, keys, values, tables, lengths, output);
+}
+
+// See paged_prefill.h. Elements are bfloat16, or float32.
+void chiasm_paged_prefill(int level, int is_bfloat16, const PrefillShape* shape, const void* query,
+                          const void* keys, const void* values, const int64_t* tables,
+                          const int64_t* chunks, const int64_t* seen, void* output) {
+  auto* run = is_bfloat16 ? plain::prefill<uint16_t> : plain::prefill<float>;
+#if defined(__x86_64__)
+  if (level == 1) run = is_bfloat16 ? avx2::prefill<uint16_t> : avx2::prefill<float>;
+  if (level == 2) run = is_bfloat16 ? avx512::prefill<uint16_t> : avx512::prefill<float>;
+#endif
+  run(*shape, query, keys, values, tables, chunks, seen, output);
 }
 }
 #pragma GCC visibility pop

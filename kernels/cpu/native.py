@@ -20,7 +20,7 @@ KernelChoice = Literal["auto", "off", "plain", "avx2", "avx512"]
 LEVELS: tuple[Level, ...] = ("plain", "avx2", "avx512")
 DTYPES = (torch.bfloat16, torch.float32)
 
-_INTERFACE_VERSION = 1
+_INTERFACE_VERSION = 2
 _REMEDY = "install g++ and then chiasm again: make install, or pip install -e ."
 
 log = structlog.get_logger("chiasm.kernels")
@@ -47,6 +47,21 @@ class DecodeRule:
     softcap: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class PrefillRule:
+    """How scores of chunks of prompts are made.
+
+    Attributes:
+        block_size: Tokens per block of the cache.
+        scale: Factor of the products.
+        softcap: Bound of the scores; 0 is none.
+    """
+
+    block_size: int
+    scale: float
+    softcap: float = 0.0
+
+
 class _DecodeShape(ctypes.Structure):
     """``DecodeShape`` of native.cpp."""
 
@@ -59,6 +74,23 @@ class _DecodeShape(ctypes.Structure):
         ("table_stride", ctypes.c_int64),
         ("block_size", ctypes.c_int64),
         ("window", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+    )
+
+
+class _PrefillShape(ctypes.Structure):
+    """``PrefillShape`` of native.cpp."""
+
+    _fields_ = (
+        ("num_chunks", ctypes.c_int64),
+        ("num_q_heads", ctypes.c_int64),
+        ("num_kv_heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("query_stride", ctypes.c_int64),
+        ("query_head_stride", ctypes.c_int64),
+        ("table_stride", ctypes.c_int64),
+        ("block_size", ctypes.c_int64),
         ("scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
     )
@@ -96,6 +128,8 @@ class CpuKernels:
             raise KernelsUnavailableError(f"this machine has no {LEVELS[self._level]}")
         self._library.chiasm_paged_decode.argtypes = [ctypes.c_int] * 2 + [ctypes.c_void_p] * 7
         self._library.chiasm_paged_decode.restype = None
+        self._library.chiasm_paged_prefill.argtypes = [ctypes.c_int] * 2 + [ctypes.c_void_p] * 8
+        self._library.chiasm_paged_prefill.restype = None
 
     @property
     def level(self) -> Level:
@@ -148,6 +182,51 @@ class CpuKernels:
             *(tensor.data_ptr() for tensor in tensors),
         )
         return output
+
+    def paged_prefill(
+        self,
+        query: torch.Tensor,
+        cached: tuple[torch.Tensor, torch.Tensor],
+        contexts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        rule: PrefillRule,
+        output: torch.Tensor,
+    ) -> None:
+        """Attend with the rows of chunks of prompts to their contexts, where those lie in the cache.
+
+        Args:
+            query: [num_rows, num_q_heads, head_dim], one of ``DTYPES``.
+            cached: As in ``paged_decode``.
+            contexts: First row and number of rows of each chunk, [num_chunks, 2]; block tables,
+                [num_chunks, max_blocks]; and the range of positions that each row sees, never
+                empty, [num_rows, 2]; int64, contiguous. The caller vouches for what they hold.
+            rule: How scores are made.
+            output: Where what the rows of chunks attend to is put; other rows are left alone. As
+                ``query``, contiguous. A row depends on its own sequence alone, to the bit, and not
+                on how that is cut into chunks.
+        """
+        (keys, values), (chunks, tables, seen) = cached, contexts
+        _, num_q_heads, head_dim = query.shape
+        if query.stride(2) != 1:
+            query = query.contiguous()
+        shape = _PrefillShape(
+            len(chunks),
+            num_q_heads,
+            keys.shape[1],
+            head_dim,
+            query.stride(0),
+            query.stride(1),
+            tables.stride(0),
+            rule.block_size,
+            rule.scale,
+            rule.softcap,
+        )
+        tensors = (query, keys, values, tables, chunks, seen, output)
+        self._library.chiasm_paged_prefill(
+            self._level,
+            query.dtype is torch.bfloat16,
+            ctypes.addressof(shape),
+            *(tensor.data_ptr() for tensor in tensors),
+        )
 
 
 def find_kernels(choice: KernelChoice) -> CpuKernels | None:

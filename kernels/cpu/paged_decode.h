@@ -68,19 +68,12 @@ static inline void weigh(float* scores, int count, const DecodeShape& shape, flo
   Floats most = broadcast(-INFINITY);
   for (int i = 0; i < padded; i += kWidth) {
     Floats score = load(scores + i) * shape.scale;
-    if (shape.softcap > 0) {
-      const Floats twice = score * (2.0f / shape.softcap);
-      const Ints is_negative = twice < Floats{};
-      const Floats power = exp_of_negative(is_negative ? twice : -twice);
-      const Floats tanh = (1.0f - power) / (1.0f + power);
-      score = (is_negative ? -tanh : tanh) * shape.softcap;
-    }
+    if (shape.softcap > 0) score = cap(score, shape.softcap);
     store(scores + i, score);
     // The repeated keys behind the end do not change the largest.
     most = score > most ? score : most;
   }
-  float top = most[0];
-  for (int i = 1; i < kWidth; ++i) top = most[i] > top ? most[i] : top;
+  const float top = max_of(most);
   Floats sums{};
   // The repeated keys weigh nothing.
   for (int i = count; i < padded; ++i) scores[i] = -INFINITY;

@@ -25,6 +25,17 @@ static inline void store(float* target, Floats values) {
   std::memcpy(target, &values, sizeof values);
 }
 
+static inline void store(uint16_t* target, Floats values) {
+#ifdef DOT_BFLOAT16
+  const __m256bh halves = _mm512_cvtneps_pbh((__m512)values);
+#else
+  const Ints bits = (Ints)values;
+  const Ints rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Halves halves = __builtin_convertvector(values == values ? rounded : rounded | 0x7fc0, Halves);
+#endif
+  std::memcpy(target, &halves, sizeof halves);
+}
+
 static inline float widen(float value) { return value; }
 
 static inline float widen(uint16_t value) {
@@ -55,6 +66,14 @@ static inline float sum(Floats values) {
   return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
 }
 
+static inline float max_of(Floats values) {
+  typedef float Four __attribute__((vector_size(16)));
+  Four parts[kWidth / 4];
+  std::memcpy(parts, &values, sizeof values);
+  for (int i = 1; i < kWidth / 4; ++i) parts[0] = parts[i] > parts[0] ? parts[i] : parts[0];
+  return std::max(std::max(parts[0][0], parts[0][1]), std::max(parts[0][2], parts[0][3]));
+}
+
 // e to the power of arguments of at most 0, to about 2e-7; below -87 the result is 0.
 static inline Floats exp_of_negative(Floats x) {
   const Ints is_tiny = x < broadcast(-87.0f);
@@ -74,4 +93,13 @@ static inline Floats exp_of_negative(Floats x) {
   const Ints exponent = ((Ints)shifted - (Ints)magic + 127) << 23;
   const Floats result = series * (Floats)exponent;
   return is_tiny ? Floats{} : result;
+}
+
+// bound * tanh(scores / bound)
+static inline Floats cap(Floats scores, float bound) {
+  const Floats twice = scores * (2.0f / bound);
+  const Ints is_negative = twice < Floats{};
+  const Floats power = exp_of_negative(is_negative ? twice : -twice);
+  const Floats tanh = (1.0f - power) / (1.0f + power);
+  return (is_negative ? -tanh : tanh) * bound;
 }

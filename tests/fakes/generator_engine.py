@@ -95,11 +95,11 @@ class FakeDecoder:
             table = plan.slots.view(group.num_sequences, -1)
             for row, length in enumerate(group.context_lengths.tolist()):
                 hidden[group.start + row] = self._predict(self._cache[table[row, :length]])
-        for segment in batch.prefill_segments:
+        for segment in batch.prefills.segments:
             last = segment.start + segment.length - 1
             context = values[segment.rows]
-            if segment.contexts:
-                context = self._cache[segment.contexts[0].slots]
+            if not segment.begins_prompt:
+                context = self._cache[segment.context(0).slots]
             hidden[last] = self._predict(context)
         return hidden
 

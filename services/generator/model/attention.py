@@ -1,4 +1,4 @@
-"""Attend over the paged KV cache, in plain torch or, decoding on a CPU, by its kernels.
+"""Attend over the paged KV cache, in plain torch or, on a CPU, by its kernels.
 
 This is the attention function that transformers calls in every layer. Keys and values of the new
 tokens go into the cache; each chunk of a prompt attends to the prompt up to its end, each decoding
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from chiasm.kernels.cpu.native import DecodeRule
+from chiasm.kernels.cpu.native import DecodeRule, PrefillRule
 
 if TYPE_CHECKING:
-    from chiasm.generator.model.attention_plan import DecodeGroup
+    from chiasm.generator.model.attention_plan import DecodeGroup, PrefillGroup, PrefillSegment
     from chiasm.generator.model.forward_batch import ForwardBatch
     from chiasm.generator.model.kv_cache import KVCache
 
@@ -131,16 +131,14 @@ def attend(
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     for decodes in batch.decode_groups:
         output[decodes.rows] = _attend_decode(query[decodes.rows], decodes, cache, layer, rule)
-    for segment in batch.prefill_segments:
+    if cache.kernels is not None and batch.prefills.segments:
+        _attend_prefills_in_place(query, batch.prefills, cache, layer, rule, output)
+        return output
+    for segment in batch.prefills.segments:
         rows = segment.rows
-        keys, values = key[rows], value[rows]
-        if segment.contexts:
-            slots = segment.contexts[group].slots
-            keys, values = cache.keys[layer][slots], cache.values[layer][slots]
-        mask = None
-        if rule.softcap or not segment.is_causal(rule.window):
-            mask = segment.mask(group, rule.window, query.dtype, query.device)
-        output[rows] = _attend_prefill(query[rows], keys, values, mask, rule)
+        output[rows] = _attend_prefill(
+            (query[rows], key[rows], value[rows]), segment, cache, layer, rule
+        )
     return output
 
 
@@ -192,17 +190,47 @@ def _count_gathered_together(num_sequences: int, width: int, keys: torch.Tensor)
     return max(_MIN_GATHERED_SEQUENCES, _GATHER_BYTES // context_bytes)
 
 
-def _attend_prefill(
+def _attend_prefills_in_place(
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
+    prefills: PrefillGroup,
+    cache: KVCache,
+    layer: int,
+    rule: ScoreRule,
+    output: torch.Tensor,
+) -> None:
+    """Attend with all chunks to their contexts; both [num_tokens, num_heads, head_dim]."""
+    assert cache.kernels is not None
+    cached = (cache.keys[layer], cache.values[layer])
+    tables = prefills.block_tables[cache.group_of[layer]]
+    arrays = (prefills.bounds(), tables, prefills.seen(rule.window))
+    bounds, block_tables, seen = map(torch.from_numpy, arrays)
+    prefill_rule = PrefillRule(cache.layout.block_size, rule.scale, rule.softcap)
+    cache.kernels.paged_prefill(
+        query[prefills.rows],
+        cached,
+        (bounds, block_tables, seen),
+        prefill_rule,
+        output[prefills.rows],
+    )
+
+
+def _attend_prefill(
+    new: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    segment: PrefillSegment,
+    cache: KVCache,
+    layer: int,
     rule: ScoreRule,
 ) -> torch.Tensor:
-    """Attend within one prompt, up to the end of its chunk; [num_tokens, num_heads, head_dim].
-
-    Without a mask every token sees those before it.
-    """
+    """Attend within one prompt, up to the end of its chunk; [num_tokens, num_heads, head_dim]."""
+    query, key, value = new
+    group = cache.group_of[layer]
+    if not segment.begins_prompt:
+        slots = segment.context(group).slots
+        key, value = cache.keys[layer][slots], cache.values[layer][slots]
+    # Without a mask every token sees those before it.
+    mask = None
+    if rule.softcap or not segment.is_causal(rule.window):
+        mask = segment.mask(group, rule.window, query.dtype, query.device)
     query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
     if rule.softcap:
         num_groups = query.shape[1] // key.shape[1]

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Items
 
     from chiasm.generator.engine.scheduled_step import ScheduledSequence
-    from chiasm.generator.engine.sequence import Sequence
     from chiasm.generator.model.decoder import Decoder
 
 # Sequences that decode share one gather if the longest context is at most this many times the
@@ -63,17 +62,20 @@ class PrefillSegment:
         start: First row.
         length: Number of rows.
         position: Position of the first row's token.
-        contexts: What the chunk sees, by cache group; empty if it begins the prompt, whose keys and
-            values are then all new.
+        block_tables: Blocks of the sequence by cache group. [num_blocks], int64.
+        shape: What they mean.
         both_ways: Ranges of positions, each within which all see each other.
-        masks: Masks by cache group and sliding window, made on first use, shared by all layers.
+        contexts: What the chunk sees, by cache group, made on first use, shared by all layers.
+        masks: Masks by cache group and sliding window, made and shared likewise.
     """
 
     start: int
     length: int
-    position: int = 0
-    contexts: tuple[PrefillContext, ...] = ()
+    position: int
+    block_tables: tuple[np.ndarray, ...]
+    shape: CacheShape
     both_ways: tuple[tuple[int, int], ...] = ()
+    contexts: dict[int, PrefillContext] = field(default_factory=dict)
     masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -81,10 +83,45 @@ class PrefillSegment:
         """Rows of the segment."""
         return slice(self.start, self.start + self.length)
 
+    @property
+    def end(self) -> int:
+        """Position behind the last row's token."""
+        return self.position + self.length
+
+    @property
+    def begins_prompt(self) -> bool:
+        """Whether all that it sees is new."""
+        return self.position == 0
+
     def is_causal(self, window: int) -> bool:
         """Return whether a plain causal mask over the new tokens is all that is needed."""
         is_cut = 0 < window < self.length
-        return not self.contexts and not self.both_ways and not is_cut
+        return self.begins_prompt and not self.both_ways and not is_cut
+
+    def context(self, group: int) -> PrefillContext:
+        """Return the positions that the chunk sees in one cache group."""
+        if group not in self.contexts:
+            window, block_size = self.shape.windows[group], self.shape.block_size
+            first = max(0, self.position - window + 1) if window else 0
+            slots = slots_of(self.block_tables[group], (first, self.end), block_size)
+            context = PrefillContext(first, torch.from_numpy(slots).to(self.shape.device))
+            self.contexts[group] = context
+        return self.contexts[group]
+
+    def seen(self, window: int) -> np.ndarray:
+        """Return the first position that each row sees and the one behind its last.
+
+        Returns:
+            [length, 2], int64.
+        """
+        query = np.arange(self.position, self.end)
+        seen = np.stack((np.zeros_like(query), query + 1), axis=1)
+        for begin, stop in self.both_ways:
+            rows = slice(max(0, begin - self.position), max(0, stop - self.position))
+            seen[rows, 1] = min(stop, self.end)
+        if window:
+            seen[:, 0] = np.maximum(query - window + 1, 0)
+        return seen
 
     def mask(
         self, group: int, window: int, dtype: torch.dtype, device: torch.device
@@ -109,10 +146,9 @@ class PrefillSegment:
 
     def _make_mask(self, group: int, window: int, device: torch.device) -> torch.Tensor:
         """Return what is hidden. [length, context_length], bool."""
-        first = self.contexts[group].first if self.contexts else self.position
-        end = self.position + self.length
-        query = torch.arange(self.position, end, device=device)[:, None]
-        key = torch.arange(first, end, device=device)
+        first = 0 if self.begins_prompt else self.context(group).first
+        query = torch.arange(self.position, self.end, device=device)[:, None]
+        key = torch.arange(first, self.end, device=device)
         # Bytes, not differences: a long context times a large chunk is many of them.
         is_hidden = key > query
         for begin, stop in self.both_ways:
@@ -121,6 +157,46 @@ class PrefillSegment:
         if window:
             is_hidden |= key <= query - window
         return is_hidden
+
+
+@dataclass(slots=True, eq=False)
+class PrefillGroup:
+    """The rows of the batch that hold chunks of prompts, behind those that decode.
+
+    Attributes:
+        start: First row.
+        segments: The chunks, in the order of their rows.
+        block_tables: Block tables by cache group, padded. [num_segments, max_blocks], int64.
+        ranges: What each row sees by sliding window, made on first use, shared by all layers.
+    """
+
+    start: int
+    segments: tuple[PrefillSegment, ...]
+    block_tables: tuple[np.ndarray, ...]
+    ranges: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> slice:
+        """Rows of the group."""
+        return slice(self.start, None)
+
+    def bounds(self) -> np.ndarray:
+        """Return first row, counted from ``start``, and length of each segment.
+
+        Returns:
+            [num_segments, 2], int64.
+        """
+        return np.array([(one.start - self.start, one.length) for one in self.segments])
+
+    def seen(self, window: int) -> np.ndarray:
+        """Return the range of positions that each row sees; see ``PrefillSegment.seen``.
+
+        Returns:
+            [num_rows, 2], int64.
+        """
+        if window not in self.ranges:
+            self.ranges[window] = np.concatenate([one.seen(window) for one in self.segments])
+        return self.ranges[window]
 
 
 @dataclass(slots=True, eq=False)
@@ -195,22 +271,29 @@ class DecodeGroup:
         return GatherPlan(torch.from_numpy(slots.reshape(-1)).to(device), mask)
 
 
-def make_segment(item: ScheduledSequence, row: int, shape: CacheShape) -> PrefillSegment:
-    """Return the segment of a chunk whose first row is ``row``."""
-    groups = (span.both_ways for span in item.sequence.prompt.spans)
-    both_ways = tuple(
-        group for group in groups if group and item.start < group[1] and group[0] < item.end
+def group_chunks(chunks: Items[ScheduledSequence], start: int, shape: CacheShape) -> PrefillGroup:
+    """Return the rows of ``chunks``, of which ``start`` is the first."""
+    segments = []
+    row = start
+    for item in chunks:
+        segments.append(_make_segment(item, row, shape))
+        row += item.num_tokens
+    tables = tuple(
+        _pad([segment.block_tables[group] for segment in segments])
+        for group in range(len(shape.windows))
     )
-    contexts: tuple[PrefillContext, ...] = ()
-    if item.start:
-        contexts = tuple(_make_context(item, group, shape) for group in range(len(shape.windows)))
-    return PrefillSegment(row, item.num_tokens, item.start, contexts, both_ways)
+    return PrefillGroup(start, tuple(segments), tables)
 
 
 def slots_of(
-    sequence: Sequence, group: int, positions: tuple[int, int], block_size: int
+    blocks: Items[int] | np.ndarray, positions: tuple[int, int], block_size: int
 ) -> np.ndarray:
-    """Return the slots of consecutive positions of ``sequence``, from the first to before the last.
+    """Return the slots of consecutive positions, from the first to before the last.
+
+    Args:
+        blocks: Block table of the sequence.
+        positions: The first of them and the one behind the last.
+        block_size: Tokens per block.
 
     Returns:
         [num_positions], int64.
@@ -218,8 +301,8 @@ def slots_of(
     start, end = positions
     offsets = np.arange(start, end)
     first_block = start // block_size
-    blocks = np.array(sequence.tables[group].blocks[first_block : -(-end // block_size)])
-    return blocks[offsets // block_size - first_block] * block_size + offsets % block_size
+    read = np.asarray(blocks[first_block : -(-end // block_size)])
+    return read[offsets // block_size - first_block] * block_size + offsets % block_size
 
 
 def group_decodes(decodes: Items[ScheduledSequence], shape: CacheShape) -> list[DecodeGroup]:
@@ -236,11 +319,17 @@ def group_decodes(decodes: Items[ScheduledSequence], shape: CacheShape) -> list[
     return groups
 
 
-def _make_context(item: ScheduledSequence, group: int, shape: CacheShape) -> PrefillContext:
-    window = shape.windows[group]
-    first = max(0, item.start - window + 1) if window else 0
-    slots = slots_of(item.sequence, group, (first, item.end), shape.block_size)
-    return PrefillContext(first, torch.from_numpy(slots).to(shape.device))
+def _make_segment(item: ScheduledSequence, row: int, shape: CacheShape) -> PrefillSegment:
+    groups = (span.both_ways for span in item.sequence.prompt.spans)
+    both_ways = tuple(
+        group for group in groups if group and item.start < group[1] and group[0] < item.end
+    )
+    num_blocks = -(-item.end // shape.block_size)
+    tables = tuple(
+        np.array(item.sequence.tables[group].blocks[:num_blocks])
+        for group in range(len(shape.windows))
+    )
+    return PrefillSegment(row, item.num_tokens, item.start, tables, shape, both_ways)
 
 
 def _make_group(members: Items[ScheduledSequence], start: int, shape: CacheShape) -> DecodeGroup:
@@ -252,8 +341,8 @@ def _make_group(members: Items[ScheduledSequence], start: int, shape: CacheShape
     return DecodeGroup(start, context_lengths, tables, shape.block_size)
 
 
-def _pad(tables: Items[list[int]]) -> np.ndarray:
-    padded = np.zeros((len(tables), max(map(len, tables))), dtype=np.int64)
+def _pad(tables: Items[Items[int] | np.ndarray]) -> np.ndarray:
+    padded = np.zeros((len(tables), max(map(len, tables), default=0)), dtype=np.int64)
     for row, table in zip(padded, tables, strict=True):
         row[: len(table)] = table
     return padded

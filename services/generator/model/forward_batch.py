@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from chiasm.generator.engine.sequence import find_embedding_positions
-from chiasm.generator.model.attention_plan import group_decodes, make_segment, slots_of
+from chiasm.generator.model.attention_plan import group_chunks, group_decodes, slots_of
 from chiasm.generator.model.step_buffers import StepBuffers
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Items
 
     from chiasm.generator.engine.scheduled_step import ScheduledSequence
-    from chiasm.generator.model.attention_plan import CacheShape, DecodeGroup, PrefillSegment
+    from chiasm.generator.model.attention_plan import CacheShape, DecodeGroup, PrefillGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class ForwardBatch:
             there are none.
         logit_rows: Rows to sample from, as ``sampled``. [num_sampled], int64.
         decode_groups: Rows that decode.
-        prefill_segments: Rows of chunks.
+        prefills: Rows of chunks.
         sequences: Scheduled sequences with rows, in the order of their rows.
         sampled: Those that get a token, forks included.
         scored: Rows of prompts whose log probabilities are asked for.
@@ -75,7 +75,7 @@ class ForwardBatch:
     embeddings: torch.Tensor | None
     logit_rows: torch.Tensor
     decode_groups: tuple[DecodeGroup, ...]
-    prefill_segments: tuple[PrefillSegment, ...]
+    prefills: PrefillGroup
     sequences: tuple[ScheduledSequence, ...]
     sampled: tuple[ScheduledSequence, ...]
     scored: tuple[ScoredRows, ...]
@@ -132,10 +132,7 @@ def build_forward_batch(
         embeddings=torch.cat(embeddings).to(shape.device) if embeddings else None,
         logit_rows=buffers.put("logit_rows", logit_rows),
         decode_groups=tuple(group_decodes(decodes, shape)),
-        prefill_segments=tuple(
-            make_segment(item, int(start), shape)
-            for item, start in zip(chunks, starts[len(decodes) :], strict=True)
-        ),
+        prefills=group_chunks(chunks, len(decodes), shape),
         sequences=ordered,
         sampled=tuple(sampled),
         scored=tuple(_find_scored(chunks, starts[len(decodes) :])),
@@ -144,8 +141,12 @@ def build_forward_batch(
 
 def _slots_of_new(ordered: Items[ScheduledSequence], group: int, block_size: int) -> np.ndarray:
     """Return the slots of all tokens of the step in one cache group. [num_tokens], int64."""
-    slots = [slots_of(item.sequence, group, (item.start, item.end), block_size) for item in ordered]
-    return np.concatenate(slots)
+    return np.concatenate(
+        [
+            slots_of(item.sequence.tables[group].blocks, (item.start, item.end), block_size)
+            for item in ordered
+        ]
+    )
 
 
 def _tokens_of(ordered: Items[ScheduledSequence]) -> list[int]:

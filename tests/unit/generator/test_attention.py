@@ -168,7 +168,9 @@ def test_packed_batch_equals_sequences_alone(
 
 @pytest.mark.parametrize("start", [0, 2, 5])
 @pytest.mark.parametrize("window", [0, 2, 6])
-def test_rows_that_attend_both_ways_see_one_another(start: int, window: int) -> None:
+def test_rows_that_attend_both_ways_see_one_another(
+    start: int, window: int, kernels: CpuKernels | None
+) -> None:
     length, offset, rows = 14, 4, range(5, 8)
     generator = torch.Generator().manual_seed(1)
     ref = make_ref(num_rows=3)
@@ -177,7 +179,8 @@ def test_rows_that_attend_both_ways_see_one_another(start: int, window: int) -> 
     sequence = Sequence(1, prompt, SamplingParams(4))
     sequence.embeddings[0] = torch.zeros(3, HEAD_DIM)
     sequence.tables[0].blocks.extend([3, 1, 0, 2])
-    cache = KVCache(_spec(2), KVCacheLayout((GroupSize(4),), BLOCK_SIZE), torch.float32, CPU)
+    layout_of_cache = KVCacheLayout((GroupSize(4),), BLOCK_SIZE)
+    cache = KVCache(_spec(2), layout_of_cache, torch.float32, CPU, kernels)
     query = torch.randn(length, NUM_Q_HEADS, HEAD_DIM, generator=generator)
     key, value = (torch.randn(length, 2, HEAD_DIM, generator=generator) for _ in range(2))
     slots = torch.tensor(

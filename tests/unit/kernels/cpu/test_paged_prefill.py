@@ -1,0 +1,227 @@
+"""Compiled attention of chunks of prompts against torch."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chiasm.kernels.cpu.native import CpuKernels, PrefillRule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+# In bfloat16 the weights are rounded too, with its dot products.
+TOLERANCES = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-2, 2e-2)}
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Positions of a sequence from ``start`` to before ``end``, of which each sees a window."""
+
+    start: int
+    end: int
+    window: int = 0
+
+    def seen(self) -> torch.Tensor:
+        positions = torch.arange(self.start, self.end)
+        first = (positions - self.window + 1).clamp(min=0) if self.window else positions * 0
+        return torch.stack((first, positions + 1), dim=1)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Chunks of sequences, packed; what no row sees is NaN, and blocks that none sees are not."""
+
+    query: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    tables: torch.Tensor
+    chunks: torch.Tensor
+    seen: torch.Tensor
+
+    def run(
+        self, kernels: CpuKernels, rule: PrefillRule, chunks: slice = slice(None)
+    ) -> torch.Tensor:
+        """Return the rows of ``chunks``; the others are NaN."""
+        output = torch.full(self.query.shape, float("nan"), dtype=self.query.dtype)
+        contexts = (self.chunks[chunks], self.tables[chunks], self.seen)
+        kernels.paged_prefill(self.query, (self.keys, self.values), contexts, rule, output)
+        return output
+
+    def rows(self) -> Iterator[slice]:
+        """Yield the rows of each chunk."""
+        for first, count in self.chunks.tolist():
+            yield slice(first, first + count)
+
+
+def _make_case(
+    chunks: Sequence[_Chunk],
+    heads: tuple[int, int, int] = (4, 2, 64),
+    block_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+) -> _Case:
+    num_q_heads, num_kv_heads, head_dim = heads
+    generator = torch.Generator().manual_seed(len(chunks) + head_dim)
+    max_blocks = -(-max(chunk.end for chunk in chunks) // block_size)
+    num_blocks = len(chunks) * max_blocks
+    tables = torch.randperm(num_blocks, generator=generator).view(len(chunks), max_blocks)
+    shape = (num_blocks * block_size, num_kv_heads, head_dim)
+    keys, values = (torch.full(shape, float("nan"), dtype=dtype) for _ in range(2))
+    for row, chunk in enumerate(chunks):
+        first = int(chunk.seen()[:, 0].min())
+        slots = _slots(tables[row], (first, chunk.end), block_size)
+        for tensor in (keys, values):
+            tensor[slots] = torch.randn(len(slots), *shape[1:], generator=generator).to(dtype)
+        tables[row, : first // block_size] = -1
+    counts = [chunk.end - chunk.start for chunk in chunks]
+    firsts = itertools.accumulate(counts, initial=0)
+    bounds = torch.tensor(list(zip(firsts, counts, strict=False)))
+    # As the decoders': a view of a wider tensor, heads before rows.
+    wide = torch.randn(num_q_heads + 3, sum(counts), head_dim, generator=generator).to(dtype)
+    seen = torch.cat([chunk.seen() for chunk in chunks])
+    return _Case(wide[:num_q_heads].transpose(0, 1), keys, values, tables, bounds, seen)
+
+
+def _slots(table: torch.Tensor, positions: tuple[int, int], block_size: int) -> torch.Tensor:
+    offsets = torch.arange(*positions)
+    return table[offsets // block_size] * block_size + offsets % block_size
+
+
+def _reference(case: _Case, rule: PrefillRule) -> torch.Tensor:
+    """Attend in float64, one chunk after the other."""
+    outputs = []
+    repeats = case.query.shape[1] // case.keys.shape[1]
+    for table, rows in zip(case.tables, case.rows(), strict=True):
+        seen = case.seen[rows]
+        first, end = int(seen[:, 0].min()), int(seen[:, 1].max())
+        slots = _slots(table, (first, end), rule.block_size)
+        key, value = (
+            tensor[slots].double().repeat_interleave(repeats, 1)
+            for tensor in (case.keys, case.values)
+        )
+        scores = torch.einsum("qhd,thd->hqt", case.query[rows].double(), key) * rule.scale
+        if rule.softcap:
+            scores = rule.softcap * torch.tanh(scores / rule.softcap)
+        positions = torch.arange(first, end)
+        hidden = (positions < seen[:, :1]) | (positions >= seen[:, 1:])
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        outputs.append(torch.einsum("hqt,thd->qhd", weights, value))
+    return torch.cat(outputs).to(case.query.dtype)
+
+
+def assert_close(output: torch.Tensor, expected: torch.Tensor) -> None:
+    rtol, atol = TOLERANCES[output.dtype]
+    torch.testing.assert_close(output, expected, rtol=rtol, atol=atol)
+
+
+@st.composite
+def _chunks(draw: st.DrawFn) -> _Chunk:
+    end = draw(st.integers(1, 300))
+    return _Chunk(draw(st.integers(0, end - 1)), end, draw(st.sampled_from([0, 1, 7, 64, 1000])))
+
+
+@settings(
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    chunks=st.lists(_chunks(), min_size=1, max_size=3),
+    num_kv_heads=st.integers(1, 2),
+    group=st.integers(1, 8),
+    head_dim=st.sampled_from([1, 3, 16, 33, 64, 72, 80, 96, 128, 256]),
+    block_size=st.sampled_from([1, 3, 16]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    softcap=st.sampled_from([0.0, 2.0, 50.0]),
+)
+def test_paged_prefill_equals_torch(
+    kernels: CpuKernels,
+    chunks: list[_Chunk],
+    num_kv_heads: int,
+    group: int,
+    head_dim: int,
+    block_size: int,
+    dtype: torch.dtype,
+    softcap: float,
+) -> None:
+    heads = (num_kv_heads * group, num_kv_heads, head_dim)
+    case = _make_case(chunks, heads, block_size, dtype)
+    rule = PrefillRule(block_size, head_dim**-0.5, softcap)
+
+    assert_close(case.run(kernels, rule), _reference(case, rule))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_rows_that_see_what_is_behind_them_equal_torch(
+    kernels: CpuKernels, dtype: torch.dtype
+) -> None:
+    case = _make_case([_Chunk(0, 150), _Chunk(30, 100)], dtype=dtype)
+    case.seen[40:90, 1] = 90
+    case.seen[200:, 0] = 61
+    rule = PrefillRule(16, 0.125)
+
+    assert_close(case.run(kernels, rule), _reference(case, rule))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_row_is_the_same_to_the_bit_in_any_batch_and_with_any_threads(
+    kernels: CpuKernels, dtype: torch.dtype, num_threads: int
+) -> None:
+    chunks = [_Chunk(0, 300), _Chunk(5, 6), _Chunk(130, 290, 40), _Chunk(0, 64), _Chunk(64, 129)]
+    case = _make_case(chunks, dtype=dtype)
+    rule = PrefillRule(16, 0.125)
+    together = case.run(kernels, rule)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        alone = [case.run(kernels, rule, slice(index, index + 1)) for index in range(len(chunks))]
+    finally:
+        torch.set_num_threads(before)
+
+    for output, rows in zip(alone, case.rows(), strict=True):
+        assert torch.equal(output[rows], together[rows])
+        output[rows] = float("nan")
+        assert output.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("cuts", [(64, 128), (1, 5, 77, 199)])
+@pytest.mark.parametrize("window", [0, 50])
+def test_row_is_the_same_to_the_bit_however_a_prompt_is_cut(
+    kernels: CpuKernels, dtype: torch.dtype, cuts: tuple[int, ...], window: int
+) -> None:
+    case = _make_case([_Chunk(0, 200, window)], dtype=dtype)
+    rule = PrefillRule(16, 0.125)
+    whole = case.run(kernels, rule)
+    output = torch.empty_like(whole)
+
+    for start, end in itertools.pairwise((0, *cuts, 200)):
+        contexts = (torch.tensor([[start, end - start]]), case.tables, case.seen)
+        cached = (case.keys, case.values)
+        kernels.paged_prefill(case.query, cached, contexts, rule, output)
+
+    assert torch.equal(output, whole)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 100.0, 1e4])
+def test_scores_of_any_size_give_finite_outputs(kernels: CpuKernels, factor: float) -> None:
+    case = _make_case([_Chunk(0, 100), _Chunk(90, 200, 20)])
+    rule = PrefillRule(16, factor)
+
+    output = case.run(kernels, rule)
+
+    assert output.isfinite().all()
+    torch.testing.assert_close(output, _reference(case, rule), rtol=1e-3, atol=1e-3)
+
+
+def test_no_chunks_write_nothing(kernels: CpuKernels) -> None:
+    case = _make_case([_Chunk(0, 5)])
+
+    assert case.run(kernels, PrefillRule(16, 1.0), slice(0, 0)).isnan().all()
