@@ -25,7 +25,7 @@ from chiasm.generator.model.text_model_io import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import transformers
 
@@ -99,6 +99,7 @@ class FusedDecoder:
         # The weight of a tied head stays with the embedding.
         self._head = make_linear(head.weight.detach(), head.bias, _TYPICAL_HEAD_ROWS)
         del head.weight
+        self._before_layer: Callable[[], None] = lambda: None
 
     @property
     def spec(self) -> ModelSpec:
@@ -132,12 +133,17 @@ class FusedDecoder:
         levels = take_deepstack_levels(batch, self._spec.num_deepstack_levels)
         addend = None
         for index, layer in enumerate(self._layers):
+            self._before_layer()
             addend = layer.forward(hidden, addend, rotations[layer.rotary_type], context)
             if index < len(levels):
                 hidden.add_(addend, alpha=self._description.residual_scale)
                 hidden[batch.embedding_rows] += levels[index].to(hidden.dtype)
                 addend = None
         return self._last_norm(hidden, addend)
+
+    def call_before_layers(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called before each layer; see ``Decoder.call_before_layers``."""
+        self._before_layer = callback
 
     def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
         """Copy blocks of the cache; see ``Decoder.copy_blocks``."""
