@@ -178,7 +178,7 @@ class ElementwiseKernels:
         self._add_rms_norm(
             self._level,
             rule.address,
-            len(hidden),
+            hidden.shape[0],
             hidden.data_ptr(),
             None if addend is None else addend.data_ptr(),
             normed.data_ptr(),
@@ -196,7 +196,7 @@ class ElementwiseKernels:
             [num_rows, width], contiguous. A row depends on nothing but itself, to the bit.
         """
         _check(gate_up, rule)
-        num_rows = len(gate_up)
+        num_rows = gate_up.shape[0]
         output = gate_up.new_empty(num_rows, rule.row_width // 2)
         self._gate(self._level, rule.address, num_rows, gate_up.data_ptr(), output.data_ptr())
         return output
@@ -227,12 +227,14 @@ class ElementwiseKernels:
         _check(qkv, rule)
         for table in tables:
             assert table.dtype is rule.dtype and table.is_contiguous(), "a table is as the rows"
-        assert cos.shape == sin.shape and len(cos) == len(slots) == len(qkv), "one for each token"
+        num_tokens = qkv.shape[0]
+        assert cos.shape == sin.shape and cos.shape[0] == num_tokens, "each token has its angles"
+        assert slots.shape[0] == num_tokens, "each token has its slot"
         assert cos.shape[-1] <= rule.head_dim, "no more is turned than a head"
         self._rope_store(
             self._level,
             rule.address,
-            len(qkv),
+            num_tokens,
             cos.shape[-1],
             qkv.data_ptr(),
             cos.data_ptr(),

@@ -22,7 +22,7 @@ KernelChoice = Literal["auto", "off", "plain", "avx2", "avx512"]
 LEVELS: tuple[Level, ...] = ("plain", "avx2", "avx512")
 DTYPES = (torch.bfloat16, torch.float32)
 
-_INTERFACE_VERSION = 2
+_INTERFACE_VERSION = 3
 _REMEDY = "install g++ and then chiasm again: make install, or pip install -e ."
 
 log = structlog.get_logger("chiasm.kernels")
@@ -151,7 +151,7 @@ class CpuKernels:
             self._level,
             query.dtype is torch.bfloat16,
             ctypes.addressof(shape),
-            *(tensor.data_ptr() for tensor in tensors),
+            *map(torch.Tensor.data_ptr, tensors),
         )
         return output
 

@@ -168,8 +168,7 @@ def _attend_decode(
     if cache.kernels is None:
         return _attend_decode_gathered(query, decodes, cache, layer, rule)
     cached = (cache.keys[layer], cache.values[layer])
-    tables = decodes.block_tables[cache.group_of[layer]]
-    contexts = (torch.from_numpy(tables), torch.from_numpy(decodes.context_lengths))
+    contexts = decodes.context(cache.group_of[layer])
     decode_rule = DecodeRule(decodes.block_size, rule.scale, rule.window, rule.softcap)
     return cache.kernels.paged_decode(query, cached, contexts, decode_rule)
 

@@ -75,7 +75,7 @@ class DecoderLayer:
         slots = context.slots_of(self._index)
         heads = self._place(self._weights.qkv(normed), rotation, slots)
         attended = attend_to_cache(context, self._index, heads, self._rule)
-        output = self._weights.output(attended.reshape(len(normed), -1))
+        output = self._weights.output(attended.flatten(1))
         post_norm = self._post_norms[0]
         return output if post_norm is None else post_norm(output, None)
 

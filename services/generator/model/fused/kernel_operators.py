@@ -57,11 +57,13 @@ class KernelOperators:
         rule = RopeRule(heads, self._dtype, norm)
         cached = (self._cache.keys[layer], self._cache.values[layer])
         rope_store, (num_q_heads, num_kv_heads, head_dim) = self._kernels.rope_store, heads
-        sizes = (num_q_heads, num_kv_heads, num_kv_heads)
+        num_turned_heads = num_q_heads + num_kv_heads
+        shape = (-1, num_turned_heads + num_kv_heads, head_dim)
 
         def place(qkv: torch.Tensor, rotation: Rotation, slots: torch.Tensor) -> Heads:
             rope_store(rule, qkv, (rotation.cos, rotation.sin), slots, cached)
-            query, key, value = qkv.view(len(qkv), -1, head_dim).split(sizes, dim=1)
-            return query, key, value
+            placed = qkv.view(shape)
+            query, key = placed[:, :num_q_heads], placed[:, num_q_heads:num_turned_heads]
+            return query, key, placed[:, num_turned_heads:]
 
         return place
