@@ -226,15 +226,15 @@ class ElementwiseKernels:
         cos, sin = tables
         _check(qkv, rule)
         for table in tables:
-            assert table.dtype is rule.dtype and table.is_contiguous(), "a table is as the rows"
-        num_tokens = qkv.shape[0]
-        assert cos.shape == sin.shape and cos.shape[0] == num_tokens, "each token has its angles"
-        assert slots.shape[0] == num_tokens, "each token has its slot"
-        assert cos.shape[-1] <= rule.head_dim, "no more is turned than a head"
+            assert table.dtype is rule.dtype, "a table is as the rows"
+            assert table.is_contiguous(), "a table is read as one piece"
+            assert table.shape[0] == qkv.shape[0], "each token has its angles"
+            assert table.shape[-1] == cos.shape[-1] <= rule.head_dim, "a head has room for them"
+        assert slots.shape[0] == qkv.shape[0], "each token has its slot"
         self._rope_store(
             self._level,
             rule.address,
-            num_tokens,
+            qkv.shape[0],
             cos.shape[-1],
             qkv.data_ptr(),
             cos.data_ptr(),
@@ -262,5 +262,6 @@ def _check_weight(weight: torch.Tensor, dtype: torch.dtype) -> None:
 
 def _check(rows: torch.Tensor, rule: NormRule | GateRule | RopeRule) -> None:
     """Check what would make a kernel read memory that is not its own."""
-    assert rows.dtype is rule.dtype and rows.is_contiguous(), "rows are as the rule's"
+    assert rows.dtype is rule.dtype, "rows are of the rule's type"
+    assert rows.is_contiguous(), "rows lie one behind the other"
     assert rows.shape[1] == rule.row_width, "rows are as wide as the rule's"

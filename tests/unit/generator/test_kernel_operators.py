@@ -86,6 +86,7 @@ def _make_both(
 
 
 def _assert_close(output: torch.Tensor, expected: torch.Tensor) -> None:
+    assert output.dtype == expected.dtype
     tolerance = TOLERANCES[expected.dtype]
     torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance)
 
@@ -135,16 +136,19 @@ def test_heads_are_placed_equally(
     rotation = make_rotation(angles.cos().to(dtype), angles.sin().to(dtype))
     norm = RMSNorm(_random(5, 6, HEAD_DIM, dtype=dtype), 1e-6) if has_norm else None
     slots = torch.tensor([14, 3, 4, 5, 9, 1, 0])
-    both = []
-    for caches in (_make_cache(dtype), _make_cache(dtype)):
-        operators: LayerOperators = TorchOperators(DESCRIPTION, caches)
-        if not both:
-            operators = KernelOperators(DESCRIPTION, caches, kernels)
+    results = []
+    caches = (_make_cache(dtype), _make_cache(dtype))
+    both: tuple[LayerOperators, LayerOperators] = (
+        KernelOperators(DESCRIPTION, caches[0], kernels),
+        TorchOperators(DESCRIPTION, caches[1]),
+    )
+    for operators, cache in zip(both, caches, strict=True):
         qkv = _random(6, NUM_TOKENS, 8 * HEAD_DIM, dtype=dtype)
         heads = operators.place(LAYER, norm)(qkv, rotation, slots)
-        both.append((*heads, *caches.keys, *caches.values))
+        results.append((*heads, cache.keys[LAYER], cache.values[LAYER]))
 
-    for placed, expected in zip(*both, strict=True):
+    for placed, expected in zip(*results, strict=True):
         _assert_close(placed, expected)
-    assert both[0][3 + LAYER].any()
-    assert not both[0][3].any()
+    for cache in caches:
+        assert cache.keys[LAYER][slots].all()
+        assert not cache.keys[0].any()

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING
 from chiasm.generator.model.attention import ScoreRule, attend_to_cache
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
+    from chiasm.common.rms_norm import RMSNorm
     from chiasm.generator.model.attention import AttentionContext
     from chiasm.generator.model.fused.description import DecoderDescription
     from chiasm.generator.model.fused.layer_operators import LayerOperators
     from chiasm.generator.model.fused.layer_weights import LayerWeights
     from chiasm.generator.model.fused.rotary import Rotation
+
+    Norm = Callable[[torch.Tensor], torch.Tensor]
 
 
 class DecoderLayer:
@@ -36,10 +41,8 @@ class DecoderLayer:
         )
         self._attention_norm = operators.add_norm(weights.attention_norm, scale)
         self._mlp_norm = operators.add_norm(weights.mlp_norm, scale)
-        self._post_norms = [
-            norm and operators.add_norm(norm, scale)
-            for norm in (weights.post_attention_norm, weights.post_mlp_norm)
-        ]
+        self._post_attention_norm = _make_norm(weights.post_attention_norm, operators)
+        self._post_mlp_norm = _make_norm(weights.post_mlp_norm, operators)
         self._gate = operators.gate(weights.down.num_inputs)
         self._place = operators.place(index, weights.qk_norm)
 
@@ -76,10 +79,16 @@ class DecoderLayer:
         heads = self._place(self._weights.qkv(normed), rotation, slots)
         attended = attend_to_cache(context, self._index, heads, self._rule)
         output = self._weights.output(attended.flatten(1))
-        post_norm = self._post_norms[0]
-        return output if post_norm is None else post_norm(output, None)
+        return self._post_attention_norm(output)
 
     def _feed_forward(self, normed: torch.Tensor) -> torch.Tensor:
         output = self._weights.down(self._gate(self._weights.gate_up(normed)))
-        post_norm = self._post_norms[1]
-        return output if post_norm is None else post_norm(output, None)
+        return self._post_mlp_norm(output)
+
+
+def _make_norm(norm: RMSNorm | None, operators: LayerOperators) -> Norm:
+    """Return what norms what a block adds; without a norm, what leaves it as it is."""
+    if norm is None:
+        return lambda output: output
+    add_norm = operators.add_norm(norm, 1.0)
+    return lambda output: add_norm(output, None)

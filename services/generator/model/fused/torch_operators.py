@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from transformers.activations import ACT2FN
 
 from chiasm.generator.model.fused.rotary import rotate
 
 if TYPE_CHECKING:
+    import torch
+
     from chiasm.common.rms_norm import RMSNorm
     from chiasm.generator.model.fused.description import DecoderDescription
     from chiasm.generator.model.fused.layer_operators import AddNorm, Gate, Heads, Place
@@ -40,7 +41,7 @@ class TorchOperators:
         activation = ACT2FN[self._description.activation]
 
         def gate(gate_up: torch.Tensor) -> torch.Tensor:
-            gates, ups = gate_up.split(width, dim=-1)
+            gates, ups = gate_up[:, :width], gate_up[:, width:]
             gated: torch.Tensor = activation(gates)
             return gated.mul_(ups)
 

@@ -100,9 +100,7 @@ def test_rows_of_zeros_and_of_huge_values_have_finite_norms(
 
 
 @examples
-@given(
-    rows_and_seeds[0], rows_and_seeds[1], st.sampled_from(WIDTHS), st.sampled_from(DTYPES)
-)
+@given(rows_and_seeds[0], rows_and_seeds[1], st.sampled_from(WIDTHS), st.sampled_from(DTYPES))
 def test_gate_of_silu_equals_torch(
     kernels: CpuKernels, num_rows: int, seed: int, width: int, dtype: torch.dtype
 ) -> None:
@@ -115,9 +113,7 @@ def test_gate_of_silu_equals_torch(
 
 
 @examples
-@given(
-    rows_and_seeds[0], rows_and_seeds[1], st.sampled_from(WIDTHS), st.sampled_from(DTYPES)
-)
+@given(rows_and_seeds[0], rows_and_seeds[1], st.sampled_from(WIDTHS), st.sampled_from(DTYPES))
 def test_gate_of_gelu_equals_torch(
     kernels: CpuKernels, num_rows: int, seed: int, width: int, dtype: torch.dtype
 ) -> None:
@@ -264,8 +260,8 @@ def test_row_is_the_same_to_the_bit_beside_any_rows_and_with_any_threads(
     together, apart = (_RopeCase(5, NUM_LARGE, heads, 1.0, dtype) for _ in range(2))
     one = kernels.elementwise
 
-    alone = [one.add_rms_norm(norm, row.clone(), None) for row in hidden.split(1)]
-    gated_alone = [one.gate(gate, row) for row in gate_up.split(1)]
+    alone = [one.add_rms_norm(norm, row.clone(), None) for row in hidden[:, None]]
+    gated_alone = [one.gate(gate, row) for row in gate_up[:, None]]
     for row in range(NUM_LARGE):
         apart.run(kernels, rope, slice(row, row + 1))
     before = torch.get_num_threads()
