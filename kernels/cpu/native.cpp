@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -27,6 +28,28 @@ struct DecodeShape {
   int64_t block_size;
   int64_t window;  // Positions that a token sees; 0 is all.
   float scale, softcap;
+};
+
+// Fewer elements are not worth the start of threads.
+constexpr int64_t kParallelElements = 32768;
+
+struct NormShape {
+  int32_t is_bfloat16, is_weight_bfloat16;
+  int64_t width;
+  const void* weight;  // [width]
+  float epsilon, scale;
+};
+
+struct GateShape {
+  int32_t is_bfloat16, is_gelu;
+  int64_t width;  // Of the gate; rows are twice as wide.
+};
+
+struct RopeShape {
+  int32_t is_bfloat16, is_weight_bfloat16;
+  int64_t num_q_heads, num_kv_heads, head_dim;
+  const void* weight;  // Of the norm, [num_q_heads + num_kv_heads, head_dim]; null for none.
+  float epsilon;
 };
 
 struct Chunk {
@@ -71,6 +94,7 @@ namespace plain {
 #include "paged_decode.h"
 #include "packing.h"
 #include "paged_prefill.h"
+#include "elementwise.h"
 #undef VECTOR_FLOATS
 }  // namespace plain
 
@@ -83,6 +107,7 @@ namespace avx2 {
 #include "paged_decode.h"
 #include "packing.h"
 #include "paged_prefill.h"
+#include "elementwise.h"
 #undef VECTOR_FLOATS
 }  // namespace avx2
 #pragma GCC pop_options
@@ -96,10 +121,15 @@ namespace avx512 {
 #include "paged_decode.h"
 #include "packing.h"
 #include "paged_prefill.h"
+#include "elementwise.h"
 #undef DOT_BFLOAT16
 #undef VECTOR_FLOATS
 }  // namespace avx512
 #pragma GCC pop_options
+#define RUN_AT(level, ...) \
+  (level == 2 ? avx512::__VA_ARGS__ : level == 1 ? avx2::__VA_ARGS__ : plain::__VA_ARGS__)
+#else
+#define RUN_AT(level, ...) (void)level, plain::__VA_ARGS__
 #endif
 
 }  // namespace
@@ -108,7 +138,7 @@ namespace avx512 {
 extern "C" {
 
 // Changes with every change of the interface below.
-int chiasm_interface_version() { return 2; }
+int chiasm_interface_version() { return 4; }
 
 // The best instruction set of this machine: 0 plain, 1 AVX2, 2 AVX-512 with bfloat16.
 int chiasm_best_level() {
@@ -144,6 +174,25 @@ void chiasm_paged_prefill(int level, int is_bfloat16, const PrefillShape* shape,
   if (level == 2) run = is_bfloat16 ? avx512::prefill<uint16_t> : avx512::prefill<float>;
 #endif
   run(*shape, query, keys, values, tables, chunks, seen, output);
+}
+
+// For the following see elementwise.h. Rows lie one behind the other.
+
+// `addend` may be null.
+void chiasm_add_rms_norm(int level, const NormShape* shape, int64_t num_rows, void* hidden,
+                         const void* addend, void* normed) {
+  RUN_AT(level, add_rms_norm(*shape, num_rows, hidden, addend, normed));
+}
+
+void chiasm_gate(int level, const GateShape* shape, int64_t num_rows, const void* gate_up,
+                 void* output) {
+  RUN_AT(level, gate(*shape, num_rows, gate_up, output));
+}
+
+void chiasm_rope_store(int level, const RopeShape* shape, int64_t num_tokens, int64_t rotary_dim,
+                       void* qkv, const void* cos, const void* sin, const int64_t* slots,
+                       void* keys, void* values) {
+  RUN_AT(level, rope_store(*shape, num_tokens, rotary_dim, qkv, cos, sin, slots, keys, values));
 }
 }
 #pragma GCC visibility pop

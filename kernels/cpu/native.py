@@ -14,13 +14,15 @@ from typing import Literal
 import structlog
 import torch
 
+from chiasm.kernels.cpu.elementwise import ElementwiseKernels
+
 Level = Literal["plain", "avx2", "avx512"]
 KernelChoice = Literal["auto", "off", "plain", "avx2", "avx512"]
 # In the order in which native.cpp numbers them.
 LEVELS: tuple[Level, ...] = ("plain", "avx2", "avx512")
 DTYPES = (torch.bfloat16, torch.float32)
 
-_INTERFACE_VERSION = 2
+_INTERFACE_VERSION = 4
 _REMEDY = "install g++ and then chiasm again: make install, or pip install -e ."
 
 log = structlog.get_logger("chiasm.kernels")
@@ -100,6 +102,9 @@ class CpuKernels:
     """The compiled kernels, run with one instruction set.
 
     They share torch's threads: ``torch.set_num_threads`` holds for them too.
+
+    Attributes:
+        elementwise: Those that compute rows one by one.
     """
 
     def __init__(self, path: Path, level: Level | None = None) -> None:
@@ -130,6 +135,7 @@ class CpuKernels:
         self._library.chiasm_paged_decode.restype = None
         self._library.chiasm_paged_prefill.argtypes = [ctypes.c_int] * 2 + [ctypes.c_void_p] * 8
         self._library.chiasm_paged_prefill.restype = None
+        self.elementwise = ElementwiseKernels(self._library, self._level)
 
     @property
     def level(self) -> Level:
@@ -179,7 +185,7 @@ class CpuKernels:
             self._level,
             query.dtype is torch.bfloat16,
             ctypes.addressof(shape),
-            *(tensor.data_ptr() for tensor in tensors),
+            *map(torch.Tensor.data_ptr, tensors),
         )
         return output
 

@@ -44,6 +44,10 @@ class PackedLinear:
             typical_rows: Rows of the inputs for which the layout is chosen.
         """
         self._is_packed = can_pack(weight)
+        if self._is_packed:
+            # Overloads are chosen here once and not by every call.
+            self._multiply = torch.ops.mkldnn._linear_pointwise.default
+            self._combine_with = torch.ops.mkldnn._linear_pointwise.binary
         self._weight = _pack(weight, typical_rows) if self._is_packed else weight
         self._bias = bias
 
@@ -73,7 +77,7 @@ class PackedLinear:
         """
         if not self._is_packed:
             return linear(rows, self._weight, self._bias)
-        return torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")  # type: ignore[no-any-return]  # operators have no types
+        return self._multiply(rows, self._weight, self._bias, "none", [], "")  # type: ignore[no-any-return]  # operators have no types
 
     def activate(self, rows: torch.Tensor, activation: str) -> torch.Tensor:
         """Return ``activation(self(rows))``, rounded once if the weight is packed.
@@ -85,9 +89,7 @@ class PackedLinear:
         name, variant, function = _FUSED[activation]
         if not self._is_packed:
             return function(linear(rows, self._weight, self._bias))
-        return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]  # as above
-            rows, self._weight, self._bias, name, [], variant
-        )
+        return self._multiply(rows, self._weight, self._bias, name, [], variant)  # type: ignore[no-any-return]  # as above
 
     def add(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         """Return ``others + self(rows)``, rounded once if the weight is packed.
@@ -107,9 +109,7 @@ class PackedLinear:
         return self._combine(rows, others, "mul")
 
     def _combine(self, rows: torch.Tensor, others: torch.Tensor, operation: str) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise.binary(  # type: ignore[no-any-return]  # as above
-            rows, others, self._weight, self._bias, operation
-        )
+        return self._combine_with(rows, others, self._weight, self._bias, operation)  # type: ignore[no-any-return]  # as above
 
 
 def can_activate(activation: str) -> bool:

@@ -10,7 +10,12 @@ import torch
 
 
 class RMSNorm:
-    """A root-mean-square norm over the last dimension."""
+    """A root-mean-square norm over the last dimension.
+
+    Attributes:
+        weight: What it multiplies with.
+        epsilon: Added to the mean square.
+    """
 
     def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
         """Keep ``weight``; the element type of the weight is the one of the last product.
@@ -20,18 +25,18 @@ class RMSNorm:
                 once, the model's element type for those that round before the product as well.
             epsilon: Added to the mean square.
         """
-        self._weight = weight
-        self._epsilon = epsilon
+        self.weight = weight
+        self.epsilon = epsilon
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the weight."""
-        return self._weight.nbytes
+        return self.weight.nbytes
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the scaled rows, [..., width], in the dtype of ``rows``, in new memory."""
         scaled = rows.to(torch.float32, copy=True)
         norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
         mean_square = norm.square_().div_(rows.shape[-1])
-        scaled.mul_(mean_square.add_(self._epsilon).rsqrt_())
-        return scaled.to(self._weight.dtype).mul_(self._weight).to(rows.dtype)
+        scaled.mul_(mean_square.add_(self.epsilon).rsqrt_())
+        return scaled.to(self.weight.dtype).mul_(self.weight).to(rows.dtype)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from chiasm.generator.engine.outputs import EngineState, StepStatistics
     from chiasm.generator.model.fused.fused_decoder import Quantization
     from chiasm.generator.model.make_decoder import DecoderChoice
+    from chiasm.kernels.cpu.native import KernelChoice
     from tests.fakes.whole_model import MediaPrompt, WholeModel
 
 BLOCK_SIZE = 4
@@ -47,9 +48,12 @@ class SplitEngine:
         dtype: torch.dtype = torch.float32,
         max_tokens: int = MAX_TOKENS,
         quantization: Quantization = "none",
+        kernels: KernelChoice = "auto",
     ) -> None:
         """Load the checkpoint of ``whole`` and build an engine on it."""
-        request = CacheRequest(block_size, 1 << 24, num_blocks, None, MAX_RUNNING, max_step_tokens)
+        request = CacheRequest(
+            block_size, 1 << 24, num_blocks, None, MAX_RUNNING, max_step_tokens, kernels
+        )
         self.loaded: LoadedModel = load_model(
             whole.path, dtype, torch.device("cpu"), request, decoder, quantization
         )

@@ -34,6 +34,10 @@ class AttentionContext:
     batch: ForwardBatch
     cache: KVCache
 
+    def slots_of(self, layer: int) -> torch.Tensor:
+        """Return the slots that the new tokens take in ``layer``. [num_tokens], int64."""
+        return self.batch.slot_mappings[self.cache.group_of[layer]]
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreRule:
@@ -121,13 +125,26 @@ def attend(
     Returns:
         What each query attends to. [num_tokens, num_q_heads, head_dim], contiguous.
     """
+    _, key, value = new
+    context.cache.store(layer, context.slots_of(layer), key, value)
+    return attend_to_cache(context, layer, new, rule)
+
+
+def attend_to_cache(
+    context: AttentionContext,
+    layer: int,
+    new: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    rule: ScoreRule,
+) -> torch.Tensor:
+    """Attend to what the cache holds in one layer, the new keys and values too; see ``attend``."""
     query, key, value = new
     batch, cache = context.batch, context.cache
     group = cache.group_of[layer]
     kept = cache.groups[group].window
     if kept and kept != rule.window:
         raise ValueError(f"Layer {layer} sees {rule.window} positions; its cache keeps {kept}.")
-    cache.store(layer, batch.slot_mappings[group], key, value)
+    if len(batch.decode_groups) == 1 and not batch.prefills.segments:
+        return _attend_decode(query, batch.decode_groups[0], cache, layer, rule)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     for decodes in batch.decode_groups:
         output[decodes.rows] = _attend_decode(query[decodes.rows], decodes, cache, layer, rule)
@@ -149,8 +166,7 @@ def _attend_decode(
     if cache.kernels is None:
         return _attend_decode_gathered(query, decodes, cache, layer, rule)
     cached = (cache.keys[layer], cache.values[layer])
-    tables = decodes.block_tables[cache.group_of[layer]]
-    contexts = (torch.from_numpy(tables), torch.from_numpy(decodes.context_lengths))
+    contexts = decodes.context(cache.group_of[layer])
     decode_rule = DecodeRule(decodes.block_size, rule.scale, rule.window, rule.softcap)
     return cache.kernels.paged_decode(query, cached, contexts, decode_rule)
 

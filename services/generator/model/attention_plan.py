@@ -224,13 +224,16 @@ class DecodeGroup:
             [num_sequences], int64.
         block_tables: Block tables by cache group, padded. [num_sequences, max_blocks], int64.
         block_size: Tokens per block.
-        plans: Gathers by cache group and sliding window, made on first use, shared by all layers.
+        contexts: Block tables and context lengths as tensors by cache group, made on first use,
+            shared by all layers.
+        plans: Gathers by cache group and sliding window, made and shared likewise.
     """
 
     start: int
     context_lengths: np.ndarray
     block_tables: tuple[np.ndarray, ...]
     block_size: int
+    contexts: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     plans: dict[tuple[int, int], GatherPlan] = field(default_factory=dict)
 
     @property
@@ -242,6 +245,13 @@ class DecodeGroup:
     def rows(self) -> slice:
         """Rows of the group."""
         return slice(self.start, self.start + self.num_sequences)
+
+    def context(self, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return block tables and context lengths of one cache group, on the host."""
+        if group not in self.contexts:
+            arrays = (self.block_tables[group], self.context_lengths)
+            self.contexts[group] = (torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]))
+        return self.contexts[group]
 
     def plan(self, group: int, window: int, dtype: torch.dtype, device: torch.device) -> GatherPlan:
         """Return the gather of the last ``window`` positions; 0 is the whole context."""

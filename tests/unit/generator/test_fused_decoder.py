@@ -74,6 +74,14 @@ def test_tokens_equal_the_whole_model(text_model: WholeModel, prompts: list[Medi
     assert split.most_in_one_forward == len(prompts)
 
 
+def test_tokens_without_compiled_kernels_equal_the_whole_model(
+    text_model: WholeModel, prompts: list[MediaPrompt]
+) -> None:
+    split = SplitEngine(text_model, decoder="fused", max_tokens=MAX_TOKENS, kernels="off")
+
+    assert split.generate(prompts) == [list(prompt.answer) for prompt in prompts]
+
+
 def test_chunks_beside_decodes_change_no_token(
     text_model: WholeModel, prompts: list[MediaPrompt]
 ) -> None:

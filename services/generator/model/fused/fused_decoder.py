@@ -11,9 +11,11 @@ from chiasm.common.rms_norm import RMSNorm
 from chiasm.generator.model.attention import AttentionContext
 from chiasm.generator.model.fused.decoder_layer import DecoderLayer
 from chiasm.generator.model.fused.description import UnsupportedDecoderError, describe_decoder
+from chiasm.generator.model.fused.kernel_operators import KernelOperators
 from chiasm.generator.model.fused.layer_weights import check_layers, take_layer, take_norm_weight
 from chiasm.generator.model.fused.quantized_linear import QuantizedLinear, can_quantize
 from chiasm.generator.model.fused.rotary import make_rotation
+from chiasm.generator.model.fused.torch_operators import TorchOperators
 from chiasm.generator.model.model_spec import read_model_spec
 from chiasm.generator.model.text_model_io import (
     apply_logits_rule,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from chiasm.generator.engine.block_manager import BlockCopy
     from chiasm.generator.model.forward_batch import ForwardBatch
+    from chiasm.generator.model.fused.layer_operators import LayerOperators
     from chiasm.generator.model.fused.rotary import Rotation
     from chiasm.generator.model.kv_cache import KVCache
     from chiasm.generator.model.model_spec import ModelSpec
@@ -80,14 +83,19 @@ class FusedDecoder:
         self._cache = cache
         self._embed = model.get_input_embeddings()
         self._rotary = text_model.rotary_emb
+        operators = self._make_operators()
         self._layers = [
             DecoderLayer(
-                index, self._description, take_layer(layer, self._description, make_linear)
+                index,
+                self._description,
+                take_layer(layer, self._description, make_linear),
+                operators,
             )
             for index, layer in enumerate(text_model.layers)
         ]
         norm_weight = take_norm_weight(text_model.norm, self._description)
         self._norm = RMSNorm(norm_weight, self._description.norm_epsilon)
+        self._last_norm = operators.add_norm(self._norm, self._description.residual_scale)
         # The weight of a tied head stays with the embedding.
         self._head = make_linear(head.weight.detach(), head.bias, _TYPICAL_HEAD_ROWS)
         del head.weight
@@ -123,12 +131,15 @@ class FusedDecoder:
         context = AttentionContext(batch, self._cache)
         rotations = self._make_rotations(hidden, batch)
         levels = take_deepstack_levels(batch, self._spec.num_deepstack_levels)
+        addend = None
         for index, layer in enumerate(self._layers):
             self._before_layer()
-            hidden = layer.forward(hidden, rotations[layer.rotary_type], context)
+            addend = layer.forward(hidden, addend, rotations[layer.rotary_type], context)
             if index < len(levels):
+                hidden.add_(addend, alpha=self._description.residual_scale)
                 hidden[batch.embedding_rows] += levels[index].to(hidden.dtype)
-        return self._norm(hidden)
+                addend = None
+        return self._last_norm(hidden, addend)
 
     def call_before_layers(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called before each layer; see ``Decoder.call_before_layers``."""
@@ -141,6 +152,12 @@ class FusedDecoder:
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits as the model's own ``forward`` would post-process them."""
         return apply_logits_rule(self._head(hidden), self._spec.logits)
+
+    def _make_operators(self) -> LayerOperators:
+        kernels = self._cache.kernels
+        if kernels is None:
+            return TorchOperators(self._description, self._cache)
+        return KernelOperators(self._description, self._cache, kernels)
 
     def _make_rotations(self, hidden: torch.Tensor, batch: ForwardBatch) -> dict[str, Rotation]:
         """Return the angles of the batch's tokens by rotary type."""

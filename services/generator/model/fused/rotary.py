@@ -17,7 +17,7 @@ class Rotation:
     """The angles of the tokens of one forward.
 
     Attributes:
-        cos: Cosines, scaled as the rotary type wants. [num_tokens, 1, rotary_dim].
+        cos: Cosines, scaled as the rotary type wants. [num_tokens, 1, rotary_dim], contiguous.
         sin: Sines, as ``cos``, the first half negated.
     """
 
@@ -33,7 +33,7 @@ def make_rotation(cos: torch.Tensor, sin: torch.Tensor) -> Rotation:
         sin: As ``cos``.
     """
     first, second = sin[0].chunk(2, dim=-1)
-    return Rotation(cos[0][:, None], torch.cat([-first, second], dim=-1)[:, None])
+    return Rotation(cos[0][:, None].contiguous(), torch.cat([-first, second], dim=-1)[:, None])
 
 
 def rotate(heads: torch.Tensor, rotation: Rotation) -> torch.Tensor:
