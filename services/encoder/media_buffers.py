@@ -20,7 +20,11 @@ is left; what may stay unwritten, such as the end of a sound, gets new memory.
 from __future__ import annotations
 
 import threading
+import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from chiasm.encoder.media_mappings import MAX_KEPT_BYTES, NUM_KEPT
 from chiasm.encoder.memory_file import MemoryFile
@@ -47,9 +51,9 @@ class MediaBuffer:
         """Descriptor to hand to the worker."""
         return self._file.fd
 
-    def view(self, num_bytes: int) -> memoryview:
-        """Return the first ``num_bytes`` bytes."""
-        return memoryview(self._mapping)[:num_bytes]
+    def lend(self, num_bytes: int) -> np.ndarray:
+        """Return the first ``num_bytes`` bytes, as an array that all views of them keep alive."""
+        return np.frombuffer(self._mapping, np.uint8, num_bytes)
 
     def close(self) -> None:
         """Free the memory; no view of it may be left. Takes milliseconds per megabyte."""
@@ -64,8 +68,10 @@ class DecodedMedia:
     ) -> None:
         """Show the first ``num_bytes`` of ``buffer``, which goes to ``take_back`` when freed."""
         self._buffer: MediaBuffer | None = buffer
-        self._memory = buffer.view(num_bytes)
         self._take_back = take_back
+        lent = buffer.lend(num_bytes)
+        self._memory = memoryview(lent)
+        self._lent = weakref.ref(lent)
 
     @property
     def memory(self) -> memoryview:
@@ -74,11 +80,10 @@ class DecodedMedia:
 
     def free(self) -> None:
         """Give the memory back; where something still looks at it, it is freed with that."""
-        try:
+        with suppress(BufferError):
             self._memory.release()
-        except BufferError:
-            self._buffer = None
-        if self._buffer is not None:
+        # NOTE: who has a memoryview of the memory, and no array, is known by this alone.
+        if self._lent() is None and self._buffer is not None:
             self._take_back(self._buffer)
         self._buffer = None
 
