@@ -70,7 +70,7 @@ class DecodedMedia:
         self._buffer: MediaBuffer | None = buffer
         self._take_back = take_back
         lent = buffer.lend(num_bytes)
-        self._memory = memoryview(lent)
+        self._memory = lent.data
         self._lent = weakref.ref(lent)
 
     @property

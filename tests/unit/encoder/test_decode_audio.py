@@ -63,7 +63,11 @@ def load(data: bytes, rate: int = RATE, header: AudioHeader | None = None) -> np
     header = header or read_header(data)
     num_samples = resampled_length(header.num_frames, header.rate, rate)
     media = MemoryFile(num_samples * SAMPLE_BYTES)
-    decode(AudioTask(BOUNDS, header, rate).pack(), as_source(data), MediaWriter(media.fd, MediaMappings()))
+    decode(
+        AudioTask(BOUNDS, header, rate).pack(),
+        as_source(data),
+        MediaWriter(media.fd, MediaMappings()),
+    )
     return np.frombuffer(media.map(), np.float32)
 
 
