@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 import uvloop
 
+from chiasm.common.compute_threads import ComputeThreads
 from chiasm.common.config import load_settings_or_exit
 from chiasm.common.cores import CorePageError, open_cores
 from chiasm.common.embedding_store import EmbeddingStore
@@ -24,6 +25,7 @@ from chiasm.common.logging import configure_logging
 from chiasm.common.media import Modality
 from chiasm.common.media_resolver import MediaResolver
 from chiasm.common.metrics import MetricsPortError, start_metrics_server, watch_loop
+from chiasm.common.own_thread import compute_alone_in_pool, run_in_own_thread
 from chiasm.common.private_file import PrivateFileError
 from chiasm.common.secrets import StoreSecrets, StoreSecretsError
 from chiasm.common.service_token import ServiceTokenError, load_service_token
@@ -112,7 +114,8 @@ async def _build(
     settings: EncoderSettings, server: GrpcServer, stack: AsyncExitStack
 ) -> ItemEncoder:
     """Build all parts, register the servicer; ``stack`` stops the parts in reverse order."""
-    checkpoint = await asyncio.to_thread(
+    compute_alone_in_pool()
+    checkpoint = await run_in_own_thread(
         EncoderCheckpoint.load,
         settings.tower.model,
         settings.tower.dtype,
@@ -202,8 +205,10 @@ def _build_item_encoder(
     is_cpu = checkpoint.tower.device.type == "cpu"
     batch_items = settings.tower.max_batch_items or (1 if is_cpu else _GPU_BATCH_ITEMS)
     cores = open_cores(settings.core_page, "encoder", settings.cores)
+    threads = ComputeThreads(cores)
+    checkpoint.tower.call_before_layers(threads.adjust)
     batcher = EncodeBatcher(
-        checkpoint.tower, cores, BatchLimits(batch_items, settings.tower.max_batch_pixels)
+        checkpoint.tower, threads, BatchLimits(batch_items, settings.tower.max_batch_pixels)
     )
     batcher.start()
     stack.push_async_callback(batcher.stop)

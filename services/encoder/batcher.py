@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from chiasm.common.errors import UnavailableError
 from chiasm.common.metrics import ENCODER_BATCH_ITEMS, ENCODER_FORWARD_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chiasm.common.cores import Cores
+    import torch
+
+    from chiasm.common.compute_threads import ComputeThreads
     from chiasm.encoder.preprocess import TowerInputs
 
 
@@ -65,9 +65,9 @@ class EncodeBatcher:
     item fails alone. The callers bound the queue (``Admission``).
     """
 
-    def __init__(self, tower: TowerLike, cores: Cores, limits: BatchLimits) -> None:
+    def __init__(self, tower: TowerLike, threads: ComputeThreads, limits: BatchLimits) -> None:
         self._tower = tower
-        self._cores = cores
+        self._threads = threads
         self._limits = limits
         self._queue: deque[_Pending] = deque()
         self._has_items = asyncio.Event()
@@ -145,12 +145,11 @@ class EncodeBatcher:
         return batch
 
     def _run(self, batch: Sequence[_Pending]) -> list[TowerRows | Exception]:
-        self._cores.set_busy(True)
+        self._threads.begin()
         try:
-            torch.set_num_threads(self._cores.available_threads())
             return self._encode([pending.inputs for pending in batch])
         finally:
-            self._cores.set_busy(False)
+            self._threads.rest()
 
     def _encode(self, items: Sequence[TowerInputs]) -> list[TowerRows | Exception]:
         ENCODER_BATCH_ITEMS.observe(len(items))

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from blake3 import blake3
 
+from chiasm.common.compute_threads import call_before_layers
 from chiasm.common.families import family_of
 from chiasm.common.half_load import load_half
 from chiasm.common.media import DataType, Modality
 from chiasm.encoder.families import qwen2_5_omni, qwen2_audio
-from chiasm.encoder.fused.fuse_tower import count_packed_bytes, fuse_tower
+from chiasm.encoder.fused.fuse_tower import FUSED_TOWERS, count_packed_bytes, fuse_tower
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -121,6 +122,13 @@ class Tower:
     def config(self) -> Mapping[str, object]:
         """The checkpoint's configuration, in the form that transformers normalises it to."""
         return dict(self._model.config.to_dict())
+
+    def call_before_layers(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called in a forward before each layer."""
+        call_before_layers(self._model, callback)
+        for module in self._model.modules():
+            if isinstance(module, FUSED_TOWERS):
+                module.before_block = callback
 
     @torch.inference_mode()
     def encode(self, items: Sequence[TowerInputs]) -> list[torch.Tensor]:

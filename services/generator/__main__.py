@@ -14,6 +14,7 @@ import torch
 import uvloop
 
 import chiasm
+from chiasm.common.compute_threads import ComputeThreads
 from chiasm.common.config import load_settings_or_exit
 from chiasm.common.cores import CorePageError, open_cores
 from chiasm.common.embedding_store import EmbeddingStore
@@ -25,6 +26,7 @@ from chiasm.common.limits import Limits
 from chiasm.common.logging import configure_logging
 from chiasm.common.media import RequestContext
 from chiasm.common.metrics import MetricsPortError, start_metrics_server, watch_loop
+from chiasm.common.own_thread import compute_alone_in_pool, run_in_own_thread
 from chiasm.common.sampling import SamplingWishes
 from chiasm.common.secrets import StoreSecrets, StoreSecretsError
 from chiasm.common.service_token import ServiceTokenError, load_service_token
@@ -40,7 +42,6 @@ from chiasm.generator.engine.queue_budget import QueueBudget, QueueLimits
 from chiasm.generator.engine.sampler import Sampler
 from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
 from chiasm.generator.engine.step_cost import StepCost
-from chiasm.generator.engine.step_threads import StepThreads
 from chiasm.generator.generation import GenerationService
 from chiasm.generator.guides import Guides
 from chiasm.generator.info import GeneratorInfo
@@ -98,11 +99,12 @@ class Generator:
         if self._trace:
             observers.append(self._trace)
         cores = open_cores(settings.core_page, "generator", settings.cores)
-        threads = StepThreads(cores)
+        threads = ComputeThreads(cores)
+        loaded.decoder.call_before_layers(threads.adjust)
         runner = ModelRunner(
             loaded.decoder,
             Sampler(),
-            threads.begin_step,
+            threads.begin,
             scheduling.deterministic,
             scheduling.max_step_tokens,
         )
@@ -170,7 +172,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 async def _serve(settings: GeneratorSettings) -> None:
     watch_loop()
     token = load_service_token(settings.service_token_file)
-    loaded = await asyncio.to_thread(_load, settings)
+    compute_alone_in_pool()
+    loaded = await run_in_own_thread(_load, settings)
     generator = Generator(settings, loaded)
     server = GrpcServer(address=settings.listen, service_names=[SERVICE_NAME], token=token)
     servicer = GeneratorServicer(generator.service, generator.describe)

@@ -103,6 +103,9 @@ class FakeDecoder:
             hidden[last] = self._predict(context)
         return hidden
 
+    def call_before_layers(self, callback: Callable[[], None]) -> None:
+        """It has no layers."""
+
     def copy_blocks(self, copies: Items[BlockCopy]) -> None:
         """Copy the values of blocks."""
         blocks = self._cache.view(-1, self._block_size)

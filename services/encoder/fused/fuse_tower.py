@@ -13,6 +13,7 @@ from chiasm.encoder.fused.picture_tower import FusedProjector, PictureTower, che
 if TYPE_CHECKING:
     import transformers
 
+FUSED_TOWERS = (GridTower, PictureTower)
 TowerChoice = Literal["auto", "fused", "transformers"]
 TowerKind = Literal["fused", "transformers"]
 

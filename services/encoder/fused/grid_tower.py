@@ -22,6 +22,8 @@ from chiasm.encoder.fused.segments import cut_segments
 from chiasm.encoder.fused.tower_block import TowerBlock, check_block
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import transformers
 
 
@@ -38,6 +40,8 @@ class GridTower(torch.nn.Module):
             UnsupportedTowerError: The tower is of another kind; it is unchanged and usable.
         """
         super().__init__()
+        # Called in a forward before each block.
+        self.before_block: Callable[[], None] = lambda: None
         self._config = config = tower.config
         description = describe_blocks(config)
         blocks = _children(tower, "blocks")
@@ -103,6 +107,7 @@ class GridTower(torch.nn.Module):
         rotation = make_rotation(cos, sin)
         levels = []
         for index, block in enumerate(self._blocks):
+            self.before_block()
             is_full = self._full_blocks is None or index in self._full_blocks
             hidden = block.forward(hidden, frames if is_full else windows, rotation)
             if index in self._level_blocks:

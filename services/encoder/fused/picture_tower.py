@@ -13,7 +13,7 @@ from chiasm.encoder.fused.segments import SegmentGroup, Segments
 from chiasm.encoder.fused.tower_block import TowerBlock, check_block
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import transformers
 
@@ -39,6 +39,8 @@ class PictureTower(torch.nn.Module):
             UnsupportedTowerError: The tower is of another kind; it is unchanged and usable.
         """
         super().__init__()
+        # Called in a forward before each block.
+        self.before_block: Callable[[], None] = lambda: None
         description = describe_blocks(tower.config)
         blocks = list(tower.get_submodule("encoder.layers").children())
         for block in blocks:
@@ -82,6 +84,7 @@ class PictureTower(torch.nn.Module):
                 states[index] = hidden.view(num_pictures, length, width)
             if index == len(self._blocks):
                 break
+            self.before_block()
             hidden = self._blocks[index].forward(hidden, segments)
         return BaseModelOutputWithPooling(hidden_states=tuple(states))
 

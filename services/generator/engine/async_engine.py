@@ -35,7 +35,7 @@ class EngineDeadError(Exception):
 
 
 class Threads(Protocol):
-    """Shares the host's cores with other services; ``StepThreads`` is the real one."""
+    """Shares the host's cores with other services; ``ComputeThreads`` is the real one."""
 
     def rest(self) -> None:
         """Leave the cores until the next step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -38,6 +38,10 @@ class Decoder(Protocol):
         Returns:
             Last hidden states. [num_tokens, hidden_size], dtype of the model.
         """
+        ...
+
+    def call_before_layers(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called in a forward before each layer."""
         ...
 
     def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:

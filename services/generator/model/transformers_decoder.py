@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AttentionInterface
 
+from chiasm.common.compute_threads import call_before_layers
 from chiasm.generator.model.attention import ATTENTION_NAME, AttentionContext, paged_attention
 from chiasm.generator.model.model_spec import read_model_spec
 from chiasm.generator.model.text_model_io import (
@@ -17,7 +18,7 @@ from chiasm.generator.model.text_model_io import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import transformers
 
@@ -71,6 +72,10 @@ class TransformersDecoder:
         last_hidden_state = output.last_hidden_state
         assert isinstance(last_hidden_state, torch.Tensor), "a decoder returns hidden states"
         return last_hidden_state[0]
+
+    def call_before_layers(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called before each layer; see ``Decoder.call_before_layers``."""
+        call_before_layers(self._text_model, callback)
 
     def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
         """Copy blocks of the cache; see ``Decoder.copy_blocks``."""

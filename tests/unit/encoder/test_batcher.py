@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 import torch
 
+from chiasm.common.compute_threads import ComputeThreads
 from chiasm.common.errors import UnavailableError
 from chiasm.common.media import Modality
 from chiasm.encoder.batcher import BatchLimits, EncodeBatcher
@@ -80,7 +81,7 @@ def cores() -> FakeCores:
 
 @pytest_asyncio.fixture
 async def batcher(tower: FakeTower, cores: FakeCores) -> AsyncIterator[EncodeBatcher]:
-    batcher = EncodeBatcher(tower, cores, BatchLimits(max_items=3, max_pixels=40))
+    batcher = EncodeBatcher(tower, ComputeThreads(cores), BatchLimits(max_items=3, max_pixels=40))
     batcher.start()
     yield batcher
     tower.let_go(100)
@@ -191,7 +192,7 @@ async def test_a_caller_that_goes_during_the_forward_disturbs_nobody(
 async def test_stopping_ends_the_forward_and_fails_what_waits(
     tower: FakeTower, cores: FakeCores
 ) -> None:
-    batcher = EncodeBatcher(tower, cores, BatchLimits(max_items=1, max_pixels=40))
+    batcher = EncodeBatcher(tower, ComputeThreads(cores), BatchLimits(max_items=1, max_pixels=40))
     batcher.start()
     running, waiting = await submit(batcher, item(1), item(2))
     await tower.wait_started()

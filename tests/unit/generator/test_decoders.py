@@ -105,6 +105,8 @@ def test_prefill_logits_equal_the_whole_model(
         sequence.embeddings[index] = split.embeddings[1, index]
     split.blocks.grow(sequence, sequence.num_tokens)
     decoder = split.loaded.decoder
+    calls: list[int] = []
+    decoder.call_before_layers(partial(calls.append, 1))
 
     with torch.inference_mode():
         scheduled = [ScheduledSequence(sequence, 0, sequence.num_tokens)]
@@ -113,6 +115,7 @@ def test_prefill_logits_equal_the_whole_model(
 
     difference = (logits - expected).abs().max() / expected.abs().max()
     assert float(difference) <= 1e-5
+    assert len(calls) == decoder.spec.num_layers
 
 
 def _scores_of(split: SplitEngine, sequence: Sequence) -> list[TokenLogprobs]:

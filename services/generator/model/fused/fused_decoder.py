@@ -23,7 +23,7 @@ from chiasm.generator.model.text_model_io import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import transformers
 
@@ -91,6 +91,7 @@ class FusedDecoder:
         # The weight of a tied head stays with the embedding.
         self._head = make_linear(head.weight.detach(), head.bias, _TYPICAL_HEAD_ROWS)
         del head.weight
+        self._before_layer: Callable[[], None] = lambda: None
 
     @property
     def spec(self) -> ModelSpec:
@@ -123,10 +124,15 @@ class FusedDecoder:
         rotations = self._make_rotations(hidden, batch)
         levels = take_deepstack_levels(batch, self._spec.num_deepstack_levels)
         for index, layer in enumerate(self._layers):
+            self._before_layer()
             hidden = layer.forward(hidden, rotations[layer.rotary_type], context)
             if index < len(levels):
                 hidden[batch.embedding_rows] += levels[index].to(hidden.dtype)
         return self._norm(hidden)
+
+    def call_before_layers(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called before each layer; see ``Decoder.call_before_layers``."""
+        self._before_layer = callback
 
     def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
         """Copy blocks of the cache; see ``Decoder.copy_blocks``."""

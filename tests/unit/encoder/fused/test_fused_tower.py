@@ -254,3 +254,14 @@ def test_a_tower_with_other_modules_stays_as_it_is(tmp_path: Path, name: str) ->
         fuse_tower("fused", model)
 
     assert [name for name, _ in model.named_parameters()] == names
+
+
+@pytest.mark.parametrize("choice", ["fused", "transformers"])
+def test_a_callback_runs_before_each_block(grid_path: Path, choice: Any) -> None:
+    tower = Tower.load(grid_path, torch.float32, torch.device("cpu"), choice)
+    calls: list[int] = []
+    tower.call_before_layers(functools.partial(calls.append, 1))
+
+    tower.encode(make_items(grid_path, [(1, 4, 4)]))
+
+    assert len(calls) >= tower.config["vision_config"]["depth"]  # type: ignore[index]  # JSON
