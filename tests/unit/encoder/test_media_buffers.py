@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,10 @@ import torch
 from chiasm.encoder.media_buffers import DecodedMedia, MediaBuffer, MediaBuffers
 from chiasm.encoder.media_mappings import MAX_KEPT_BYTES, NUM_KEPT
 
-VIEWS = {
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VIEWS: dict[str, Callable[[memoryview], object]] = {
     "memoryview": memoryview,
     "slice": lambda memory: memory[2:3],
     "array": lambda memory: np.frombuffer(memory, np.uint8),
