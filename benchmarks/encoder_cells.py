@@ -17,7 +17,7 @@ from chiasm.common.grpc_client import EndpointPool
 from chiasm.common.media import Modality, ProcessingOptions, RequestContext
 from chiasm.encoder.decode_pool import DecodeLimits, DecodePool
 from chiasm.encoder.memory_file import MemoryFile
-from chiasm.encoder.wire_image import NUM_CHANNELS, ImageTask
+from chiasm.encoder.wire_image import PIXEL_BYTES, ImageTask
 from chiasm.gateway.budgets import RetryBudget
 from chiasm.gateway.chat_request import BytesSource, MediaItem
 from chiasm.gateway.deadline import Deadline
@@ -152,10 +152,11 @@ async def measure_two_encoders(model: Path) -> list[Row]:
 async def _decode_rate(pool: DecodePool, picture: bytes) -> float:
     source = MemoryFile.of_bytes(picture)
     task = ImageTask(LARGE_WIDTH * LARGE_HEIGHT, LARGE_WIDTH, LARGE_HEIGHT, 0xFFFFFF).pack()
-    num_bytes = LARGE_WIDTH * LARGE_HEIGHT * NUM_CHANNELS
+    num_bytes = LARGE_WIDTH * LARGE_HEIGHT * PIXEL_BYTES
 
     async def decode() -> None:
-        await pool.decode(Modality.IMAGE, source, task, num_bytes)
+        media = await pool.decode(Modality.IMAGE, source, task, num_bytes)
+        media.free()
 
     started = time.perf_counter()
     await asyncio.gather(*(decode() for _ in range(DECODES_PER_ROUND)))

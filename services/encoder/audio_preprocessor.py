@@ -29,7 +29,6 @@ from chiasm.encoder.wire_audio import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Mapping
     from pathlib import Path
 
@@ -138,7 +137,7 @@ class AudioPreprocessor:
             decoding=decoding,
         )
 
-    def run(self, item: PlannedItem, media: mmap.mmap) -> TowerInputs:
+    def run(self, item: PlannedItem, media: memoryview) -> TowerInputs:
         """Compute the features of a decoded clip; see ``Preprocessor.run``."""
         samples = np.frombuffer(media, dtype=np.float32)
         features = self._extractor(

@@ -7,7 +7,7 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, _imaging
 
 from chiasm.encoder.decode_errors import MediaTooLargeError
 from chiasm.encoder.wire_image import MAX_SIDE, ImageHeader, ImageTask
@@ -42,8 +42,8 @@ def probe(body: bytes, source: mmap.mmap) -> bytes:
 
 
 def decode(body: bytes, source: mmap.mmap, media: MediaWriter) -> None:
-    """Write the pixels of a picture to ``media``, for an ``ImageTask``; see ``write_pixels``."""
-    write_pixels(source, ImageTask.unpack(body), media)
+    """Fill ``media`` with the pixels of a picture, for an ``ImageTask``; see ``fill_pixels``."""
+    fill_pixels(source, ImageTask.unpack(body), media.memory())
 
 
 def read_header(source: mmap.mmap | bytes, max_pixels: int) -> ImageHeader:
@@ -55,6 +55,31 @@ def read_header(source: mmap.mmap | bytes, max_pixels: int) -> ImageHeader:
     """
     width, height, _, _ = _open(source, max_pixels)
     return ImageHeader(width, height)
+
+
+def fill_pixels(source: mmap.mmap, task: ImageTask, memory: mmap.mmap) -> None:
+    """Fill memory with the pixels of a picture of the size that ``task`` tells.
+
+    Args:
+        source: The file.
+        task: What the probe told.
+        memory: Where they go, every byte of every pixel. [height, width, PIXEL_BYTES], uint8.
+
+    Raises:
+        MediaTooLargeError: It has too many pixels or too long a side.
+        ValueError: It does not have that size, or ``memory`` has no room for it.
+        Exception: Pillow cannot decode it; of any class.
+    """
+    orientation, image = _open_expected(source, task)
+    # Pillow checks that the memory has room.
+    frame = _imaging.map_buffer(memory, (task.width, task.height), "raw", 0, ("RGB", 0, 1))
+    if image.format == "JPEG" and image.mode == "RGB" and orientation not in _TRANSPOSE:
+        # The decoder writes whole rows, and all of them or none: a file that ends early raises.
+        image.im = frame
+        image.load()
+        return
+    upright = _make_upright(image, orientation, task)
+    frame.paste(upright.im, (0, 0, task.width, task.height))
 
 
 def write_pixels(source: mmap.mmap | bytes, task: ImageTask, media: MediaWriter) -> None:
@@ -70,18 +95,20 @@ def write_pixels(source: mmap.mmap | bytes, task: ImageTask, media: MediaWriter)
         ValueError: It does not have that size.
         Exception: Pillow cannot decode it; of any class.
     """
+    orientation, image = _open_expected(source, task)
+    upright = _make_upright(image, orientation, task)
+    # In strips that stay in the processor's cache between packing and writing.
+    for top in range(0, task.height, _STRIP_ROWS):
+        strip = upright.crop((0, top, task.width, min(top + _STRIP_ROWS, task.height)))
+        media.write(strip.tobytes())
+
+
+def _open_expected(source: mmap.mmap | bytes, task: ImageTask) -> tuple[int, Image.Image]:
+    """Return orientation and the image, not yet decoded, if it has the size that was probed."""
     width, height, orientation, image = _open(source, task.max_pixels)
     if (width, height) != (task.width, task.height):
         raise ValueError("the size of the picture has changed")
-    upright = _flatten(image, task.background_rgb)
-    if orientation in _TRANSPOSE:
-        upright = upright.transpose(_TRANSPOSE[orientation])
-    if upright.size != (width, height):
-        raise ValueError("the picture does not have the size of its header")
-    # In strips that stay in the processor's cache between packing and writing.
-    for top in range(0, height, _STRIP_ROWS):
-        strip = upright.crop((0, top, width, min(top + _STRIP_ROWS, height)))
-        media.write(strip.tobytes())
+    return orientation, image
 
 
 def _open(source: mmap.mmap | bytes, max_pixels: int) -> tuple[int, int, int, Image.Image]:
@@ -140,6 +167,16 @@ def _has_chunks_behind_pixels(source: mmap.mmap | bytes) -> bool:
         has_seen_pixels = has_seen_pixels or kind == b"IDAT"
         offset += num_bytes + _PNG_CHUNK_OVERHEAD_BYTES
     return False
+
+
+def _make_upright(image: Image.Image, orientation: int, task: ImageTask) -> Image.Image:
+    """Return the picture as a person sees it, as 8-bit RGB, of the size that ``task`` tells."""
+    upright = _flatten(image, task.background_rgb)
+    if orientation in _TRANSPOSE:
+        upright = upright.transpose(_TRANSPOSE[orientation])
+    if upright.size != (task.width, task.height):
+        raise ValueError("the picture does not have the size of its header")
+    return upright
 
 
 def _flatten(image: Image.Image, background_rgb: int) -> Image.Image:

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from chiasm.common.errors import InvalidRequestError, OverloadedError, TooLargeError
+from chiasm.common.errors import ChiasmError, InvalidRequestError, OverloadedError, TooLargeError
 from chiasm.common.media import Modality
 from chiasm.common.metrics import ENCODER_WORKER_DEATHS
 from chiasm.encoder.decode_process import DecodeProcess, WorkerDiedError, WorkerTimeoutError
 from chiasm.encoder.decode_wire import DecodeReply, DecodeRequest, Operation, Status
-from chiasm.encoder.memory_file import MemoryFile
+from chiasm.encoder.media_buffers import DecodedMedia, MediaBuffer
 
 if TYPE_CHECKING:
-    import mmap
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
+
+    from chiasm.encoder.memory_file import MemoryFile
 
 
 log = structlog.get_logger(__name__)
@@ -94,12 +95,12 @@ class DecodePool:
             OverloadedError: No worker could be had in time.
         """
         operation = Operation[f"PROBE_{modality.name}"]
-        return await self._call(modality, operation, task, (source.fd,))
+        return await self._probe(modality, operation, task, source)
 
     async def decode(
         self, modality: Modality, source: MemoryFile, task: bytes, num_bytes: int
-    ) -> mmap.mmap:
-        """Decode a file that was probed.
+    ) -> DecodedMedia:
+        """Decode a file that was probed; who has read the media frees them.
 
         Args:
             modality: Kind of the file.
@@ -113,44 +114,58 @@ class DecodePool:
             OverloadedError: No worker could be had in time.
         """
         operation = Operation[f"DECODE_{modality.name}"]
-        media = MemoryFile(num_bytes)
-        await self._call(modality, operation, task, (source.fd, media.fd))
-        return media.map()
+        return await self._decode(modality, operation, task, source, num_bytes)
 
     async def probe_tensor(self, modality: Modality, source: MemoryFile, task: bytes) -> bytes:
         """Read the header of a file with a ready-made embedding; see ``probe``."""
-        return await self._call(modality, Operation.PROBE_TENSOR, task, (source.fd,))
+        return await self._probe(modality, Operation.PROBE_TENSOR, task, source)
 
     async def decode_tensor(
         self, modality: Modality, source: MemoryFile, task: bytes, num_bytes: int
-    ) -> mmap.mmap:
+    ) -> memoryview:
         """Copy the elements of an embedding out of a file that was probed; see ``decode``."""
-        media = MemoryFile(num_bytes)
-        await self._call(modality, Operation.DECODE_TENSOR, task, (source.fd, media.fd))
-        return media.map()
+        operation = Operation.DECODE_TENSOR
+        return (await self._decode(modality, operation, task, source, num_bytes)).memory
 
-    async def _call(
-        self, modality: Modality, operation: Operation, task: bytes, fds: Sequence[int]
+    async def _probe(
+        self, modality: Modality, operation: Operation, task: bytes, source: MemoryFile
     ) -> bytes:
+        return (await self._call(modality, _Task(operation, task, source))).reply.body
+
+    async def _decode(
+        self,
+        modality: Modality,
+        operation: Operation,
+        task: bytes,
+        source: MemoryFile,
+        num_bytes: int,
+    ) -> DecodedMedia:
+        answer = await self._call(modality, _Task(operation, task, source, num_bytes))
+        assert answer.media is not None, "there is memory for decoded media"
+        return answer.media
+
+    async def _call(self, modality: Modality, task: _Task) -> _Answer:
         is_video = modality is Modality.VIDEO
         cpu_limit_s = self._limits.video_cpu_limit_s if is_video else self._limits.cpu_limit_s
-        request = DecodeRequest(operation, cpu_limit_s, task)
+        request = DecodeRequest(task.operation, cpu_limit_s, task.body)
         async with self._video_places if is_video else nullcontext():
-            reply = await self._run_twice(modality, request, fds)
-        _check(modality, reply)
-        return reply.body
+            answer = await self._run_twice(modality, request, task)
+        try:
+            _check(modality, answer.reply)
+        except ChiasmError:
+            answer.free()
+            raise
+        return answer
 
-    async def _run_twice(
-        self, modality: Modality, request: DecodeRequest, fds: Sequence[int]
-    ) -> DecodeReply:
+    async def _run_twice(self, modality: Modality, request: DecodeRequest, task: _Task) -> _Answer:
         try:
             try:
-                return await self._run(request, fds)
+                return await self._run(request, task)
             except WorkerDiedError as error:
                 if error.is_cpu_limit:
                     raise
                 # It may have died of something else than this file; a second death is the file's.
-                return await self._run(request, fds)
+                return await self._run(request, task)
         except WorkerDiedError as error:
             detail = "takes too long to decode" if error.is_cpu_limit else "cannot be decoded"
             raise invalid_media(modality, f"the file {detail}") from None
@@ -159,20 +174,25 @@ class DecodePool:
                 "No decoder was free in time; please try again.", retry_after_s=_RETRY_AFTER_S
             ) from None
 
-    async def _run(self, request: DecodeRequest, fds: Sequence[int]) -> DecodeReply:
+    async def _run(self, request: DecodeRequest, task: _Task) -> _Answer:
         """Call a worker from a thread; a cancelled call ends the worker, then the thread."""
         loop = asyncio.get_running_loop()
         async with self._borrow() as process:
-            task = loop.run_in_executor(
+            buffer = _memory_for(task, process)
+            fds = [task.source.fd, *([] if buffer is None else [buffer.fd])]
+            call = loop.run_in_executor(
                 self._threads, process.call, request, fds, self._limits.timeout_s
             )
             try:
-                return await asyncio.shield(task)
+                reply = await asyncio.shield(call)
             except asyncio.CancelledError:
                 process.kill()
-                await asyncio.wait([task])
-                task.exception()
+                await asyncio.wait([call])
+                call.exception()
                 raise
+            if buffer is None:
+                return _Answer(reply)
+            return _Answer(reply, DecodedMedia(buffer, task.num_bytes, process.buffers.give_back))
 
     @asynccontextmanager
     async def _borrow(self) -> AsyncIterator[DecodeProcess]:
@@ -209,6 +229,28 @@ class DecodePool:
         return process
 
 
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What a worker is asked; ``num_bytes`` of decoded media come of it, 0 from a probe."""
+
+    operation: Operation
+    body: bytes
+    source: MemoryFile
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A worker's reply, and what it has decoded."""
+
+    reply: DecodeReply
+    media: DecodedMedia | None = None
+
+    def free(self) -> None:
+        if self.media is not None:
+            self.media.free()
+
+
 def invalid_media(modality: Modality, detail: str) -> InvalidRequestError:
     """Return the error for a file that cannot be processed."""
     return InvalidRequestError(f"Failed to load {modality.value}: {detail}", reason="INVALID_MEDIA")
@@ -218,6 +260,15 @@ def make_safe(message: str) -> str:
     """Return a decoder's words without addresses, paths, reprs or control characters."""
     text = "".join(char if char.isprintable() else " " for char in message)
     return _UNSAFE_TEXT.sub("", text).strip() or "the file cannot be decoded"
+
+
+def _memory_for(task: _Task, process: DecodeProcess) -> MediaBuffer | None:
+    if task.operation.is_probe:
+        return None
+    if task.operation is Operation.DECODE_IMAGE:
+        return process.buffers.take(task.num_bytes)
+    # What its decoder leaves unwritten must be zero.
+    return MediaBuffer(task.num_bytes)
 
 
 def _check(modality: Modality, reply: DecodeReply) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import chiasm
 from chiasm.encoder.decode_wire import REPLY_BYTES, DecodeReply, DecodeRequest, WireError
+from chiasm.encoder.media_buffers import MediaBuffers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +64,7 @@ class DecodeProcess:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel = ours
+        self._buffers = MediaBuffers()
         with theirs:
             arguments = [str(theirs.fileno()), str(memory_bytes), str(niceness)]
             self._process = subprocess.Popen(
@@ -79,6 +81,11 @@ class DecodeProcess:
     def pid(self) -> int:
         """Process id of the worker."""
         return self._process.pid
+
+    @property
+    def buffers(self) -> MediaBuffers:
+        """Memory that this worker, and no other, decodes into."""
+        return self._buffers
 
     @property
     def has_ended(self) -> bool:

@@ -38,7 +38,7 @@ class Operation(enum.IntEnum):
     PROBE_IMAGE = 1
     """Read the header of a picture."""
     DECODE_IMAGE = 2
-    """Decode a picture to rows of 8-bit red, green, blue."""
+    """Decode a picture to rows of pixels; the memory may have been used before."""
     PROBE_VIDEO = 3
     """Read the container of a video."""
     DECODE_VIDEO = 4

@@ -26,6 +26,7 @@ from chiasm.encoder.decode_wire import (
     Operation,
     Status,
 )
+from chiasm.encoder.media_mappings import MediaMappings
 from chiasm.encoder.media_writer import MediaWriter
 
 if TYPE_CHECKING:
@@ -61,13 +62,18 @@ def main() -> None:
     os.nice(niceness)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    mappings = MediaMappings()
     with socket.socket(fileno=socket_fd) as channel:
-        while serve_one(channel):
+        while serve_one(channel, mappings):
             pass
 
 
-def serve_one(channel: socket.socket) -> bool:
+def serve_one(channel: socket.socket, mappings: MediaMappings) -> bool:
     """Answer one task.
+
+    Args:
+        channel: The socket to the encoder.
+        mappings: What is known of the memory that media are decoded into.
 
     Returns:
         Whether there was one; ``False`` when the other side has closed the channel.
@@ -78,7 +84,7 @@ def serve_one(channel: socket.socket) -> bool:
     try:
         request = DecodeRequest.unpack(message)
         _limit_cpu(request.cpu_limit_s)
-        reply = _answer(request, fds)
+        reply = _answer(request, fds, mappings)
     finally:
         for fd in fds:
             os.close(fd)
@@ -91,13 +97,13 @@ def _limit_cpu(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + seconds, hard))
 
 
-def _answer(request: DecodeRequest, fds: Sequence[int]) -> DecodeReply:
+def _answer(request: DecodeRequest, fds: Sequence[int], mappings: MediaMappings) -> DecodeReply:
     try:
         decoder = cast("Decoder", importlib.import_module(_DECODERS[request.operation]))
         with mmap.mmap(fds[0], 0, prot=mmap.PROT_READ) as source:
             if request.operation.is_probe:
                 return DecodeReply(Status.OK, decoder.probe(request.body, source))
-            decoder.decode(request.body, source, MediaWriter(fds[1]))
+            decoder.decode(request.body, source, MediaWriter(fds[1], mappings))
         return DecodeReply(Status.OK)
     except MediaTooLargeError as error:
         return DecodeReply.failure(Status.TOO_LARGE, str(error))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,6 @@ from chiasm.encoder.memory_file import MemoryFile
 from chiasm.encoder.tower import bytes_of
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Mapping
 
     from chiasm.common.embedding_store import EmbeddingStore
@@ -154,11 +152,13 @@ class ItemEncoder:
                 item.modality, item.source, item.decoding.task, item.decoding.num_bytes
             )
             decoded = time.monotonic()
-            inputs = await asyncio.get_running_loop().run_in_executor(
-                self._threads, preprocessor.run, item, media
-            )
-            # In a thread and behind the item's back: it takes milliseconds per megapixel too.
-            self._threads.submit(_free, media)
+            try:
+                inputs = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, preprocessor.run, item, media.memory
+                )
+            finally:
+                # In a thread and behind the item's back: it may take milliseconds per megapixel.
+                self._threads.submit(media.free)
             preprocessed = time.monotonic()
             output = await self._stages.batcher.submit(inputs)
         if not await asyncio.to_thread(is_finite, output.rows):
@@ -173,9 +173,3 @@ class ItemEncoder:
         MEDIA_DECODE_LATENCY_SECONDS.labels(modality).observe(timings.decode_s)
         PREPROCESSING_LATENCY_SECONDS.labels(modality).observe(timings.preprocess_s)
         return output, timings
-
-
-def _free(media: mmap.mmap) -> None:
-    """Free decoded media; where a tensor is still a view of them, they are freed with it."""
-    with suppress(BufferError):
-        media.close()

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import mmap
+
+    from chiasm.encoder.media_mappings import MediaMappings
 
 
 class MediaWriter:
-    """Fills a memory file from its start.
+    """Fills a memory file, either from its start or as memory.
 
-    It is written and not mapped: touching new pages of a mapping one by one takes longer than
-    copying what goes into them.
+    New files are written and not mapped: touching new pages of a mapping one by one takes longer
+    than copying what goes into them. Files that come again are mapped.
     """
 
-    def __init__(self, fd: int) -> None:
-        """Write to the file behind ``fd``, of which nothing is written yet."""
+    def __init__(self, fd: int, mappings: MediaMappings) -> None:
+        """Write to the file behind ``fd``; ``mappings`` knows those that came before."""
         self._fd = fd
+        self._mappings = mappings
         self._num_bytes = os.fstat(fd).st_size
         self._num_written = 0
+
+    def memory(self) -> mmap.mmap:
+        """Return the whole file as memory, to be filled in place; it holds anything."""
+        return self._mappings.of(self._fd)
 
     @property
     def num_left(self) -> int:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
-    import mmap
-
     import torch
 
     from chiasm.common.media import MediaLayout, Modality, ProcessingOptions
@@ -131,7 +129,7 @@ class Preprocessor(Protocol):
         """
         ...
 
-    def run(self, item: PlannedItem, media: mmap.mmap) -> TowerInputs:
+    def run(self, item: PlannedItem, media: memoryview) -> TowerInputs:
         """Preprocess a decoded item; takes milliseconds per megapixel, so use a thread.
 
         Raises:

@@ -17,8 +17,6 @@ from chiasm.encoder.memory_file import MemoryFile
 from chiasm.encoder.wire_tensor import TensorHeader, TensorTask
 
 if TYPE_CHECKING:
-    import mmap
-
     from chiasm.common.families.rows import RowPlanner
     from chiasm.common.limits import Limits
     from chiasm.common.media import MediaLayout, Modality
@@ -50,7 +48,7 @@ class ReadyTensor:
     dtype: DataType
     shape: tuple[int, ...]
     grid: PatchGrid | None
-    data: bytearray | mmap.mmap
+    data: bytearray | memoryview
     digest: bytes
 
     @property
@@ -178,7 +176,7 @@ class ReadyEmbeddings:
         dtype: DataType,
         shape: tuple[int, ...],
         grid: PatchGrid | None,
-        data: bytearray | mmap.mmap,
+        data: bytearray | memoryview,
     ) -> ReadyTensor:
         digest = await asyncio.to_thread(tensor_digest, dtype, shape, memoryview(data), grid)
         return ReadyTensor(dtype, shape, grid, data, digest)

@@ -28,7 +28,6 @@ from chiasm.encoder.wire_image import MAX_SIDE, NUM_CHANNELS  # noqa: E402
 from chiasm.encoder.wire_video import VideoHeader, VideoTask  # noqa: E402
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
@@ -167,7 +166,7 @@ class VideoPreprocessor:
             decoding=Decoding(task.pack(), shape),
         )
 
-    def run(self, item: PlannedItem, media: mmap.mmap) -> TowerInputs:
+    def run(self, item: PlannedItem, media: memoryview) -> TowerInputs:
         """Preprocess the sampled frames; see ``Preprocessor.run``."""
         frames = np.frombuffer(media, dtype=np.uint8).reshape(item.decoding.shape)
         size = self._planner.processor_size(item.options)

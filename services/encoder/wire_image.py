@@ -1,6 +1,7 @@
 """Define the bodies of the messages about pictures; see ``decode_wire.py``.
 
-A decoded picture is rows of 8-bit red, green, blue without padding.
+A decoded picture is rows of pixels of 8-bit red, green, blue and a byte without meaning, as Pillow
+keeps them: it decodes in place.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from chiasm.encoder.decode_wire import WireError
 
 NUM_CHANNELS = 3
+PIXEL_BYTES = 4
 MAX_SIDE = 16384
 
 _TASK = struct.Struct("<QIII")

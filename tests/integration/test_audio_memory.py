@@ -57,7 +57,7 @@ async def load(decoder: DecodePool, data: bytes, rate: int = RATE) -> np.ndarray
         AudioTask(BOUNDS, header, rate).pack(),
         num_samples * SAMPLE_BYTES,
     )
-    return np.frombuffer(media, np.float32)
+    return np.frombuffer(media.memory, np.float32)
 
 
 def read_status(decoder: DecodePool, field: str) -> int:

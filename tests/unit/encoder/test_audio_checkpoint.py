@@ -60,7 +60,7 @@ async def prepare(path: Path, decoder: DecodePool, data: bytes) -> TowerInputs:
     item = await preprocessor.plan(decoder, source, ProcessingOptions())
     decoding = item.decoding
     media = await decoder.decode(Modality.AUDIO, source, decoding.task, decoding.num_bytes)
-    return preprocessor.run(item, media)
+    return preprocessor.run(item, media.memory)
 
 
 async def encode(path: Path, decoder: DecodePool, data: bytes) -> torch.Tensor:

@@ -84,14 +84,14 @@ def whole_of(path: Path) -> tuple[Any, Any]:
 def prepare(checkpoint: EncoderCheckpoint, image: Image.Image, **options: int) -> TowerInputs:
     preprocessor = checkpoint.preprocessors[Modality.IMAGE]
     assert isinstance(preprocessor, ImagePreprocessor)
-    data = image.tobytes()
+    data = image.tobytes("raw", "RGBX")
     item = preprocessor.plan_header(
         MemoryFile(1), ImageHeader(image.width, image.height), ProcessingOptions(**options)
     )
     assert item.decoding.num_bytes == len(data)
     media = MemoryFile(len(data)).map()
     media[:] = data
-    return preprocessor.run(item, media)
+    return preprocessor.run(item, memoryview(media))
 
 
 def encode(checkpoint: EncoderCheckpoint, image: Image.Image, **options: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ import pytest
 from chiasm.common.families.resampling import resampled_length
 from chiasm.encoder.decode_audio import decode, probe
 from chiasm.encoder.decode_errors import MediaTooLargeError
+from chiasm.encoder.media_mappings import MediaMappings
 from chiasm.encoder.media_writer import MediaWriter
 from chiasm.encoder.memory_file import MemoryFile
 from chiasm.encoder.wire_audio import SAMPLE_BYTES, AudioBounds, AudioHeader, AudioTask
@@ -62,7 +63,11 @@ def load(data: bytes, rate: int = RATE, header: AudioHeader | None = None) -> np
     header = header or read_header(data)
     num_samples = resampled_length(header.num_frames, header.rate, rate)
     media = MemoryFile(num_samples * SAMPLE_BYTES)
-    decode(AudioTask(BOUNDS, header, rate).pack(), as_source(data), MediaWriter(media.fd))
+    decode(
+        AudioTask(BOUNDS, header, rate).pack(),
+        as_source(data),
+        MediaWriter(media.fd, MediaMappings()),
+    )
     return np.frombuffer(media.map(), np.float32)
 
 

@@ -17,7 +17,7 @@ from chiasm.common.errors import InvalidRequestError, OverloadedError, TooLargeE
 from chiasm.common.media import Modality
 from chiasm.encoder.decode_pool import DecodeLimits, DecodePool, make_safe
 from chiasm.encoder.memory_file import MemoryFile
-from chiasm.encoder.wire_image import MAX_SIDE, ImageHeader, ImageTask
+from chiasm.encoder.wire_image import MAX_SIDE, NUM_CHANNELS, PIXEL_BYTES, ImageHeader, ImageTask
 from tests.fakes.pictures import (
     ORIENTATION_TAG,
     encode,
@@ -48,9 +48,13 @@ async def decode(
     source = MemoryFile.of_bytes(data)
     header = await probe(decoder, source, max_pixels)
     task = ImageTask(max_pixels, header.width, header.height, background_rgb)
-    num_bytes = header.num_pixels * 3
-    pixels = await decoder.decode(Modality.IMAGE, source, task.pack(), num_bytes)
-    return np.frombuffer(pixels, np.uint8).reshape(header.height, header.width, 3)
+    num_bytes = header.num_pixels * PIXEL_BYTES
+    media = await decoder.decode(Modality.IMAGE, source, task.pack(), num_bytes)
+    pixels = np.frombuffer(media.memory, np.uint8).reshape(header.height, header.width, PIXEL_BYTES)
+    colours = pixels[:, :, :NUM_CHANNELS].copy()
+    del pixels
+    media.free()
+    return colours
 
 
 def on_white(image: Image.Image) -> np.ndarray:

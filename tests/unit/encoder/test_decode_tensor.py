@@ -37,8 +37,8 @@ async def read(
     source = MemoryFile.of_bytes(file + grid_file)
     task = TensorTask(max_bytes, len(file), len(grid_file), "image").pack()
     header = TensorHeader.unpack(await decoder.probe_tensor(Modality.IMAGE, source, task))
-    content = await decoder.decode_tensor(Modality.IMAGE, source, task, header.num_bytes)
-    return header, content[:]
+    content = bytes(await decoder.decode_tensor(Modality.IMAGE, source, task, header.num_bytes))
+    return header, content
 
 
 async def test_header_and_elements_come_out_of_one_file(decoder: DecodePool) -> None:

@@ -55,7 +55,7 @@ async def decode(decoder: DecodePool, data: bytes, indices: Sequence[int]) -> np
     media = await decoder.decode(
         Modality.VIDEO, MemoryFile.of_bytes(data), task.pack(), int(np.prod(shape))
     )
-    return np.frombuffer(media, np.uint8).reshape(shape)
+    return np.frombuffer(media.memory, np.uint8).reshape(shape)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

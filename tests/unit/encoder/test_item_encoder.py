@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import mmap
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,6 +23,7 @@ from chiasm.common.media import (
 from chiasm.encoder.admission import Admission, AdmissionLimits
 from chiasm.encoder.batcher import TowerRows
 from chiasm.encoder.item_encoder import ItemEncoder, NonFiniteEmbeddingError, Stages
+from chiasm.encoder.media_buffers import DecodedMedia, MediaBuffer
 from chiasm.encoder.memory_file import MemoryFile
 from chiasm.encoder.preprocess import Decoding, PlannedItem
 
@@ -45,15 +45,16 @@ class _Stages:
         self.may_store = asyncio.Event()
         self.is_store_down = False
         self.num_stored = 0
-        self.media: list[mmap.mmap] = []
+        self.media: list[MediaBuffer] = []
+        self.freed: list[MediaBuffer] = []
         self.views: list[memoryview] = []
         self.has_views = False
 
-    async def decode(self, *arguments: object) -> mmap.mmap:
-        self.media.append(mmap.mmap(-1, 1))
-        return self.media[-1]
+    async def decode(self, *arguments: object) -> DecodedMedia:
+        self.media.append(MediaBuffer(1))
+        return DecodedMedia(self.media[-1], 1, self.freed.append)
 
-    def run(self, item: PlannedItem, media: mmap.mmap) -> str:
+    def run(self, item: PlannedItem, media: memoryview) -> str:
         if self.has_views:
             self.views.append(memoryview(media))
         return "inputs"
@@ -138,4 +139,4 @@ async def test_decoded_media_are_freed_once_the_tower_has_its_inputs(*, has_view
     with _encoder(stages, max_in_work=1) as encoder:
         await encoder.encode("a", _image(), _ref(0))
 
-    assert [media.closed for media in stages.media] == [not has_views]
+    assert stages.freed == ([] if has_views else stages.media)

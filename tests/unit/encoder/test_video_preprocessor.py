@@ -79,7 +79,7 @@ def encode(path: Path, item: PlannedItem, frames: np.ndarray) -> torch.Tensor:
     assert pixels.shape == item.decoding.shape
     media = MemoryFile(pixels.nbytes).map()
     media[:] = pixels.tobytes()
-    return load(path).tower.encode([preprocessor_of(path).run(item, media)])[0]
+    return load(path).tower.encode([preprocessor_of(path).run(item, memoryview(media))])[0]
 
 
 def metadata_of(num_frames: int) -> dict[str, Any]:
