@@ -77,6 +77,8 @@ def fill_pixels(source: mmap.mmap, task: ImageTask, memory: mmap.mmap) -> None:
         # The decoder writes whole rows, and all of them or none: a file that ends early raises.
         image.im = frame
         image.load()
+        if image.im is not frame:
+            raise ValueError("the picture was decoded into other memory")
         return
     upright = _make_upright(image, orientation, task)
     frame.paste(upright.im, (0, 0, task.width, task.height))

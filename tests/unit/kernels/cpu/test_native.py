@@ -236,7 +236,7 @@ def test_kernels_touch_only_their_own_memory(tmp_path: Path, library: Path) -> N
         "ASAN_OPTIONS": "detect_leaks=0",
         "KERNELS_UNDER_TEST": str(sanitized),
     }
-    names = "paged_decode or paged_prefill or same_to_the_bit or any_size or equals_torch or equal_torch"
+    names = "same_to_the_bit or any_size or equals_torch or equal_torch"
     files = (
         __file__,
         str(Path(__file__).with_name("test_paged_prefill.py")),
