@@ -176,10 +176,10 @@ def test_instruction_set_that_was_asked_for_is_never_replaced(
 
 
 def test_what_is_found_is_used_unless_switched_off(
-    monkeypatch: pytest.MonkeyPatch, library: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, kernel_library: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
-    (tmp_path / "_native.test.so").symlink_to(library)
+    (tmp_path / "_native.test.so").symlink_to(kernel_library)
 
     monkeypatch.setattr(CpuKernels, "level", "avx2")
 
@@ -188,11 +188,11 @@ def test_what_is_found_is_used_unless_switched_off(
 
 
 def test_machine_with_plain_kernels_only_takes_torch(
-    monkeypatch: pytest.MonkeyPatch, library: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, kernel_library: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
     monkeypatch.setattr(CpuKernels, "level", "plain")
-    (tmp_path / "_native.test.so").symlink_to(library)
+    (tmp_path / "_native.test.so").symlink_to(kernel_library)
 
     assert find_kernels("auto") is None
     assert find_kernels("plain") is not None
@@ -208,7 +208,7 @@ def test_file_that_is_no_library_is_told_of(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_kernels_touch_only_their_own_memory(tmp_path: Path, library: Path) -> None:
+def test_kernels_touch_only_their_own_memory(tmp_path: Path, kernel_library: Path) -> None:
     if "KERNELS_UNDER_TEST" in os.environ:
         pytest.skip("this is the inner run")
     sanitized = compile_kernels(tmp_path, "-fsanitize=address", "-g", "-O1")
