@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chiasm.generator.engine.block_hashes import extend_block_hashes
+from chiasm.generator.fair_queue import FairQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from chiasm.generator.engine.sequence import Sequence
 
@@ -81,27 +83,35 @@ class BlockGroup:
     prefix needs only the blocks that its next token sees.
 
     A free block keeps its keys and values until it is given away, and is found again by the hash of
-    what is in it. Free blocks form a queue: those without a hash first, then the least recently
-    used; the blocks of one sequence with its last block in front, since only whole prefixes are of
-    use.
+    what is in it. Those without a hash are given away first, then the least recently used ones, as
+    ``FairQueue`` tells between tenants; the blocks of one sequence with its last block in front,
+    since only whole prefixes are of use.
 
     Invariants:
-        1. A block is in the free queue exactly if no table lists it.
+        1. A block is blank or in the free queue, and not both, exactly if no table lists it.
         2. ``_num_users[block]`` is the number of tables that list the block; a table lists it once.
         3. ``_cached`` and ``_hashes`` are inverse to each other.
         4. A table has no more blocks than its tokens need.
         5. Only a full block is listed by two tables, except between ``fork`` and the next ``grow``.
+        6. A block that is not blank is charged to its owner, the tenant that it was given to.
 
     Sources: PagedAttention, Kwon et al. 2023, sections 4.2 and 4.4; vLLM's prefix caching.
     """
 
-    def __init__(self, index: int, size: GroupSize, block_size: int) -> None:
+    def __init__(
+        self,
+        index: int,
+        size: GroupSize,
+        block_size: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Start with all blocks free.
 
         Args:
             index: Number of the group: its key in ``Sequence.tables``.
             size: Its blocks and its window.
             block_size: Token positions of a block.
+            clock: Tells seconds and never goes back.
         """
         if size.num_blocks < 1 or block_size < 1:
             raise ValueError(f"{size.num_blocks} blocks of {block_size} tokens are no cache.")
@@ -109,7 +119,9 @@ class BlockGroup:
         self._num_blocks = size.num_blocks
         self._window = size.window
         self._block_size = block_size
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(size.num_blocks))
+        self._blank = list(reversed(range(size.num_blocks)))
+        self._free: FairQueue[int] = FairQueue(clock)
+        self._owners: list[str | None] = [None] * size.num_blocks
         self._num_users = [0] * size.num_blocks
         self._num_takes = [0] * size.num_blocks
         self._cached: dict[bytes, int] = {}
@@ -128,12 +140,12 @@ class BlockGroup:
     @property
     def num_free_blocks(self) -> int:
         """Blocks that no block table lists."""
-        return len(self._free)
+        return len(self._blank) + len(self._free)
 
     @property
     def num_used_blocks(self) -> int:
         """Blocks that block tables list."""
-        return self._num_blocks - len(self._free)
+        return self._num_blocks - self.num_free_blocks
 
     @property
     def num_cached_blocks(self) -> int:
@@ -229,13 +241,14 @@ class BlockGroup:
         num_missing = self.count_missing(sequence, num_tokens)
         copy = None
         table = sequence.tables[self._index]
+        tenant = sequence.origin.tenant
         if self._must_copy(table, sequence.num_scheduled_tokens):
             index = sequence.num_scheduled_tokens // self._block_size
-            copy = (table.blocks[index], self._take_oldest())
+            copy = (table.blocks[index], self._give(tenant))
             table.blocks[index] = copy[1]
             self._drop(copy[0])
             num_missing -= 1
-        table.blocks.extend(self._take_oldest() for _ in range(num_missing))
+        table.blocks.extend(self._give(tenant) for _ in range(num_missing))
         return copy
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
@@ -295,7 +308,14 @@ class BlockGroup:
             assert len(table.blocks) <= most, "too many blocks"
             users.update(held)
         assert [users[block] for block in range(self._num_blocks)] == self._num_users, "a leak"
-        assert set(self._free) == {block for block, n in enumerate(self._num_users) if not n}
+        blank = set(self._blank)
+        assert len(blank) == len(self._blank), "a block is blank twice"
+        for block, num_users in enumerate(self._num_users):
+            assert (block in blank) + (block in self._free) == (not num_users)
+        assert blank == {block for block, owner in enumerate(self._owners) if owner is None}
+        held = Counter(owner for owner in self._owners if owner is not None)
+        assert self._free.charges == held, "a tenant is charged wrongly"
+        self._free.check_invariants()
         assert {block: key for key, block in self._cached.items()} == self._hashes
 
     def _count_blocks(self, num_tokens: int) -> int:
@@ -325,8 +345,15 @@ class BlockGroup:
                 table.blocks[index] = NO_BLOCK
         table.num_dropped = max(table.num_dropped, first)
 
-    def _take_oldest(self) -> int:
-        block, _ = self._free.popitem(last=False)
+    def _give(self, tenant: str) -> int:
+        """Return the block that is given away next; it is charged to ``tenant``."""
+        block = self._blank.pop() if self._blank else self._free.pop(tenant)
+        owner = self._owners[block]
+        if owner != tenant:
+            if owner is not None:
+                self._free.charge(owner, -1)
+            self._free.charge(tenant, 1)
+            self._owners[block] = tenant
         self._uncache(block)
         self._num_users[block] = 1
         self._num_takes[block] += 1
@@ -334,15 +361,21 @@ class BlockGroup:
 
     def _take(self, block: int) -> None:
         if not self._num_users[block]:
-            del self._free[block]
+            self._free.remove(block)
         self._num_users[block] += 1
 
     def _drop(self, block: int, *, is_pending: bool = False) -> None:
         self._num_users[block] -= 1
-        if not self._num_users[block]:
-            self._free[block] = None
+        owner = self._owners[block]
+        if self._num_users[block] or owner is None:
+            return
+        if is_pending or block in self._hashes:
+            self._free.push(block, owner)
+        else:
             # What cannot be found again is given away first; its memory is warm.
-            self._free.move_to_end(block, last=is_pending or block in self._hashes)
+            self._blank.append(block)
+            self._free.charge(owner, -1)
+            self._owners[block] = None
 
     def _cache(self, block: int, block_hash: bytes) -> None:
         # Two sequences may compute the same block at once; one of them is enough.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from chiasm.generator.engine.block_group import NO_BLOCK, BlockGroup
 from chiasm.generator.engine.block_hashes import extend_block_hashes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from collections.abc import Sequence as Items
 
     from chiasm.generator.engine.block_group import GroupSize
@@ -60,6 +61,7 @@ class BlockManager:
         sizes: Items[GroupSize],
         block_size: int,
         caches_prefixes: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start with all blocks free.
 
@@ -67,9 +69,10 @@ class BlockManager:
             sizes: Blocks and window of each group; at least one.
             block_size: Token positions of a block.
             caches_prefixes: Whether blocks are found again by what is in them.
+            clock: Tells seconds and never goes back.
         """
         self._groups = tuple(
-            BlockGroup(index, size, block_size) for index, size in enumerate(sizes)
+            BlockGroup(index, size, block_size, clock) for index, size in enumerate(sizes)
         )
         self._windowed = tuple(group for group in self._groups if group.has_window)
         self._block_size = block_size
