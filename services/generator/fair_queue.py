@@ -98,10 +98,7 @@ class FairQueue(Generic[Key]):
             tenant: Who needs the room: if it holds as much as any other, it is the one that holds
                 most.
         """
-        if len(self._ranking) > 1:
-            key = self._choose(tenant)
-        else:
-            key = next(iter(self._used_at))
+        key = self._choose(tenant) if len(self._ranking) > 1 else next(iter(self._used_at))
         self.remove(key)
         return key
 

@@ -20,7 +20,7 @@ from chiasm.generator.engine.engine import Engine
 from chiasm.generator.engine.sampler import Sampler
 from chiasm.generator.engine.sampling_params import SamplingParams
 from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
-from chiasm.generator.engine.sequence import Prompt, Sequence
+from chiasm.generator.engine.sequence import Origin, Prompt, Sequence
 from chiasm.generator.model.model_spec import ModelSpec
 from chiasm.generator.model.positions import compute_positions
 from chiasm.generator.model.runner import ModelRunner
@@ -148,11 +148,15 @@ def make_prompt(token_ids: Items[int], spans: tuple[MediaSpan, ...] = ()) -> Pro
 
 
 def make_sequence(
-    seq_id: int, token_ids: Items[int], max_tokens: int = 8, stop: frozenset[int] = frozenset()
+    seq_id: int,
+    token_ids: Items[int],
+    max_tokens: int = 8,
+    stop: frozenset[int] = frozenset(),
+    tenant: str = "",
 ) -> Sequence:
     """Return a greedy sequence that has no media."""
     sampling = SamplingParams(max_tokens, temperature=0.0, stop_token_ids=stop)
-    return Sequence(seq_id, make_prompt(token_ids), sampling)
+    return Sequence(seq_id, make_prompt(token_ids), sampling, Origin(tenant))
 
 
 def output_of(sequence: Sequence) -> list[int]:

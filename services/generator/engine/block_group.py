@@ -313,8 +313,8 @@ class BlockGroup:
         for block, num_users in enumerate(self._num_users):
             assert (block in blank) + (block in self._free) == (not num_users)
         assert blank == {block for block, owner in enumerate(self._owners) if owner is None}
-        held = Counter(owner for owner in self._owners if owner is not None)
-        assert self._free.charges == held, "a tenant is charged wrongly"
+        charges = Counter(owner for owner in self._owners if owner is not None)
+        assert self._free.charges == charges, "a tenant is charged wrongly"
         self._free.check_invariants()
         assert {block: key for key, block in self._cached.items()} == self._hashes
 

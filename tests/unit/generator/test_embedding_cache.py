@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from chiasm.common.media import DataType, EmbeddingRef, Modality, TensorRole, TensorSpec
 from chiasm.generator.embedding_cache import EmbeddingCache
+from chiasm.generator.fair_queue import PROTECTED_S
 
 ROW_BYTES = 4
 
@@ -65,6 +66,44 @@ def test_rows_that_replace_others_are_charged_once() -> None:
 
     assert cache.num_bytes == ROW_BYTES
     assert cache.find("a", _ref(1)) is newest
+
+
+def test_flood_of_one_tenant_leaves_another_its_share() -> None:
+    cache = EmbeddingCache(8 * ROW_BYTES)
+    for number in range(6):
+        cache.keep("b", _ref(number), _rows())
+
+    for number in range(100):
+        cache.keep("a", _ref(number % 16, num_rows=2), _rows(2))
+        cache.check_invariants()
+
+    assert [cache.find("b", _ref(number)) is not None for number in range(6)] == [False] * 2 + [
+        True
+    ] * 4
+
+
+def test_rows_above_the_share_of_a_tenant_are_not_kept_at_the_cost_of_others() -> None:
+    cache = EmbeddingCache(8 * ROW_BYTES)
+    for number in range(4):
+        cache.keep("b", _ref(number), _rows())
+
+    cache.keep("a", _ref(1, num_rows=5), _rows(5))
+
+    assert cache.find("a", _ref(1, num_rows=5)) is None
+    assert all(cache.find("b", _ref(number)) is not None for number in range(4))
+
+
+def test_what_a_tenant_left_long_ago_makes_room_first() -> None:
+    now = 0.0
+    cache = EmbeddingCache(8 * ROW_BYTES, lambda: now)
+    cache.keep("b", _ref(1), _rows())
+    now = PROTECTED_S
+
+    for number in range(8):
+        cache.keep("a", _ref(number), _rows())
+
+    assert cache.find("b", _ref(1)) is None
+    assert all(cache.find("a", _ref(number)) is not None for number in range(8))
 
 
 @given(
