@@ -85,7 +85,8 @@ def _read_keys(target: AttackTarget) -> set[str]:
 def test_a_picture_of_another_tenant_or_salt_is_all_work_from_the_start(
     target: AttackTarget, entry: str
 ) -> None:
-    parts = [file(chat.picture(80 + ENTRIES.index(entry), 90, 60)), QUESTION]
+    # Text in front too: of blocks with a picture the picture's own id, which nobody shares, is part.
+    parts = [QUESTION, file(chat.picture(80 + ENTRIES.index(entry), 90, 60)), QUESTION]
     salt = f"work-{entry}"
     with target.unharmed(f"the work for a picture of another tenant over {entry}"):
         first = observe(target, entry, parts, "alice", salt)
