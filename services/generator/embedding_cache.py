@@ -57,8 +57,7 @@ class EmbeddingCache:
         rows = self._entries.get(key)
         GENERATOR_EMBEDDING_CACHE_LOOKUPS.labels("miss" if rows is None else "hit").inc()
         if rows is not None:
-            self._queue.remove(key)
-            self._queue.push(key, tenant)
+            self._queue.touch(key)
         return rows
 
     def keep(self, tenant: str, ref: EmbeddingRef, rows: torch.Tensor) -> None:

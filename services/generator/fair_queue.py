@@ -82,6 +82,12 @@ class FairQueue(Generic[Key]):
         holding.queue[key] = None
         self._used_at[key] = (tenant, self._clock())
 
+    def touch(self, key: Key) -> None:
+        """Count ``key``, which is here, as used just now."""
+        tenant, _ = self._used_at[key]
+        self.remove(key)
+        self.push(key, tenant)
+
     def remove(self, key: Key) -> None:
         """Take ``key``, which is here, out; its tenant holds it still."""
         tenant, _ = self._used_at.pop(key)

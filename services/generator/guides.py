@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from chiasm.common.errors import InvalidRequestError, OverloadedError
 from chiasm.common.sampling import GUIDE_PARAM
+from chiasm.generator.fair_queue import FairQueue
 
 if TYPE_CHECKING:
     from chiasm.common.sampling import Guide
     from chiasm.generator.engine.grammar import Grammar, GrammarCompiler
+
+    Key = tuple[str, Guide]
 
 MAX_GRAMMARS = 64
 MAX_COMPILATIONS = 32
@@ -21,12 +24,17 @@ COMPILE_TIMEOUT_S = 5.0
 
 
 class Guides:
-    """Compiles guides in one thread and keeps the grammars that were used last."""
+    """Compiles guides in one thread and keeps the grammars that were used last.
+
+    They are kept by tenant, who would otherwise see by the time it takes what others ask for;
+    tenants share the places as ``FairQueue`` tells.
+    """
 
     def __init__(self, compiler: GrammarCompiler | None) -> None:
         """Start without grammars; ``compiler`` is ``None`` where there is no tokenizer."""
         self._compiler = compiler
-        self._grammars: OrderedDict[Guide, Grammar] = OrderedDict()
+        self._grammars: dict[Key, Grammar] = {}
+        self._queue: FairQueue[Key] = FairQueue()
         self._compilations: Counter[str] = Counter()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
 
@@ -41,9 +49,10 @@ class Guides:
             InvalidRequestError: It is not valid, costs too much, or the model has no tokenizer.
             OverloadedError: Too many guides, of all or of ``tenant``, wait to be compiled.
         """
-        if guide in self._grammars:
-            self._grammars.move_to_end(guide)
-            return self._grammars[guide]
+        key = (tenant, guide)
+        if key in self._grammars:
+            self._queue.touch(key)
+            return self._grammars[key]
         if self._compiler is None:
             raise InvalidRequestError(
                 "The model has no tokenizer.json, which structured output needs.",
@@ -68,17 +77,23 @@ class Guides:
         finally:
             self._compilations[tenant] -= 1
             self._compilations += Counter()  # forgets tenants without any
-        self._keep(guide, grammar)
+        self._keep(key, grammar)
         return grammar
 
     def close(self) -> None:
         """End the thread after what it is at."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _keep(self, guide: Guide, grammar: Grammar) -> None:
-        self._grammars[guide] = grammar
+    def _keep(self, key: Key, grammar: Grammar) -> None:
+        tenant, _ = key
+        if key not in self._grammars:
+            self._queue.charge(tenant, 1)
+            self._queue.push(key, tenant)
+        self._grammars[key] = grammar
         while len(self._grammars) > MAX_GRAMMARS:
-            self._grammars.popitem(last=False)
+            forgotten = self._queue.pop(tenant)
+            self._queue.charge(forgotten[0], -1)
+            del self._grammars[forgotten]
 
 
 def _overloaded() -> OverloadedError:

@@ -85,7 +85,7 @@ def _read_keys(target: AttackTarget) -> set[str]:
 def test_a_picture_of_another_tenant_or_salt_is_all_work_from_the_start(
     target: AttackTarget, entry: str
 ) -> None:
-    # Text in front too: of blocks with a picture the picture's own id, which nobody shares, is part.
+    # Text in front too: a block with a picture is known by the picture's id, which none share.
     parts = [QUESTION, file(chat.picture(80 + ENTRIES.index(entry), 90, 60)), QUESTION]
     salt = f"work-{entry}"
     with target.unharmed(f"the work for a picture of another tenant over {entry}"):

@@ -13,9 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from chiasm.generator.engine.block_group import GroupSize
 from chiasm.generator.engine.block_manager import BlockManager
 from chiasm.generator.fair_queue import PROTECTED_S
-from tests.fakes.generator_engine import make_sequence
+from tests.fakes.generator_engine import EngineParts, make_sequence
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from chiasm.generator.engine.sequence import Sequence
 
 BLOCK_SIZE = 4
@@ -160,6 +162,32 @@ def test_blocks_with_nothing_in_them_are_given_away_before_any_that_are_cached()
         cache.blocks.check_invariants([])
 
     assert (cache.cached("b", 1, 6), cache.cached("a", 1, 4)) == (6, 4)
+
+
+def test_a_noisy_tenant_costs_another_no_hit_of_ten() -> None:
+    parts = EngineParts(num_blocks=128, max_step_tokens=256)
+    numbers = itertools.count()
+
+    def ask(tenant: str, prompts: Iterable[int]) -> int:
+        """Ask about prompts of 8 blocks at once; return the tokens found in the cache."""
+        own = [
+            make_sequence(next(numbers), [prompt] * 33, max_tokens=4, tenant=tenant)
+            for prompt in prompts
+        ]
+        for sequence in own:
+            parts.engine.add(sequence)
+        parts.run()
+        return sum(sequence.num_cached_tokens for sequence in own)
+
+    ask("victim", [1, 2, 3])
+    alone = ask("victim", [1, 2, 3])
+    beside = []
+    for number in range(8):
+        ask("noisy", range(10 + 30 * number, 40 + 30 * number))
+        beside.append(ask("victim", [1, 2, 3]))
+
+    assert alone == 3 * 32
+    assert min(beside) >= 0.9 * alone
 
 
 class _TenantMachine(RuleBasedStateMachine):

@@ -68,6 +68,52 @@ async def test_only_the_last_used_grammars_are_kept() -> None:
     subject.close()
 
 
+async def test_guide_of_another_tenant_is_compiled_again() -> None:
+    compiler = _Compiler()
+    subject = _guides(compiler)
+
+    for tenant in ("a", "b", "a", "b"):
+        await subject.compile(_guide("a"), tenant)
+
+    assert compiler.seen == ["a", "a"]
+    subject.close()
+
+
+async def test_flood_of_one_tenant_leaves_the_grammars_of_another() -> None:
+    compiler = _Compiler()
+    subject = _guides(compiler)
+    half = guides.MAX_GRAMMARS // 2
+    for number in range(half):
+        await subject.compile(_guide(f"b{number}"), "b")
+    for number in range(3 * guides.MAX_GRAMMARS):
+        await subject.compile(_guide(f"a{number}"), "a")
+    num_compiled = len(compiler.seen)
+
+    for number in range(half):
+        await subject.compile(_guide(f"b{number}"), "b")
+
+    assert len(compiler.seen) == num_compiled
+    subject.close()
+
+
+async def test_guide_that_is_compiled_many_times_at_once_takes_one_place() -> None:
+    compiler = _Compiler()
+    subject = _guides(compiler)
+    own = [_guide(f"a{number}") for number in range(4)]
+    for guide in own:
+        compiling = [subject.compile(guide, "a") for _ in range(guides.MAX_TENANT_COMPILATIONS)]
+        await asyncio.gather(*compiling)
+    for number in range(guides.MAX_GRAMMARS):
+        await subject.compile(_guide(f"b{number}"), "b")
+    num_compiled = len(compiler.seen)
+
+    for guide in own:
+        await subject.compile(guide, "a")
+
+    assert len(compiler.seen) == num_compiled
+    subject.close()
+
+
 async def test_guide_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guides, "COMPILE_TIMEOUT_S", 0.01)
     compiler = _Compiler()
