@@ -134,17 +134,16 @@ class ImagePreprocessor:
     def run(self, item: PlannedItem, media: memoryview) -> TowerInputs:
         """Preprocess a decoded picture; see ``Preprocessor.run``."""
         pixels = np.frombuffer(media, dtype=np.uint8).reshape(item.decoding.shape)
-        size = self._planner.processor_size(item.options)
+        height, width, _ = item.decoding.shape
         try:
             features = self._processor(
                 [pixels[:, :, :NUM_CHANNELS]],
                 # Said, not guessed: a picture of three rows looks like one of three channels.
                 input_data_format="channels_last",
                 return_tensors="pt",
-                **({} if size is None else {"size": dict(size)}),
+                **self._planner.processor_arguments(height, width, item.options),
             )
         except ValueError as error:
-            height, width, _ = item.decoding.shape
             raise invalid_media(
                 Modality.IMAGE, f"{width}x{height} pixels cannot be processed."
             ) from error

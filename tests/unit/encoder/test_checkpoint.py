@@ -34,6 +34,7 @@ from tests.fakes.checkpoints import (
 )
 from tests.fakes.deepstack_checkpoints import make_qwen3_vl
 from tests.fakes.pictures import noise
+from tests.fakes.pixtral_checkpoints import make_mistral3, make_pixtral
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +50,8 @@ MAKERS = {
     "llava": make_llava,
     "llava_onevision": make_llava_onevision,
     "qwen3_vl": make_qwen3_vl,
+    "pixtral": make_pixtral,
+    "mistral3": make_mistral3,
 }
 # Arguments of `get_image_features` that processors of these families give.
 FEATURES = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images")
@@ -122,7 +125,7 @@ def test_embeddings_equal_the_whole_model(path: Path, width: int, height: int) -
 
 def test_a_batch_equals_its_items_alone(path: Path) -> None:
     checkpoint = load(path)
-    images = [noise(40, 60), noise(52, 70, seed=1), noise(41, 61, seed=2)]
+    images = [noise(45, 60), noise(52, 70, seed=1), noise(46, 61, seed=2)]
     inputs = [prepare(checkpoint, i) for i in images]
     assert all(inputs[0].joins(one) for one in inputs)
 
@@ -141,6 +144,31 @@ def test_options_reach_the_tower(tmp_path: Path) -> None:
 
     assert torch.equal(rows, encode_whole(path, image, images_kwargs={"size": size}))
     assert len(rows) < len(encode(load(path), image))
+
+
+@pytest.mark.parametrize("make", [make_pixtral, make_mistral3])
+@pytest.mark.parametrize("size", [(97, 131), (300, 20), (300, 255)])
+def test_an_area_reaches_towers_that_are_told_an_edge(
+    make: Callable[[Path], Path], size: tuple[int, int], tmp_path: Path
+) -> None:
+    path = make(tmp_path)
+    image = noise(*size)
+    plain_rows = encode(load(path), image)
+    planned = prepare(load(path), image, max_pixels=4000)
+    _, _, height, width = planned.tensors["pixel_values"].shape
+    edges = range(1, max(size) + 1)
+
+    rows = encode(load(path), image, max_pixels=4000)
+
+    assert 4000 // 2 < height * width <= 4000
+    assert len(rows) < len(plain_rows)
+    found = [
+        whole
+        for edge in edges
+        if (whole := encode_whole(path, image, images_kwargs={"size": {"longest_edge": edge}}))
+        .shape == rows.shape and torch.equal(whole, rows)
+    ]
+    assert found
 
 
 def test_no_weight_of_the_language_model_is_held(path: Path) -> None:
