@@ -38,6 +38,7 @@ ONE_PIXEL_PNG = bytes.fromhex(
     "0000000c4944415408d763f8ffff3f0005fe02fedccc59e70000000049454e44ae426082"
 )
 _WHITE = 0xFFFFFF
+_PIXELS = "pixel_values"
 
 
 class ImageProcessor(Protocol):
@@ -58,13 +59,22 @@ class ImagePreprocessor:
     The backend, ``torchvision`` or ``pil``, is one of the settings: they give different values.
     """
 
-    def __init__(self, processor: ImageProcessor, planner: ImagePlanner, max_pixels: int) -> None:
+    def __init__(
+        self,
+        processor: ImageProcessor,
+        planner: ImagePlanner,
+        max_pixels: int,
+        *,
+        joins_any_size: bool = False,
+    ) -> None:
+        """Take the parts; ``joins_any_size``: see ``Family``."""
         self._settings = {**plain(processor.to_dict()), "backend": _backend()}
         # The step that is replaced would be one of the settings.
         _keep_pixels_together(processor)
         self._processor = processor
         self._planner = planner
         self._max_pixels = max_pixels
+        self._joins_any_size = joins_any_size
 
     @classmethod
     def load(
@@ -87,7 +97,8 @@ class ImagePreprocessor:
         )
         assert family.make_image_planner is not None, "the family takes pictures"
         planner = family.make_image_planner(config, plain(processor.to_dict()))
-        return cls(processor, planner, limits.max_image_pixels)
+        max_pixels = limits.max_image_pixels
+        return cls(processor, planner, max_pixels, joins_any_size=family.joins_any_size)
 
     @property
     def sample(self) -> bytes:
@@ -152,6 +163,8 @@ class ImagePreprocessor:
             for name, value in features.items()
             if isinstance(value, torch.Tensor)
         }
+        if self._joins_any_size:
+            tensors[_PIXELS] = tensors[_PIXELS].flatten()
         return TowerInputs(
             item.modality, tensors, item.num_tower_pixels, item.layout.num_embedding_tokens
         )

@@ -78,7 +78,7 @@ def _vision_config() -> dict[str, object]:
         "image_size": LONGEST_EDGE,
         "patch_size": PATCH_SIZE,
         "hidden_act": "silu",
-        "initializer_range": 0.3,
+        "initializer_range": 0.15,
     }
 
 

@@ -178,6 +178,8 @@ class Family:
         placeholder_margin: Text that the family's processor puts before and behind each of them.
         lay_out_rows: Returns how rows that were not made from media here, and have no grid, stand
             in the prompt, from ``config.json`` and their run.
+        joins_any_size: Whether pictures of different sizes are encoded in one forward: the values
+            of each are then flattened for the features call.
         read_merge_size: Returns from ``config.json`` how many patches are a token along each side;
             0 if media have no patch grid.
         split_rows: Returns the runs in which the rows of an item stand in the prompt, from
@@ -210,6 +212,7 @@ class Family:
     lay_out_rows: Callable[[Mapping[str, object], TokenRun], MediaLayout] = lambda config, rows: (
         MediaLayout((rows,))
     )
+    joins_any_size: bool = False
     read_merge_size: Callable[[Mapping[str, object]], int] = lambda config: 0
     split_rows: Callable[[Mapping[str, object], TokenRun, PatchGrid], tuple[TokenRun, ...]] = (
         lambda config, rows, grid: (rows,)

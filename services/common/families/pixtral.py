@@ -210,6 +210,7 @@ PIXTRAL = Family(
     positions=PositionScheme.LINEAR,
     make_image_planner=make_edge_planner,
     processor_tokens=_TOKENS,
+    joins_any_size=True,
     read_merge_size=read_merge_size,
     split_rows=split_rows,
 )

@@ -67,14 +67,14 @@ class AxialTower(torch.nn.Module):
         return self._patch_embed.num_bytes + self._pre_norm.num_bytes + self._blocks.num_bytes
 
     def forward(
-        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor, **_: object
+        self, pixel_values: Sequence[torch.Tensor], image_sizes: torch.Tensor, **_: object
     ) -> BaseModelOutputWithPooling:
         """Encode pictures in one forward.
 
         Args:
-            pixel_values: Pictures, padded to one size. [num_pictures, 3, height, width].
-            image_sizes: Height and width of each without padding, in pixels, multiples of the side
-                of a patch. [num_pictures, 2], int64.
+            pixel_values: Pictures, each [3, height, width]; what is outside of its size is padding.
+            image_sizes: Height and width of each in pixels, multiples of the side of a patch.
+                [num_pictures, 2], int64.
 
         Returns:
             ``hidden_states``, by index; [1, num_patches, hidden_size], the patches of all pictures
