@@ -31,9 +31,9 @@ def compute_fingerprint(
 
     Covers the weights of towers and projectors, their dtype and configuration, who computes them
     (implementations round differently), the preprocessors' settings, the versions of the libraries
-    that change decoded media, the tokens around rows (``token_ids``, those that the tower's
-    configuration does not have), and the version of this format. The language model's weights are no
-    part of it, nor is where the checkpoint lies.
+    that change decoded media, the tokens that stand between rows (``token_ids``, which the
+    tower's configuration does not have), and the version of this format. The language model's
+    weights are no part of it, nor is where the checkpoint lies.
     """
     hasher = blake3(derive_key_context="chiasm encoder fingerprint")
     config = {key: value for key, value in tower.config.items() if key not in _NOT_OF_THE_TOWER}

@@ -40,7 +40,7 @@ _TEMPLATE = (
 
 
 def make_pixtral(path: Path, seed: int = 0) -> Path:
-    """Write a tiny Pixtral to ``path`` and return it; sides of at most 256 pixels, patches of 14."""
+    """Write a tiny Pixtral to ``path`` and return it; sides up to 256 pixels, patches of 14."""
     tokenizer = make_tokenizer(_TOKENS, "</s>", _TEMPLATE)
     config = transformers.LlavaConfig(
         vision_config=_vision_config(),

@@ -51,7 +51,9 @@ class RowPlanner:
         """
         merge_size, frames_per_patch = family.read_merge_size(config), 1
         if merge_size and Modality.VIDEO in family.modalities:
-            frames_per_patch = read_int(read_section(config, "vision_config"), "temporal_patch_size")
+            frames_per_patch = read_int(
+                read_section(config, "vision_config"), "temporal_patch_size"
+            )
         return cls(
             token_ids={
                 modality: family.row_token_id(config, modality) for modality in family.modalities

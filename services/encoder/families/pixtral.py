@@ -20,10 +20,10 @@ def get_image_features(
     """Encode pictures of any sizes; transformers' own method loses a picture of one token.
 
     Args:
-        model: The encoder half of a ``LlavaForConditionalGeneration`` with Pixtral's tower, or of a
-            ``Mistral3ForConditionalGeneration``.
-        pixel_values: Pictures one behind the other, each [3, height, width], flattened. [num_values],
-            floating point.
+        model: The encoder half of a ``LlavaForConditionalGeneration`` with Pixtral's tower, or of
+            a ``Mistral3ForConditionalGeneration``.
+        pixel_values: Pictures one behind the other, each [3, height, width], flattened.
+            [num_values], floating point.
         image_sizes: Height and width of each, in pixels. [num_pictures, 2], int64.
 
     Returns:

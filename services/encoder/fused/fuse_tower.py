@@ -97,9 +97,7 @@ def _install_picture_tower(model: transformers.PreTrainedModel) -> None:
 
 def _install_merging_tower(model: transformers.PreTrainedModel) -> None:
     config, inner = model.config, model.model
-    check_merging_projector(
-        inner.multi_modal_projector, has_bias=config.multimodal_projector_bias
-    )
+    check_merging_projector(inner.multi_modal_projector, has_bias=config.multimodal_projector_bias)
     inner.vision_tower = _fuse_picture_tower(model)
     inner.multi_modal_projector = MergingProjector(inner.multi_modal_projector, config)
 

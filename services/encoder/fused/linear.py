@@ -9,9 +9,7 @@ from chiasm.common.packed_linear import PackedLinear, can_activate
 from chiasm.encoder.fused.description import UnsupportedTowerError
 
 
-def check_linears(
-    owner: torch.nn.Module, names: tuple[str, ...], *, has_bias: bool = True
-) -> None:
+def check_linears(owner: torch.nn.Module, names: tuple[str, ...], *, has_bias: bool = True) -> None:
     """Check that the modules ``names`` of ``owner`` are plain linear layers.
 
     Raises:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+
 from chiasm.common.families import UnsupportedModelError
 from chiasm.common.half_load import load_half
 from chiasm.common.media import DataType, Modality, ProcessingOptions
