@@ -56,7 +56,9 @@ def family_of(config: Mapping[str, object]) -> Family:
         is_of_tower = not family.tower_types or tower_type in family.tower_types
         if is_of_tower and model_type in family.model_types:
             return family
+    is_known = any(model_type in family.model_types for family in FAMILIES)
+    tower = f" with a tower of type {tower_type!r}" if is_known else ""
     known = ", ".join(dict.fromkeys(name for family in FAMILIES for name in family.model_types))
     raise UnsupportedModelError(
-        f"Models of type {model_type!r} are not supported; supported types: {known}."
+        f"Models of type {model_type!r}{tower} are not supported; supported types: {known}."
     )

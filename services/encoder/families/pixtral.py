@@ -33,21 +33,23 @@ def get_image_features(
     base: Any = model.base_model
     config: Any = model.config
     sizes = [(height, width) for height, width in image_sizes.tolist()]
-    values = pixel_values.split([3 * height * width for height, width in sizes])
+    values = torch.split(pixel_values, [3 * height * width for height, width in sizes])
     pictures = [one.view(3, *size) for one, size in zip(values, sizes, strict=True)]
-    if not isinstance(base.vision_tower, AxialTower):
-        pictures = _pad(pictures)
+    takes_list = isinstance(base.vision_tower, AxialTower)
     layers = config.vision_feature_layer
-    states = base.vision_tower(
-        pictures, image_sizes=image_sizes, output_hidden_states=layers
-    ).hidden_states
     layers = [layers] if isinstance(layers, int) else layers
+    states = base.vision_tower(
+        pictures if takes_list else _pad(pictures),
+        image_sizes=image_sizes,
+        output_hidden_states=layers,
+    ).hidden_states
     read = torch.cat([states[layer] for layer in layers], dim=-1)[0]
     merge_size = getattr(config, "spatial_merge_size", None)
     projector = base.multi_modal_projector
     rows = projector(read) if merge_size is None else projector(read, image_sizes)
     token_side = base.vision_tower.patch_size * (merge_size or 1)
-    return list(rows.split([math.prod(side // token_side for side in size) for size in sizes]))
+    num_tokens = [math.prod(side // token_side for side in size) for size in sizes]
+    return list(torch.split(rows, num_tokens))
 
 
 def _pad(pictures: list[torch.Tensor]) -> torch.Tensor:

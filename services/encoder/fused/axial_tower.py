@@ -46,7 +46,7 @@ class AxialTower(torch.nn.Module):
         head_dim = config.hidden_size // config.num_attention_heads
         if len(self._rotary.get_buffer("inv_freq")) * 2 != head_dim:
             raise UnsupportedTowerError("the rotation does not cover whole heads")
-        if projection.bias is not None:
+        if getattr(projection, "bias", None) is not None:
             raise UnsupportedTowerError("the embedding of patches has a bias")
         check_norm(pre_norm)
         self.patch_size: int = config.patch_size

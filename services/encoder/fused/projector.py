@@ -71,7 +71,7 @@ class MergingProjector(torch.nn.Module):
         """
         normed = self._norm(states)
         grids = (image_sizes // self._patch_size).tolist()
-        pictures = normed.split([rows * columns for rows, columns in grids])
+        pictures = torch.split(normed, [rows * columns for rows, columns in grids])
         blocks = torch.cat(
             [
                 self._gather_blocks(picture.view(rows, columns, -1))
