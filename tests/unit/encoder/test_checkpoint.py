@@ -184,6 +184,29 @@ def test_an_area_reaches_towers_that_are_told_an_edge(
     assert len(rows) < len(encode(load(path), image))
 
 
+@pytest.mark.parametrize("make", [make_pixtral, make_mistral3])
+def test_the_files_of_older_checkpoints_give_the_same(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """As on the hub: the image processor in a file of its own, other names for the rotation."""
+    path, image = make(tmp_path), noise(97, 131)
+    expected = encode(load(path), image)
+    processor = json.loads((path / "processor_config.json").read_text())
+    settings = processor.pop("image_processor")
+    side = settings["patch_size"]
+    settings |= {"patch_size": {"height": side, "width": side}}
+    (path / "preprocessor_config.json").write_text(json.dumps(settings))
+    (path / "processor_config.json").write_text(json.dumps(processor))
+    config = json.loads((path / "config.json").read_text())
+    rotation = config["vision_config"].pop("rope_parameters")
+    config["vision_config"] |= {"rope_theta": rotation["rope_theta"], "is_composition": True}
+    (path / "config.json").write_text(json.dumps(config))
+
+    again = EncoderCheckpoint.load(path, device="cpu", choice="transformers")
+
+    assert torch.equal(encode(again, image), expected)
+
+
 def test_no_weight_of_the_language_model_is_held(path: Path) -> None:
     checkpoint = load(path)
     whole, _ = whole_of(path)
