@@ -56,10 +56,26 @@ def make_pixtral(path: Path, seed: int = 0) -> Path:
 
 def make_mistral3(path: Path, seed: int = 0) -> Path:
     """Write a tiny Mistral 3 to ``path`` and return it: the same, and four patches to a token."""
+    return _make_merging(path, {}, seed)
+
+
+def make_ministral3(path: Path, seed: int = 0) -> Path:
+    """Write a tiny Ministral 3 to ``path`` and return it: far tokens look more sharply."""
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "llama_4_scaling_beta": 0.5,
+    }
+    return _make_merging(path, {"model_type": "ministral3", "rope_parameters": rope}, seed)
+
+
+def _make_merging(path: Path, text_config: dict[str, object], seed: int) -> Path:
     tokenizer = make_tokenizer(_TOKENS, "</s>", _TEMPLATE)
     config = transformers.Mistral3Config(
         vision_config=_vision_config(),
-        text_config=_text_config(tokenizer),
+        text_config={**_text_config(tokenizer), **text_config},
         image_token_index=token_id(tokenizer, "[IMG]"),
         spatial_merge_size=2,
         tie_word_embeddings=False,
