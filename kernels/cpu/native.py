@@ -15,6 +15,7 @@ import structlog
 import torch
 
 from chiasm.kernels.cpu.elementwise import ElementwiseKernels
+from chiasm.kernels.cpu.quantized_linear import QuantizedKernel
 
 Level = Literal["plain", "avx2", "avx512"]
 KernelChoice = Literal["auto", "off", "plain", "avx2", "avx512"]
@@ -22,7 +23,7 @@ KernelChoice = Literal["auto", "off", "plain", "avx2", "avx512"]
 LEVELS: tuple[Level, ...] = ("plain", "avx2", "avx512")
 DTYPES = (torch.bfloat16, torch.float32)
 
-_INTERFACE_VERSION = 4
+_INTERFACE_VERSION = 5
 _REMEDY = "install g++ and then chiasm again: make install, or pip install -e ."
 
 log = structlog.get_logger("chiasm.kernels")
@@ -105,6 +106,7 @@ class CpuKernels:
 
     Attributes:
         elementwise: Those that compute rows one by one.
+        quantized: Products of 8-bit integers.
     """
 
     def __init__(self, path: Path, level: Level | None = None) -> None:
@@ -136,6 +138,7 @@ class CpuKernels:
         self._library.chiasm_paged_prefill.argtypes = [ctypes.c_int] * 2 + [ctypes.c_void_p] * 8
         self._library.chiasm_paged_prefill.restype = None
         self.elementwise = ElementwiseKernels(self._library, self._level)
+        self.quantized = QuantizedKernel(self._library, self._level)
 
     @property
     def level(self) -> Level:
