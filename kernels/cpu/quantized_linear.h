@@ -16,7 +16,23 @@
 // times the sum of each output's weights is subtracted.
 constexpr int32_t kZeroPoint = kWidth == 16 ? 128 : 0;
 constexpr int kTileRows = kWidth == 16 ? 6 : 2;  // Rows whose sums fit the registers.
-typedef uint8_t Bytes __attribute__((vector_size(VECTOR_FLOATS)));
+
+// A product to which something is added without being contracted with it.
+static inline Floats rounded(Floats product) {
+#if defined(__x86_64__)
+  __asm__("" : "+x"(product));
+#endif
+  return product;
+}
+
+// Writes the low byte of each of the first `count` integers.
+static inline void store_bytes(uint8_t* target, Ints integers, int64_t count) {
+#if VECTOR_FLOATS == 16
+  _mm512_mask_cvtepi32_storeu_epi8(target, (1u << count) - 1, (__m512i)integers);
+#else
+  for (int64_t i = 0; i < count; ++i) target[i] = static_cast<uint8_t>(integers[i]);
+#endif
+}
 
 // Writes the integers of a row and returns its scale; a row that is not finite has none either.
 template <typename T>
@@ -36,9 +52,8 @@ static inline float quantize_row(const T* row, int64_t width, uint8_t* integers)
   // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
   const Floats magic = broadcast(12582912.0f + kZeroPoint);
   for_vectors(width, [&](int64_t i, auto count) {
-    const Floats shifted = __builtin_assoc_barrier(load_part(row + i, count) * factor) + magic;
-    const Bytes bytes = __builtin_convertvector((Ints)shifted, Bytes);
-    std::memcpy(integers + i, &bytes, count);
+    const Floats shifted = rounded(load_part(row + i, count) * factor) + magic;
+    store_bytes(integers + i, (Ints)shifted, count);
   });
   std::fill(integers + width, integers + (width + 3) / 4 * 4, static_cast<uint8_t>(kZeroPoint));
   return top / 127.0f;
@@ -155,7 +170,7 @@ static inline void multiply_rows(const QuantizedShape& shape, const QuantizedRow
         const Floats products = __builtin_convertvector(exact - kZeroPoint * correction, Floats);
         Floats values = products * load(shape.scales + column + j) * rows.scales[first + i];
         if (shape.bias != nullptr)
-          values = __builtin_assoc_barrier(values) + load(shape.bias + column + j);
+          values = rounded(values) + load(shape.bias + column + j);
         store_part(target + j, values, num_values);
       });
     }
