@@ -59,17 +59,24 @@ static inline float quantize_row(const T* row, int64_t width, uint8_t* integers)
   return top / 127.0f;
 }
 
+// What is read next, and how many cache lines of it are fetched with every quad.
+struct Ahead {
+  const int8_t* next;
+  int lines;
+};
+
 // sums[i][j] = sum_k integers[i][k] * panel[j][k], for kCount rows, `stride` bytes apart.
 #if VECTOR_FLOATS == 16
 template <int kCount>
 static inline void multiply_panel(const uint8_t* integers, int64_t stride, const int8_t* panel,
-                                  int64_t num_quads, int32_t (*sums)[kPanel]) {
+                                  int64_t num_quads, Ahead ahead, int32_t (*sums)[kPanel]) {
   __m512i parts[kCount][4];
 #pragma GCC unroll 6
   for (int i = 0; i < kCount; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) parts[i][v] = _mm512_setzero_si512();
   for (int64_t quad = 0; quad < num_quads; ++quad, panel += 4 * kPanel) {
+    for (int i = 0; i < ahead.lines; ++i, ahead.next += 64) __builtin_prefetch(ahead.next);
     __m512i weights[4];
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) weights[v] = _mm512_loadu_si512(panel + v * 64);
@@ -90,7 +97,7 @@ static inline void multiply_panel(const uint8_t* integers, int64_t stride, const
 #elif VECTOR_FLOATS == 8
 template <int kCount>
 static inline void multiply_panel(const uint8_t* integers, int64_t stride, const int8_t* panel,
-                                  int64_t num_quads, int32_t (*sums)[kPanel]) {
+                                  int64_t num_quads, Ahead, int32_t (*sums)[kPanel]) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (int first = 0; first < kPanel; first += 32) {
     __m256i parts[kCount][4];
@@ -119,7 +126,7 @@ static inline void multiply_panel(const uint8_t* integers, int64_t stride, const
 #else
 template <int kCount>
 static inline void multiply_panel(const uint8_t* integers, int64_t stride, const int8_t* panel,
-                                  int64_t num_quads, int32_t (*sums)[kPanel]) {
+                                  int64_t num_quads, Ahead, int32_t (*sums)[kPanel]) {
   for (int i = 0; i < kCount; ++i) {
     std::fill_n(sums[i], kPanel, 0);
     const int8_t* row = reinterpret_cast<const int8_t*>(integers + i * stride);
@@ -131,6 +138,32 @@ static inline void multiply_panel(const uint8_t* integers, int64_t stride, const
 }
 #endif
 
+typedef void (*MultiplyPanel)(const uint8_t*, int64_t, const int8_t*, int64_t, Ahead,
+                              int32_t (*)[kPanel]);
+
+template <int kMost = kTileRows>
+static inline MultiplyPanel multiply_panel_for(int64_t count) {
+  if constexpr (kMost > 1)
+    if (count < kMost) return multiply_panel_for<kMost - 1>(count);
+  return multiply_panel<kMost>;
+}
+
+// Turns the sums of one row and one panel into outputs.
+template <typename T>
+static inline void scale_sums(const QuantizedShape& shape, const int32_t* sums, float scale,
+                              int64_t column, T* output) {
+  const int64_t width = std::min<int64_t>(kPanel, shape.num_outputs - column);
+  for_vectors(width, [&](int64_t j, auto count) {
+    Ints exact, weights;
+    std::memcpy(&exact, sums + j, sizeof exact);
+    std::memcpy(&weights, shape.sums + column + j, sizeof weights);
+    const Floats products = __builtin_convertvector(exact - kZeroPoint * weights, Floats);
+    Floats values = products * load(shape.scales + column + j) * scale;
+    if (shape.bias != nullptr) values = rounded(values) + load(shape.bias + column + j);
+    store_part(output + j, values, count);
+  });
+}
+
 // Rows as integers, and what belongs to them.
 struct QuantizedRows {
   const uint8_t* integers;
@@ -138,43 +171,29 @@ struct QuantizedRows {
   int64_t stride;  // Bytes from one row to the next.
 };
 
-// Writes the outputs of one panel for the rows from `first` to before `last`.
+// Computes the outputs of one panel for the rows from `first` to before `last`.
 template <typename T>
 static inline void multiply_rows(const QuantizedShape& shape, const QuantizedRows& rows,
                                  int64_t panel, int64_t first, int64_t last, T* output) {
-  constexpr auto run = [](int count) {
-    auto* function = multiply_panel<1>;
-    if (count == 2) function = multiply_panel<2>;
-    if constexpr (kTileRows > 2) {
-      if (count == 3) function = multiply_panel<3>;
-      if (count == 4) function = multiply_panel<4>;
-      if (count == 5) function = multiply_panel<5>;
-      if (count == 6) function = multiply_panel<6>;
-    }
-    return function;
-  };
   const int64_t num_quads = (shape.num_inputs + 3) / 4, column = panel * kPanel;
-  const int64_t width = std::min<int64_t>(kPanel, shape.num_outputs - column);
-  const int8_t* weight = shape.weight + column * 4 * num_quads;
+  const int64_t num_bytes = kPanel * 4 * num_quads;
+  const int8_t* weight = shape.weight + panel * num_bytes;
+  int64_t tiles = (last - first + kTileRows - 1) / kTileRows;
+  // The first tiles fetch the next panel, so that memory does not rest while they are computed. One
+  // tile alone waits for memory only, and the processor reads ahead by itself.
+  const bool is_last = column + kPanel >= shape.num_outputs;
+  Ahead ahead = {weight + num_bytes, is_last || tiles == 1 ? 0 : tiles < 4 ? 2 : 1};
   int32_t sums[kTileRows][kPanel];
   // Tiles of about the same number of rows.
-  for (int64_t tiles = (last - first + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
+  for (; tiles > 0; --tiles) {
     const int64_t count = (last - first + tiles - 1) / tiles;
-    run(count)(rows.integers + first * rows.stride, rows.stride, weight, num_quads, sums);
-    for (int64_t i = 0; i < count; ++i) {
-      T* target = output + (first + i) * shape.num_outputs + column;
-      for_vectors(width, [&](int64_t j, auto num_values) {
-        Ints exact, correction;
-        std::memcpy(&exact, sums[i] + j, sizeof exact);
-        std::memcpy(&correction, shape.sums + column + j, sizeof correction);
-        const Floats products = __builtin_convertvector(exact - kZeroPoint * correction, Floats);
-        Floats values = products * load(shape.scales + column + j) * rows.scales[first + i];
-        if (shape.bias != nullptr)
-          values = rounded(values) + load(shape.bias + column + j);
-        store_part(target + j, values, num_values);
-      });
-    }
-    first += count;
+    multiply_panel_for(count)(rows.integers + first * rows.stride, rows.stride, weight, num_quads,
+                              ahead, sums);
+    ahead.next += ahead.lines * 64 * num_quads;
+    if (ahead.next >= weight + 2 * num_bytes) ahead.lines = 0;
+    for (int64_t i = 0; i < count; ++i, ++first)
+      scale_sums(shape, sums[i], rows.scales[first], column,
+                 output + first * shape.num_outputs + column);
   }
 }
 
@@ -193,12 +212,13 @@ static void quantized_linear(const QuantizedShape& shape, int64_t num_rows, cons
   const QuantizedRows rows = {integers.data(), scales.data(), stride};
   const int64_t num_panels = (shape.num_outputs + kPanel - 1) / kPanel;
   const int64_t num_blocks = (num_rows + kSharedRows - 1) / kSharedRows;
+  const int64_t num_shared = num_blocks == 0 ? 0 : (num_rows + num_blocks - 1) / num_blocks;
   const int64_t num_products = num_rows * shape.num_inputs * shape.num_outputs;
   // One after the other, blocks have the same panel.
 #pragma omp parallel for schedule(static) if (num_products >= kParallelProducts)
   for (int64_t item = 0; item < num_panels * num_blocks; ++item) {
-    const int64_t first = item % num_blocks * kSharedRows;
-    multiply_rows(shape, rows, item / num_blocks, first, std::min(first + kSharedRows, num_rows),
+    const int64_t first = item % num_blocks * num_shared;
+    multiply_rows(shape, rows, item / num_blocks, first, std::min(first + num_shared, num_rows),
                   output);
   }
 }
