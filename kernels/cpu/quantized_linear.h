@@ -76,7 +76,8 @@ static inline void multiply_panel(const uint8_t* integers, int64_t stride, const
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) parts[i][v] = _mm512_setzero_si512();
   for (int64_t quad = 0; quad < num_quads; ++quad, panel += 4 * kPanel) {
-    for (int i = 0; i < ahead.lines; ++i, ahead.next += 64) __builtin_prefetch(ahead.next);
+    if constexpr (kCount > 2)  // Fewer are always the only tile.
+      for (int i = 0; i < ahead.lines; ++i, ahead.next += 64) __builtin_prefetch(ahead.next);
     __m512i weights[4];
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) weights[v] = _mm512_loadu_si512(panel + v * 64);
