@@ -66,6 +66,7 @@ struct Ahead {
 };
 
 // sums[i][j] = sum_k integers[i][k] * panel[j][k], for kCount rows, `stride` bytes apart.
+// Unless it is told to unroll early, GCC 12 stores every sum with every step.
 #if VECTOR_FLOATS == 16
 template <int kCount>
 static inline void multiply_panel(const uint8_t* integers, int64_t stride, const int8_t* panel,
