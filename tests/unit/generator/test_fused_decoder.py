@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from chiasm.generator.model.decoder import Decoder
     from chiasm.generator.model.forward_batch import ForwardBatch
+    from chiasm.kernels.cpu.native import KernelChoice
     from tests.fakes.whole_model import MediaPrompt
 
 VISION_MODELS = {
@@ -119,6 +120,18 @@ def test_logits_of_integers_are_near_those_of_floats(
     difference = (quantized - exact).norm() / exact.norm()
     # Random weights are the hardest case: nothing in them makes up for a rounding.
     assert 0 < float(difference) <= INTEGER_TOLERANCE
+
+
+def test_integers_with_our_kernels_and_without_give_logits_that_are_near(
+    text_model: WholeModel, prompts: list[MediaPrompt]
+) -> None:
+    kernels: tuple[KernelChoice, ...] = ("auto", "off")
+    ours, theirs = (
+        _compute_mixed_logits(SplitEngine(text_model, quantization="w8a8", kernels=choice), prompts)
+        for choice in kernels
+    )
+
+    assert float((ours - theirs).norm() / theirs.norm()) <= INTEGER_TOLERANCE / 10
 
 
 def _compute_mixed_logits(split: SplitEngine, prompts: Items[MediaPrompt]) -> torch.Tensor:
