@@ -121,7 +121,8 @@ def _pack(integers: torch.Tensor) -> torch.Tensor:
     num_panels, num_quads = -(-num_outputs // _PANEL), -(-num_inputs // _DEPTH)
     packed = torch.empty(num_panels, num_quads, _PANEL, _DEPTH, dtype=torch.int8)
     panel = torch.zeros(_PANEL, num_quads * _DEPTH, dtype=torch.int8)
-    for target, part in zip(packed, integers.split(_PANEL), strict=True):
+    for index, target in enumerate(packed):
+        part = integers[index * _PANEL : (index + 1) * _PANEL]
         panel[len(part) :] = 0
         panel[: len(part), :num_inputs] = part
         target[:] = panel.view(_PANEL, num_quads, _DEPTH).transpose(0, 1)

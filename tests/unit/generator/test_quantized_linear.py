@@ -81,14 +81,10 @@ def test_outputs_of_any_size_are_as_exact_as_the_others(kernels: CpuKernels | No
 
 
 def test_zeros_give_the_bias(kernels: CpuKernels | None) -> None:
-    bias = _random(3)
+    bias, zeros = _random(3), torch.zeros(1, 8)
 
-    assert torch.equal(
-        QuantizedLinear(torch.zeros(3, 8), bias, kernels=kernels)(torch.zeros(1, 8))[0], bias
-    )
-    assert torch.equal(
-        QuantizedLinear(_random(3, 8), bias, kernels=kernels)(torch.zeros(1, 8))[0], bias
-    )
+    for weight in (torch.zeros(3, 8), _random(3, 8)):
+        assert torch.equal(QuantizedLinear(weight, bias, kernels=kernels)(zeros)[0], bias)
 
 
 def test_no_rows_give_no_rows(kernels: CpuKernels | None) -> None:
