@@ -98,8 +98,8 @@ def test_row_is_the_same_to_the_bit_beside_any_rows_and_with_any_threads(
     torch.set_num_threads(num_threads)
     try:
         together = one.multiply(weight, case.rows)
-        few = [one.multiply(weight, rows) for rows in case.rows.split(16)]
-        alone = [one.multiply(weight, row) for row in case.rows[:40].split(1)]
+        few = [one.multiply(weight, rows) for rows in torch.split(case.rows, 16)]
+        alone = [one.multiply(weight, row) for row in torch.split(case.rows[:40], 1)]
     finally:
         torch.set_num_threads(before)
 
