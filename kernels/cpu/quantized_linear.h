@@ -34,7 +34,8 @@ static inline void store_bytes(uint8_t* target, Ints integers, int64_t count) {
 #endif
 }
 
-// Writes the integers of a row and returns its scale; a row that is not finite has none either.
+// Writes the integers of a row and returns its scale, which is not finite if the row is not. What
+// is behind the last integer stays: the weights that it meets are 0.
 template <typename T>
 static inline float quantize_row(const T* row, int64_t width, uint8_t* integers) {
   // Without their sign, floats are ordered as integers, with NaN above infinity.
@@ -55,7 +56,6 @@ static inline float quantize_row(const T* row, int64_t width, uint8_t* integers)
     const Floats shifted = rounded(load_part(row + i, count) * factor) + magic;
     store_bytes(integers + i, (Ints)shifted, count);
   });
-  std::fill(integers + width, integers + (width + 3) / 4 * 4, static_cast<uint8_t>(kZeroPoint));
   return top / 127.0f;
 }
 
