@@ -27,6 +27,7 @@ from tests.fakes.text_models import TEXT_CONFIGS, make_text_model, randomise_vec
 from tests.fakes.whole_model import WholeModel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from collections.abc import Sequence as Items
 
     from chiasm.generator.model.decoder import Decoder
@@ -189,6 +190,15 @@ def test_forward_without_a_sampled_row_has_no_logits(text_model: WholeModel) -> 
     assert logits.shape == (0, split.loaded.decoder.spec.vocab_size)
 
 
+@pytest.fixture
+def _collects_only_what_is_new() -> Iterator[None]:
+    """Spare the collector what other tests have left, which takes it seconds to go through."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_collects_only_what_is_new")
 def test_no_weight_is_held_twice(text_model: WholeModel) -> None:
     model = load_half(text_model.path, "generator", torch.float32)
     parameters = dict(model.named_parameters(remove_duplicate=False))
