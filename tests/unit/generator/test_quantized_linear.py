@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from torch.nn.functional import linear
 
 from chiasm.generator.model.fused.quantized_linear import QuantizedLinear, can_quantize
 from chiasm.kernels.cpu.native import CpuKernels
-from tests.harness.native_build import compile_kernels, find_compiler
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Rounding to 1/127 of the largest value: a third of a step on average, of normal values.
 MAX_ERROR = 0.02
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> CpuKernels:
-    if find_compiler() is None:
-        pytest.skip("no C++ compiler")
-    return CpuKernels(compile_kernels(tmp_path_factory.mktemp("native")))
+@pytest.fixture
+def compiled(kernel_library: Path) -> CpuKernels:
+    return CpuKernels(kernel_library)
 
 
 @pytest.fixture(params=["kernels", "oneDNN"])
