@@ -1,10 +1,11 @@
-// What lies between the matrix products of a decoder layer.
+// What lies between the matrix products of a layer.
 // Included once per instruction set, inside its namespace.
 //
 //   hidden = round(hidden + scale * addend)
 //   normed = round(round(hidden / sqrt(mean(hidden^2) + epsilon)) * weight)
 //   gated  = round(round(activation(gate)) * up)
 //   turned = round(round(x * cos) + swap(x) * sin)
+//   paired = round((x[2k] + i x[2k + 1]) * (cos[k] + i sin[k]))
 //
 // Values are rounded where torch's operators round them, the quotient of a norm to the element type
 // of its weight; sums and functions are float32. One thread computes a row, in an order that its
@@ -193,6 +194,32 @@ static void rope_store(const RopeShape& shape, int64_t num_tokens, int64_t rotar
   });
 }
 
+// Values of pairs side by side are turned as complex numbers, of which `rotation` has the cosine and
+// sine of each pair. Computed in float32 and rounded once.
+template <typename T>
+static void turn_pairs(const PairShape& shape, int64_t num_rows, void* row_data,
+                       const float* rotation) {
+  T* rows = static_cast<T*>(row_data);
+  Ints lanes;
+  for (int i = 0; i < kWidth; ++i) lanes[i] = i;
+  const Ints even = lanes & ~1, odd = lanes | 1, other = lanes ^ 1;
+  const Ints is_first = lanes == even;
+  for_rows(num_rows, shape.num_turned * shape.head_dim, [&](int64_t row) {
+    T* heads = rows + row * shape.width;
+    const float* angles = rotation + row * shape.head_dim;
+    for_vectors(shape.head_dim, [&](int64_t i, auto count) {
+      const Floats pairs = load_part(angles + i, count);
+      const Floats cos = __builtin_shuffle(pairs, even), sines = __builtin_shuffle(pairs, odd);
+      const Floats sin = is_first ? -sines : sines;
+      for (int64_t h = 0; h < shape.num_turned; ++h) {
+        T* head = heads + h * shape.head_dim + i;
+        const Floats x = load_part(head, count);
+        store_part(head, x * cos + __builtin_shuffle(x, other) * sin, count);
+      }
+    });
+  });
+}
+
 // As above, for whichever element types; float32 rows have float32 weights.
 
 static void add_rms_norm(const NormShape& shape, int64_t num_rows, void* hidden,
@@ -214,4 +241,8 @@ static void rope_store(const RopeShape& shape, int64_t num_tokens, int64_t rotar
   if (shape.is_bfloat16)
     run = shape.is_weight_bfloat16 ? rope_store<uint16_t, uint16_t> : rope_store<uint16_t, float>;
   run(shape, num_tokens, rotary_dim, qkv, cos, sin, slots, keys, values);
+}
+
+static void turn_pairs(const PairShape& shape, int64_t num_rows, void* rows, const float* rotation) {
+  (shape.is_bfloat16 ? turn_pairs<uint16_t> : turn_pairs<float>)(shape, num_rows, rows, rotation);
 }
