@@ -12,7 +12,7 @@ from torch.nn.functional import gelu, silu
 
 from chiasm.common.rms_norm import RMSNorm
 from chiasm.generator.model.fused.rotary import Rotation, make_rotation, rotate
-from chiasm.kernels.cpu.elementwise import GateRule, NormRule, RopeRule
+from chiasm.kernels.cpu.elementwise import GateRule, NormRule, PairRule, RopeRule
 
 if TYPE_CHECKING:
     from chiasm.kernels.cpu.native import CpuKernels
@@ -181,6 +181,37 @@ def test_rope_store_equals_torch(
     assert case.values[unused].isnan().all()
 
 
+@examples
+@given(
+    rows_and_seeds[0],
+    rows_and_seeds[1],
+    st.sampled_from([(1, 1, 2), (3, 2, 6), (6, 4, 34), (12, 8, 64), (6, 4, 80)]),
+    st.sampled_from(DTYPES),
+)
+def test_turn_pairs_equals_torch(
+    kernels: CpuKernels,
+    num_rows: int,
+    seed: int,
+    heads: tuple[int, int, int],
+    dtype: torch.dtype,
+) -> None:
+    num_heads, num_turned, head_dim = heads
+    rows = _random(seed, num_rows, num_heads * head_dim, dtype=dtype)
+    angles = _random(seed + 1, num_rows, head_dim // 2, dtype=torch.float32)
+    rotation = torch.polar(torch.ones_like(angles), angles)
+    expected = rows.view(num_rows, num_heads, head_dim).clone()
+    turned = expected[:, :num_turned]
+    pairs = torch.view_as_complex(turned.double().unflatten(-1, (-1, 2)))
+    turned.copy_(torch.view_as_real(pairs * rotation[:, None]).flatten(-2))
+
+    kernels.elementwise.turn_pairs(PairRule(heads, dtype), rows, rotation)
+
+    if dtype is torch.float32:
+        torch.testing.assert_close(rows.view(expected.shape), expected, rtol=1e-6, atol=1e-6)
+    else:
+        _assert_close(rows.view(expected.shape), expected)
+
+
 class _RopeCase:
     """Heads of new tokens, their angles, and a cache of NaN."""
 
@@ -255,6 +286,9 @@ def test_row_is_the_same_to_the_bit_beside_any_rows_and_with_any_threads(
     gate = GateRule("silu", 515, dtype)
     hidden = _random(2, NUM_LARGE, 515, dtype=dtype)
     gate_up = _random(3, NUM_LARGE, 1030, dtype=dtype)
+    pairs = PairRule((3, 2, 172), dtype)
+    rotation = torch.randn(NUM_LARGE, 86, dtype=torch.complex64)
+    turned_alone, turned = (_random(6, NUM_LARGE, 516, dtype=dtype) for _ in range(2))
     heads = (8, 2, 64)
     rope = RopeRule(heads, dtype, (_random(4, 10, 64, dtype=dtype), 1e-6))
     together, apart = (_RopeCase(5, NUM_LARGE, heads, 1.0, dtype) for _ in range(2))
@@ -263,18 +297,22 @@ def test_row_is_the_same_to_the_bit_beside_any_rows_and_with_any_threads(
     alone = [one.add_rms_norm(norm, row.clone(), None) for row in hidden[:, None]]
     gated_alone = [one.gate(gate, row) for row in gate_up[:, None]]
     for row in range(NUM_LARGE):
-        apart.run(kernels, rope, slice(row, row + 1))
+        rows = slice(row, row + 1)
+        apart.run(kernels, rope, rows)
+        one.turn_pairs(pairs, turned_alone[rows], rotation[rows])
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
         normed = one.add_rms_norm(norm, hidden, None)
         gated = one.gate(gate, gate_up)
         together.run(kernels, rope)
+        one.turn_pairs(pairs, turned, rotation)
     finally:
         torch.set_num_threads(before)
 
     assert torch.equal(normed, torch.cat(alone))
     assert torch.equal(gated, torch.cat(gated_alone))
+    assert torch.equal(turned, turned_alone)
     assert torch.equal(together.qkv, apart.qkv)
     assert torch.equal(together.keys[together.slots], apart.keys[together.slots])
 
