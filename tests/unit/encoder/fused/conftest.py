@@ -9,7 +9,6 @@ import pytest
 from chiasm.kernels.cpu import native
 from chiasm.kernels.cpu.native import (
     LEVELS,
-    CpuKernels,
     KernelChoice,
     KernelsUnavailableError,
     Level,
@@ -39,26 +38,23 @@ def _compiled(library: Path | None, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module", params=["off", *LEVELS])
-def kernels(request: pytest.FixtureRequest, library: Path | None) -> KernelChoice:
+def kernels(request: pytest.FixtureRequest) -> KernelChoice:
     """Name each instruction set that there is, and ``off``."""
     choice: KernelChoice = request.param
-    if choice != "off":
-        _check(choice, library)
+    _skip_unless_available(choice)
     return choice
 
 
 @pytest.fixture(scope="module", params=LEVELS)
-def level(request: pytest.FixtureRequest, library: Path | None) -> Level:
+def level(request: pytest.FixtureRequest) -> Level:
     """Name each instruction set that there is."""
     level: Level = request.param
-    _check(level, library)
+    _skip_unless_available(level)
     return level
 
 
-def _check(level: Level, library: Path | None) -> None:
-    if library is None:
-        pytest.skip("no C++ compiler")
+def _skip_unless_available(choice: KernelChoice) -> None:
     try:
-        CpuKernels(library, level)
+        find_kernels(choice)
     except KernelsUnavailableError as error:
         pytest.skip(str(error))

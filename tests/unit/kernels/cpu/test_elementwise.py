@@ -201,7 +201,7 @@ def test_turn_pairs_equals_torch(
     rotation = torch.polar(torch.ones_like(angles), angles)
     expected = rows.view(num_rows, num_heads, head_dim).clone()
     turned = expected[:, :num_turned]
-    pairs = torch.view_as_complex(turned.double().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(turned.double().view(*turned.shape[:2], -1, 2))
     turned.copy_(torch.view_as_real(pairs * rotation[:, None]).flatten(-2))
 
     kernels.elementwise.turn_pairs(PairRule(heads, dtype), rows, rotation)
