@@ -4,6 +4,7 @@
 //   hidden = round(hidden + scale * addend)
 //   normed = round(round(hidden / sqrt(mean(hidden^2) + epsilon)) * weight)
 //   gated  = round(round(activation(gate)) * up)
+//   quick  = round(x / (1 + e^(-1.702 * x)))
 //   turned = round(round(x * cos) + swap(x) * sin)
 //   paired = round((x[2k] + i x[2k + 1]) * (cos[k] + i sin[k]))
 //
@@ -116,19 +117,31 @@ static void add_rms_norm(const NormShape& shape, int64_t num_rows, void* hidden_
   });
 }
 
-// x / (1 + e^-x); the exponential is of a negative number, so that nothing overflows.
-static inline Floats silu(Floats x) {
-  const Ints is_negative = x < Floats{};
-  const Floats power = exp_of_negative(is_negative ? x : -x);
+// x / (1 + e^-y); the exponential is of a negative number, so that nothing overflows.
+static inline Floats times_sigmoid(Floats x, Floats y) {
+  const Ints is_negative = y < Floats{};
+  const Floats power = exp_of_negative(is_negative ? y : -y);
   return (is_negative ? x * power : x) / (1.0f + power);
 }
 
+static inline Floats silu(Floats x) { return times_sigmoid(x, x); }
+
 // 0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))), by 1 + tanh(u) = 2 / (1 + e^-2u).
 static inline Floats gelu_tanh(Floats x) {
-  const Floats twice = 1.59576912f * (x + 0.044715f * x * x * x);
-  const Ints is_negative = twice < Floats{};
-  const Floats power = exp_of_negative(is_negative ? twice : -twice);
-  return (is_negative ? x * power : x) / (1.0f + power);
+  return times_sigmoid(x, 1.59576912f * (x + 0.044715f * x * x * x));
+}
+
+// In place; computed in float32 and rounded once.
+template <typename T>
+static void quick_gelu(int64_t num_rows, int64_t width, void* row_data) {
+  T* rows = static_cast<T*>(row_data);
+  for_rows(num_rows, width, [&](int64_t row) {
+    for_vectors(width, [&](int64_t i, auto count) {
+      T* target = rows + row * width + i;
+      const Floats x = load_part(target, count);
+      store_part(target, times_sigmoid(x, 1.702f * x), count);
+    });
+  });
 }
 
 template <typename T>
@@ -232,6 +245,10 @@ static void add_rms_norm(const NormShape& shape, int64_t num_rows, void* hidden,
 
 static void gate(const GateShape& shape, int64_t num_rows, const void* gate_up, void* output) {
   (shape.is_bfloat16 ? gate<uint16_t> : gate<float>)(shape, num_rows, gate_up, output);
+}
+
+static void quick_gelu(bool is_bfloat16, int64_t num_rows, int64_t width, void* rows) {
+  (is_bfloat16 ? quick_gelu<uint16_t> : quick_gelu<float>)(num_rows, width, rows);
 }
 
 static void rope_store(const RopeShape& shape, int64_t num_tokens, int64_t rotary_dim, void* qkv,

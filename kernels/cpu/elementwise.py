@@ -190,6 +190,10 @@ class ElementwiseKernels:
         self._level = level
         self._add_rms_norm = _declare(library.chiasm_add_rms_norm, 1, 3)
         self._gate = _declare(library.chiasm_gate, 1, 2)
+        self._quick_gelu = library.chiasm_quick_gelu
+        sizes = [ctypes.c_int64] * 2
+        self._quick_gelu.argtypes = [ctypes.c_int, ctypes.c_int, *sizes, ctypes.c_void_p]
+        self._quick_gelu.restype = None
         self._rope_store = _declare(library.chiasm_rope_store, 2, 6)
         self._turn_pairs = _declare(library.chiasm_turn_pairs, 1, 2)
 
@@ -235,6 +239,21 @@ class ElementwiseKernels:
         output = gate_up.new_empty(num_rows, rule.row_width // 2)
         self._gate(self._level, rule.address, num_rows, gate_up.data_ptr(), output.data_ptr())
         return output
+
+    def quick_gelu(self, rows: torch.Tensor) -> torch.Tensor:
+        """Multiply rows by their sigmoids, in place; the arguments of these are 1.702 times them.
+
+        Args:
+            rows: [num_rows, width], bfloat16 or float32, contiguous.
+
+        Returns:
+            ``rows``. Values depend on nothing but themselves, to the bit.
+        """
+        assert rows.dtype in (torch.bfloat16, torch.float32), "there are kernels for these"
+        assert rows.is_contiguous(), "rows lie one behind the other"
+        is_bfloat16 = rows.dtype is torch.bfloat16
+        self._quick_gelu(self._level, is_bfloat16, *rows.shape, rows.data_ptr())
+        return rows
 
     def rope_store(
         self,

@@ -196,6 +196,10 @@ void chiasm_gate(int level, const GateShape* shape, int64_t num_rows, const void
   RUN_AT(level, gate(*shape, num_rows, gate_up, output));
 }
 
+void chiasm_quick_gelu(int level, int is_bfloat16, int64_t num_rows, int64_t width, void* rows) {
+  RUN_AT(level, quick_gelu(is_bfloat16, num_rows, width, rows));
+}
+
 void chiasm_rope_store(int level, const RopeShape* shape, int64_t num_tokens, int64_t rotary_dim,
                        void* qkv, const void* cos, const void* sin, const int64_t* slots,
                        void* keys, void* values) {

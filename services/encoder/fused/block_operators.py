@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 if TYPE_CHECKING:
+    from chiasm.common.packed_linear import PackedLinear
     from chiasm.encoder.fused.norm import Norm
     from chiasm.encoder.fused.segments import Segments
 
@@ -20,6 +21,10 @@ class BlockOperators(Protocol):
 
     def norm(self, norm: Norm) -> NormRows:
         """Return what computes ``norm``."""
+        ...
+
+    def activate(self, layer: PackedLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
+        """Return ``activation(layer(rows))`` for any activation that transformers knows."""
         ...
 
     def rotate(self, heads: torch.Tensor, rotation: torch.Tensor) -> None:

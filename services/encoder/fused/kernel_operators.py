@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from chiasm.common.rms_norm import RMSNorm
+from chiasm.encoder.fused.linear import activate
 from chiasm.encoder.fused.torch_operators import TorchOperators
 from chiasm.kernels.cpu.elementwise import NormRule, PairRule
 from chiasm.kernels.cpu.native import PrefillRule
@@ -13,6 +14,7 @@ from chiasm.kernels.cpu.native import PrefillRule
 if TYPE_CHECKING:
     import torch
 
+    from chiasm.common.packed_linear import PackedLinear
     from chiasm.encoder.fused.block_operators import BlockOperators, NormRows
     from chiasm.encoder.fused.description import BlockDescription
     from chiasm.encoder.fused.norm import Norm
@@ -43,6 +45,12 @@ class KernelOperators:
             return norm
         rule = NormRule(norm.weight, norm.epsilon, self._dtype)
         return partial(self._kernels.elementwise.add_rms_norm, rule, addend=None)
+
+    def activate(self, layer: PackedLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
+        """See ``BlockOperators.activate``; products apply the other functions themselves."""
+        if activation == "quick_gelu":
+            return self._kernels.elementwise.quick_gelu(layer(rows))
+        return activate(layer, rows, activation)
 
     def rotate(self, heads: torch.Tensor, rotation: torch.Tensor) -> None:
         """See ``BlockOperators.rotate``."""

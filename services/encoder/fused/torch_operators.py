@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from torch.nn.functional import scaled_dot_product_attention
 
+from chiasm.encoder.fused.linear import activate
 from chiasm.encoder.fused.rotary import rotate
 
 if TYPE_CHECKING:
     import torch
 
+    from chiasm.common.packed_linear import PackedLinear
     from chiasm.encoder.fused.block_operators import NormRows
     from chiasm.encoder.fused.norm import Norm
     from chiasm.encoder.fused.segments import Segments
@@ -22,6 +24,10 @@ class TorchOperators:
     def norm(self, norm: Norm) -> NormRows:
         """See ``BlockOperators.norm``."""
         return norm
+
+    def activate(self, layer: PackedLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
+        """See ``BlockOperators.activate``."""
+        return activate(layer, rows, activation)
 
     def rotate(self, heads: torch.Tensor, rotation: torch.Tensor) -> None:
         """See ``BlockOperators.rotate``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chiasm.encoder.fused.description import UnsupportedTowerError
-from chiasm.encoder.fused.linear import activate, check_linears, take_linears
+from chiasm.encoder.fused.linear import check_linears, take_linears
 from chiasm.encoder.fused.norm import check_norm, take_norm
 from chiasm.encoder.fused.rotary import pair_order
 
@@ -64,7 +64,7 @@ class TowerBlock:
         hidden = self._output.add(self._operators.attend(heads, segments), hidden)
         first, *up = self._inner
         normed = self._norm_mlp(hidden)
-        inner = activate(first, normed, self._activation)
+        inner = self._operators.activate(first, normed, self._activation)
         if up:
             inner = up[0].multiply(normed, inner)
         return self._down.add(inner, hidden)

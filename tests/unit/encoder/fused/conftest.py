@@ -12,6 +12,7 @@ from chiasm.kernels.cpu.native import (
     KernelChoice,
     KernelsUnavailableError,
     Level,
+    find_kernels,
 )
 from tests.harness.native_build import compile_kernels, find_compiler
 

@@ -25,6 +25,8 @@ WIDTHS = (1, 3, 8, 16, 33, 64, 80, 130, 896)
 FLOAT32_TOLERANCE = 2e-6
 # One rounding to 8 bits may go the other way where float32 sums differ.
 BFLOAT16_TOLERANCE = 2**-7
+# What exponentials may overflow for.
+ENDS = torch.tensor([-3e38, -1e4, -100.0, -86.0, -0.0, 0.0, 86.0, 100.0, 1e4, 3e38, torch.nan])
 # Rows that are computed by several threads; see kParallelElements.
 NUM_LARGE = 80
 
@@ -128,12 +130,37 @@ def test_gate_of_gelu_equals_torch(
     torch.testing.assert_close(gated, expected, rtol=rtol, atol=FLOAT32_TOLERANCE)
 
 
+@examples
+@given(rows_and_seeds[0], rows_and_seeds[1], st.sampled_from(WIDTHS), st.sampled_from(DTYPES))
+def test_quick_gelu_equals_torch(
+    kernels: CpuKernels, num_rows: int, seed: int, width: int, dtype: torch.dtype
+) -> None:
+    rows = _random(seed, num_rows, width, dtype=dtype)
+    expected = (rows.double() * torch.sigmoid(1.702 * rows.double())).to(dtype)
+
+    assert kernels.elementwise.quick_gelu(rows) is rows
+
+    _assert_close(rows, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_quick_gelu_at_the_ends_of_the_range_equals_torch(
+    kernels: CpuKernels, dtype: torch.dtype
+) -> None:
+    rows = ENDS.to(dtype)[None]
+    expected = rows.float() * torch.sigmoid(1.702 * rows.float())
+
+    kernels.elementwise.quick_gelu(rows)
+
+    torch.testing.assert_close(rows.float(), expected, rtol=2**-8, atol=1e-30, equal_nan=True)
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gates_at_the_ends_of_the_range_equal_torch(
     kernels: CpuKernels, activation: str, dtype: torch.dtype
 ) -> None:
-    gates = torch.tensor([-3e38, -1e4, -100.0, -86.0, -0.0, 0.0, 86.0, 100.0, 1e4, 3e38, torch.nan])
+    gates = ENDS
     gate_up = torch.cat([gates, torch.ones_like(gates)])[None].to(dtype)
     function = silu if activation == "silu" else lambda rows: gelu(rows, approximate="tanh")
 
@@ -201,7 +228,7 @@ def test_turn_pairs_equals_torch(
     rotation = torch.polar(torch.ones_like(angles), angles)
     expected = rows.view(num_rows, num_heads, head_dim).clone()
     turned = expected[:, :num_turned]
-    pairs = torch.view_as_complex(turned.double().view(*turned.shape[:2], -1, 2))
+    pairs = torch.view_as_complex(turned.double().view(*turned.shape[:2], head_dim // 2, 2))
     turned.copy_(torch.view_as_real(pairs * rotation[:, None]).flatten(-2))
 
     kernels.elementwise.turn_pairs(PairRule(heads, dtype), rows, rotation)
