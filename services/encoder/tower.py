@@ -11,6 +11,7 @@ from blake3 import blake3
 from chiasm.common.compute_threads import call_before_layers
 from chiasm.common.families import family_of
 from chiasm.common.half_load import load_half
+from chiasm.common.loading_memory import give_back_loading_memory
 from chiasm.common.media import DataType, Modality
 from chiasm.encoder.families import qwen2_5_omni, qwen2_audio
 from chiasm.encoder.fused.fuse_tower import FUSED_TOWERS, count_packed_bytes, fuse_tower
@@ -88,7 +89,9 @@ class Tower:
             UnsupportedTowerError: ``choice`` is ``fused``, which does not compute this checkpoint.
             KernelsUnavailableError: The kernels that ``kernels`` names cannot be had.
         """
-        return cls(load_half(model_path, "encoder", dtype), device, choice, kernels)
+        tower = cls(load_half(model_path, "encoder", dtype), device, choice, kernels)
+        give_back_loading_memory(model_path)
+        return tower
 
     @property
     def device(self) -> torch.device:

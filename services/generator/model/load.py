@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from chiasm.common.half_load import load_half
+from chiasm.common.loading_memory import give_back_loading_memory
 from chiasm.generator.model.cache_sizes import decide_sizes
 from chiasm.generator.model.kv_cache import KVCache
 from chiasm.generator.model.make_decoder import make_decoder
@@ -69,4 +70,5 @@ def load_model(
         kernels = find_kernels(request.kernels)
     cache = KVCache(spec, layout, dtype, device, kernels)
     made = make_decoder(decoder, model, cache, quantization)
+    give_back_loading_memory(path)
     return LoadedModel(made, dtype, layout, max_model_len)

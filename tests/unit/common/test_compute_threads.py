@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from chiasm.common.compute_threads import ComputeThreads, call_before_layers
+from chiasm.common.thread_bound import ThreadBound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +44,30 @@ def test_each_begin_takes_the_threads_that_peers_leave() -> None:
         seen.append(torch.get_num_threads())
 
     assert seen == [2, 2, 1]
+
+
+def test_no_more_threads_are_taken_than_other_processes_leave() -> None:
+    class Bound(ThreadBound):
+        num_pauses = 0
+
+        def apply(self, wanted: int) -> int:
+            return wanted - 1
+
+        def pause(self) -> None:
+            self.num_pauses += 1
+
+    cores = _Cores()
+    cores.available = 3
+    bound = Bound()
+    threads = ComputeThreads(cores, bound)
+
+    threads.begin()
+    assert torch.get_num_threads() == 2
+    assert bound.num_pauses == 1
+    cores.available = 2
+    threads.adjust()
+    assert torch.get_num_threads() == 1
+    assert bound.num_pauses == 1
 
 
 def test_busy_word_is_written_when_it_changes() -> None:

@@ -34,6 +34,7 @@ from tests.fakes.checkpoints import (
 )
 from tests.fakes.deepstack_checkpoints import make_qwen3_vl
 from tests.fakes.pictures import noise
+from tests.harness.mapped_pages import num_mapped_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,6 +161,17 @@ def test_no_weight_of_the_language_model_is_held(path: Path) -> None:
     )
     assert held + num_bytes(language) == num_bytes(whole) + shared
     assert not [name for name in names if "language_model" in name or "lm_head" in name]
+
+
+def test_no_page_of_the_file_is_held_after_loading(path: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(path, tmp_path / "copy")
+    image = noise(56, 56)
+
+    checkpoint = EncoderCheckpoint.load(copy, device="cpu", choice="transformers")
+
+    assert num_mapped_bytes(copy / "model.safetensors") == 0
+    assert torch.equal(encode(checkpoint, image), encode_whole(path, image))
+    assert num_mapped_bytes(copy / "model.safetensors") > 0
 
 
 def test_rows_are_finite_float32_of_the_language_models_width(path: Path) -> None:

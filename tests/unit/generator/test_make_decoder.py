@@ -20,6 +20,7 @@ from tests.fakes.checkpoints import make_llava
 from tests.fakes.split_engine import SplitEngine
 from tests.fakes.text_models import OTHER_MODEL_TYPE, make_text_model
 from tests.fakes.whole_model import WholeModel
+from tests.harness.mapped_pages import num_mapped_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +51,16 @@ def test_fused_decoder_computes_a_tested_model_type(llama: Path, choice: str) ->
 
     assert isinstance(decoder, FusedDecoder)
     assert [log["decoder"] for log in logs if log["event"] == "decoder_chosen"] == ["fused"]
+
+
+def test_no_page_of_the_file_is_held_after_loading(llama: Path) -> None:
+    whole = WholeModel(llama)
+    prompt = whole.make_prompt(0, 1)
+
+    split = SplitEngine(whole)
+
+    assert num_mapped_bytes(llama / "model.safetensors") == 0
+    assert split.generate([prompt]) == [list(prompt.answer)]
 
 
 def test_transformers_computes_it_if_asked_for(llama: Path) -> None:
