@@ -198,7 +198,7 @@ class CpuKernels:
         rule: PrefillRule,
         output: torch.Tensor,
     ) -> None:
-        """Attend with the rows of chunks of prompts to their contexts, where those lie in the cache.
+        """Attend with the rows of chunks of prompts to their contexts, where they lie in the cache.
 
         Args:
             query: [num_rows, num_q_heads, head_dim], one of ``DTYPES``.
