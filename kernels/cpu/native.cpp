@@ -52,6 +52,12 @@ struct RopeShape {
   float epsilon;
 };
 
+struct PairShape {
+  int32_t is_bfloat16;
+  int64_t num_turned, head_dim;  // Heads at the beginning of a row, and their width, which is even.
+  int64_t width;                 // Of a row.
+};
+
 struct Chunk {
   int64_t sequence, first;
   int count;
@@ -78,6 +84,7 @@ constexpr int kBlockRows = 192;   // Query rows that share what is packed.
 struct PrefillShape {
   int64_t num_chunks, num_q_heads, num_kv_heads, head_dim;
   int64_t query_stride, query_head_stride;  // Elements from one row or head to the next.
+  int64_t slot_stride;                      // Elements from one slot's keys or values to the next.
   int64_t table_stride;                     // Blocks from one chunk's table to the next.
   int64_t block_size;
   float scale, softcap;
@@ -155,7 +162,7 @@ namespace avx512 {
 extern "C" {
 
 // Changes with every change of the interface below.
-int chiasm_interface_version() { return 5; }
+int chiasm_interface_version() { return 7; }
 
 // The best instruction set of this machine: 0 plain, 1 AVX2, 2 AVX-512 with bfloat16
 // and products of 8-bit integers.
@@ -208,10 +215,19 @@ void chiasm_gate(int level, const GateShape* shape, int64_t num_rows, const void
   RUN_AT(level, gate(*shape, num_rows, gate_up, output));
 }
 
+void chiasm_quick_gelu(int level, int is_bfloat16, int64_t num_rows, int64_t width, void* rows) {
+  RUN_AT(level, quick_gelu(is_bfloat16, num_rows, width, rows));
+}
+
 void chiasm_rope_store(int level, const RopeShape* shape, int64_t num_tokens, int64_t rotary_dim,
                        void* qkv, const void* cos, const void* sin, const int64_t* slots,
                        void* keys, void* values) {
   RUN_AT(level, rope_store(*shape, num_tokens, rotary_dim, qkv, cos, sin, slots, keys, values));
+}
+
+void chiasm_turn_pairs(int level, const PairShape* shape, int64_t num_rows, void* rows,
+                       const float* rotation) {
+  RUN_AT(level, turn_pairs(*shape, num_rows, rows, rotation));
 }
 
 // See quantized_linear.h. Rows lie one behind the other; sums, scales and bias are as long as all

@@ -23,7 +23,7 @@ KernelChoice = Literal["auto", "off", "plain", "avx2", "avx512"]
 LEVELS: tuple[Level, ...] = ("plain", "avx2", "avx512")
 DTYPES = (torch.bfloat16, torch.float32)
 
-_INTERFACE_VERSION = 5
+_INTERFACE_VERSION = 7
 _REMEDY = "install g++ and then chiasm again: make install, or pip install -e ."
 
 log = structlog.get_logger("chiasm.kernels")
@@ -92,6 +92,7 @@ class _PrefillShape(ctypes.Structure):
         ("head_dim", ctypes.c_int64),
         ("query_stride", ctypes.c_int64),
         ("query_head_stride", ctypes.c_int64),
+        ("slot_stride", ctypes.c_int64),
         ("table_stride", ctypes.c_int64),
         ("block_size", ctypes.c_int64),
         ("scale", ctypes.c_float),
@@ -204,7 +205,8 @@ class CpuKernels:
 
         Args:
             query: [num_rows, num_q_heads, head_dim], one of ``DTYPES``.
-            cached: As in ``paged_decode``.
+            cached: As in ``paged_decode``, but slots may lie apart, those of keys as far as those of
+                values.
             contexts: First row and number of rows of each chunk, [num_chunks, 2]; block tables,
                 [num_chunks, max_blocks]; and the range of positions that each row sees, never
                 empty, [num_rows, 2]; int64, contiguous. The caller vouches for what they hold.
@@ -215,6 +217,8 @@ class CpuKernels:
         """
         (keys, values), (chunks, tables, seen) = cached, contexts
         _, num_q_heads, head_dim = query.shape
+        assert keys.stride() == values.stride(), "keys lie as values do"
+        assert keys.stride()[1:] == (head_dim, 1), "the heads of a slot lie one behind the other"
         if query.stride(2) != 1:
             query = query.contiguous()
         shape = _PrefillShape(
@@ -224,6 +228,7 @@ class CpuKernels:
             head_dim,
             query.stride(0),
             query.stride(1),
+            keys.stride(0),
             tables.stride(0),
             rule.block_size,
             rule.scale,

@@ -220,7 +220,7 @@ class BlockOfRows {
     int64_t entry = first / shape_.block_size, offset = first % shape_.block_size;
     for (int64_t position = first; position < last; ++position) {
       const int64_t slot = table[entry] * shape_.block_size + offset;
-      const int64_t start = (slot * shape_.num_kv_heads + block_.head) * shape_.head_dim;
+      const int64_t start = slot * shape_.slot_stride + block_.head * shape_.head_dim;
       key_rows[position - base] = keys + start;
       value_rows[position - base] = values + start;
       if (++offset == shape_.block_size) {

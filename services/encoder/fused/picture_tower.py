@@ -8,14 +8,17 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from chiasm.encoder.fused.description import UnsupportedTowerError, describe_blocks
+from chiasm.encoder.fused.kernel_operators import make_operators
 from chiasm.encoder.fused.linear import activate, check_linears, take_linears
-from chiasm.encoder.fused.segments import SegmentGroup, Segments
+from chiasm.encoder.fused.segments import Segments
 from chiasm.encoder.fused.tower_block import TowerBlock, check_block
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import transformers
+
+    from chiasm.kernels.cpu.native import CpuKernels
 
 _PROJECTOR_LINEARS = ("linear_1", "linear_2")
 
@@ -27,13 +30,19 @@ class PictureTower(torch.nn.Module):
     projector reads are dropped.
     """
 
-    def __init__(self, tower: transformers.PreTrainedModel, layers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tower: transformers.PreTrainedModel,
+        layers: Sequence[int],
+        kernels: CpuKernels | None = None,
+    ) -> None:
         """Take the weights of ``tower``, one block at a time; it is unusable afterwards.
 
         Args:
             tower: Half-loaded tower.
             layers: Indices of the hidden states that are read, negative ones counted from the end;
                 0 are those before the first block.
+            kernels: What computes that lies between its products; ``None`` for torch.
 
         Raises:
             UnsupportedTowerError: The tower is of another kind; it is unchanged and usable.
@@ -50,7 +59,10 @@ class PictureTower(torch.nn.Module):
         self._dtype = tower.dtype
         self._embeddings = tower.get_submodule("embeddings")
         self._pre_norm = getattr(tower, "pre_layrnorm", None)
-        self._blocks = [TowerBlock(block, description) for block in blocks[: max(self._read)]]
+        operators = make_operators(kernels, description, self._dtype)
+        self._blocks = [
+            TowerBlock(block, description, operators) for block in blocks[: max(self._read)]
+        ]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,7 +88,7 @@ class PictureTower(torch.nn.Module):
         if self._pre_norm is not None:
             embedded = self._pre_norm(embedded)
         num_pictures, length, width = embedded.shape
-        segments = Segments((SegmentGroup(length, None),))
+        segments = Segments(torch.arange(num_pictures + 1, device=embedded.device) * length)
         hidden = embedded.reshape(-1, width)
         states = [hidden.new_empty(0)] * self._num_states
         for index in range(self._num_states):

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from chiasm.kernels.cpu.native import KernelChoice
+
 GRID_MAKERS = {
     "qwen2_vl": make_qwen2_vl,
     "qwen2_5_vl": make_qwen2_5_vl,
@@ -66,8 +68,13 @@ def picture_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 @functools.cache
-def load(path: Path, choice: Any, dtype: torch.dtype = torch.float32) -> Tower:
-    return Tower.load(path, dtype, torch.device("cpu"), choice)
+def load(
+    path: Path,
+    choice: Any,
+    dtype: torch.dtype = torch.float32,
+    kernels: KernelChoice = "off",
+) -> Tower:
+    return Tower.load(path, dtype, torch.device("cpu"), choice, kernels)
 
 
 def make_items(path: Path, grids: Sequence[tuple[int, int, int]]) -> list[TowerInputs]:
@@ -114,18 +121,18 @@ def relative_error(rows: torch.Tensor, expected: torch.Tensor) -> float:
     return float(difference / expected.double().abs().max())
 
 
-def check_parity(path: Path, items: list[TowerInputs]) -> None:
+def check_parity(path: Path, items: list[TowerInputs], kernels: KernelChoice) -> None:
     expected = load(path, "transformers").encode(items)
-    rows = load(path, "fused").encode(items)
+    rows = load(path, "fused", kernels=kernels).encode(items)
 
     for one, want in zip(rows, expected, strict=True):
         assert relative_error(one, want) < FLOAT32_TOLERANCE
 
 
-def check_bfloat16(path: Path, items: list[TowerInputs]) -> None:
+def check_bfloat16(path: Path, items: list[TowerInputs], kernels: KernelChoice) -> None:
     expected = torch.cat(load(path, "transformers").encode(items))
     ours, theirs = (
-        torch.cat(load(path, choice, torch.bfloat16).encode(items))
+        torch.cat(load(path, choice, torch.bfloat16, kernels).encode(items))
         for choice in ("fused", "transformers")
     )
 
@@ -134,16 +141,20 @@ def check_bfloat16(path: Path, items: list[TowerInputs]) -> None:
 
 
 @pytest.mark.parametrize("grids", GRIDS.values(), ids=GRIDS)
-def test_grids_equal_transformers(grid_path: Path, grids: list[tuple[int, int, int]]) -> None:
-    check_parity(grid_path, make_items(grid_path, grids))
+def test_grids_equal_transformers(
+    grid_path: Path, kernels: KernelChoice, grids: list[tuple[int, int, int]]
+) -> None:
+    check_parity(grid_path, make_items(grid_path, grids), kernels)
 
 
 @pytest.mark.parametrize("grids", [[(1, 38, 26)], [(4, 20, 12)]], ids=["picture", "video"])
-def test_grids_in_bfloat16_are_as_near(grid_path: Path, grids: list[tuple[int, int, int]]) -> None:
-    check_bfloat16(grid_path, make_items(grid_path, grids))
+def test_grids_in_bfloat16_are_as_near(
+    grid_path: Path, kernels: KernelChoice, grids: list[tuple[int, int, int]]
+) -> None:
+    check_bfloat16(grid_path, make_items(grid_path, grids), kernels)
 
 
-def test_pictures_in_bfloat16_are_as_near(picture_path: Path) -> None:
+def test_pictures_in_bfloat16_are_as_near(picture_path: Path, kernels: KernelChoice) -> None:
     item = make_pictures(picture_path)
     generator = torch.Generator().manual_seed(1)
     pixels = item.tensors["pixel_values"]
@@ -159,26 +170,27 @@ def test_pictures_in_bfloat16_are_as_near(picture_path: Path) -> None:
             )
             for _ in range(16)
         ],
+        kernels,
     )
 
 
-def test_pictures_equal_transformers(picture_path: Path) -> None:
+def test_pictures_equal_transformers(picture_path: Path, kernels: KernelChoice) -> None:
     item = make_pictures(picture_path)
 
-    check_parity(picture_path, [item])
+    check_parity(picture_path, [item], kernels)
 
 
 @pytest.mark.parametrize("num_frames", [1, 3])
-def test_clips_equal_transformers(tmp_path: Path, num_frames: int) -> None:
-    check_parity(make_llava_onevision(tmp_path), [make_clip(num_frames)])
+def test_clips_equal_transformers(tmp_path: Path, kernels: KernelChoice, num_frames: int) -> None:
+    check_parity(make_llava_onevision(tmp_path), [make_clip(num_frames)], kernels)
 
 
-def test_several_pictures_equal_transformers(tmp_path: Path) -> None:
+def test_several_pictures_equal_transformers(tmp_path: Path, kernels: KernelChoice) -> None:
     path = make_llava(tmp_path)
     item = make_pictures(path)
     other = replace(item, tensors={"pixel_values": item.tensors["pixel_values"].flip(3)})
 
-    check_parity(path, [item, other])
+    check_parity(path, [item, other], kernels)
 
 
 @pytest.mark.parametrize(("layer", "num_blocks"), [(-2, 2), (-1, 3), (1, 1), ([-3, 2], 2)], ids=str)
@@ -221,11 +233,43 @@ def test_the_implementation_is_part_of_the_fingerprint(grid_path: Path) -> None:
     assert fused.tower.weights_digest == plain.tower.weights_digest
 
 
+def test_kernels_are_part_of_the_fingerprint_and_their_instructions_are_not(
+    grid_path: Path, kernels: KernelChoice
+) -> None:
+    off, plain, other = (
+        EncoderCheckpoint.load(grid_path, device="cpu", kernels=choice)
+        for choice in ("off", "plain", kernels)
+    )
+
+    assert off.fingerprint != plain.fingerprint
+    assert other.fingerprint == (off if kernels == "off" else plain).fingerprint
+
+
+@pytest.mark.parametrize("choice", ["off", "plain"])
+def test_kernels_that_are_chosen_are_logged(picture_path: Path, choice: KernelChoice) -> None:
+    model = load_half(picture_path, "encoder")
+
+    with capture_logs() as logs:
+        kind = fuse_tower("fused", model, choice)
+
+    (log,) = (log for log in logs if log["event"] == "cpu_kernels_chosen")
+    assert (log["kernels"], kind) == {
+        "off": ("torch", "fused_torch"),
+        "plain": ("plain", "fused_kernels"),
+    }[choice]
+
+
+def test_elements_without_kernels_are_left_to_torch(picture_path: Path) -> None:
+    model = load_half(picture_path, "encoder", torch.float16)
+
+    assert fuse_tower("fused", model, "plain") == "fused_torch"
+
+
 def test_auto_fuses_what_is_tested_and_says_so(grid_path: Path, picture_path: Path) -> None:
     for path, kind in ((grid_path, GridTower), (picture_path, PictureTower)):
         model = load_half(path, "encoder")
         with capture_logs() as logs:
-            assert fuse_tower("auto", model) == "fused"
+            assert fuse_tower("auto", model) != "transformers"
 
         assert [log["tower"] for log in logs if log["event"] == "tower_chosen"] == ["fused"]
         assert any(isinstance(module, kind) for module in model.modules())
@@ -254,6 +298,15 @@ def test_a_tower_with_other_modules_stays_as_it_is(tmp_path: Path, name: str) ->
         fuse_tower("fused", model)
 
     assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_a_tower_of_transformers_looks_for_no_kernels(grid_path: Path) -> None:
+    model = load_half(grid_path, "encoder")
+
+    with capture_logs() as logs:
+        fuse_tower("transformers", model, "plain")
+
+    assert "cpu_kernels_chosen" not in [log["event"] for log in logs]
 
 
 @pytest.mark.parametrize("choice", ["fused", "transformers"])
