@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from chiasm.encoder.fused.fuse_tower import TowerChoice
     from chiasm.encoder.preprocess import Preprocessor
+    from chiasm.kernels.cpu.native import KernelChoice
 
 _DTYPES = {
     "auto": None,
@@ -68,6 +69,7 @@ class EncoderCheckpoint:
         device: str = "auto",
         limits: MediaLimits | None = None,
         choice: TowerChoice = "auto",
+        kernels: KernelChoice = "auto",
     ) -> EncoderCheckpoint:
         """Load a checkpoint from a directory in the hub layout; takes seconds.
 
@@ -77,11 +79,13 @@ class EncoderCheckpoint:
             device: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
             limits: Bounds of single items; ``None`` takes the defaults.
             choice: Who computes the tower; see ``fuse_tower``.
+            kernels: Which compiled kernels it takes; as above.
 
         Raises:
             CheckpointError: Weights are missing or the architecture is unknown.
             OSError: A file is missing.
             UnsupportedTowerError: ``choice`` is ``fused``, which does not compute this checkpoint.
+            KernelsUnavailableError: The kernels that ``kernels`` names cannot be had.
             UnsupportedModelError: The family is not served, or a configuration is incomplete.
         """
         config = served_part(_read_config(path))
@@ -94,7 +98,7 @@ class EncoderCheckpoint:
             modality: _PREPROCESSORS[modality].load(path, family, config, limits or MediaLimits())
             for modality in family.modalities
         }
-        tower = Tower.load(path, _DTYPES[dtype], torch.device(device), choice)
+        tower = Tower.load(path, _DTYPES[dtype], torch.device(device), choice, kernels)
         placeholders = {
             modality: family.placeholder(config, modality) for modality in family.modalities
         }

@@ -33,7 +33,8 @@ def compute_fingerprint(
     (implementations round differently), the preprocessors' settings, the versions of the libraries
     that change decoded media, the tokens that stand between rows (``token_ids``, which the
     tower's configuration does not have), and the version of this format. The language model's
-    weights are no part of it, nor is where the checkpoint lies.
+    weights are no part of it, nor is where the checkpoint lies, nor the processor's instruction
+    set: hosts of one stack may differ in it.
     """
     hasher = blake3(derive_key_context="chiasm encoder fingerprint")
     config = {key: value for key, value in tower.config.items() if key not in _NOT_OF_THE_TOWER}

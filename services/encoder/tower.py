@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from chiasm.encoder.fused.fuse_tower import TowerChoice, TowerKind
     from chiasm.encoder.preprocess import TowerInputs
+    from chiasm.kernels.cpu.native import KernelChoice
 
 _DATA_TYPES = {
     torch.float32: DataType.FLOAT32,
@@ -51,13 +52,17 @@ class Tower:
     """The encoder half of a checkpoint on one device. Use it from one thread."""
 
     def __init__(
-        self, model: transformers.PreTrainedModel, device: torch.device, choice: TowerChoice
+        self,
+        model: transformers.PreTrainedModel,
+        device: torch.device,
+        choice: TowerChoice,
+        kernels: KernelChoice,
     ) -> None:
         self._weights_digest = _digest_weights(model)
         # The wrapper around this method loses its types.
         self._model = model.to(device)  # type: ignore[arg-type]
         self._dtype = self._model.dtype
-        self._kind = fuse_tower(choice, self._model)
+        self._kind = fuse_tower(choice, self._model, kernels)
         self._device = device
         config = self._model.config.to_dict()
         family = family_of(config)
@@ -72,6 +77,7 @@ class Tower:
         dtype: torch.dtype | None,
         device: torch.device,
         choice: TowerChoice = "auto",
+        kernels: KernelChoice = "auto",
     ) -> Tower:
         """Load the tower and projector of the checkpoint at ``model_path``.
 
@@ -80,12 +86,14 @@ class Tower:
             dtype: Element type of weights and embeddings; ``None`` takes the checkpoint's own.
             device: Where to run.
             choice: Who computes it; see ``fuse_tower``.
+            kernels: Which compiled kernels it takes; as above.
 
         Raises:
             CheckpointError: The checkpoint is incomplete or of an unknown architecture.
             UnsupportedTowerError: ``choice`` is ``fused``, which does not compute this checkpoint.
+            KernelsUnavailableError: The kernels that ``kernels`` names cannot be had.
         """
-        tower = cls(load_half(model_path, "encoder", dtype), device, choice)
+        tower = cls(load_half(model_path, "encoder", dtype), device, choice, kernels)
         give_back_loading_memory(model_path)
         return tower
 

@@ -13,12 +13,14 @@ from chiasm.encoder.fused.description import UnsupportedTowerError
 from chiasm.encoder.fused.linear import take_parameter
 from chiasm.encoder.fused.norm import check_norm, take_norm
 from chiasm.encoder.fused.rotary import make_rotation
-from chiasm.encoder.fused.segments import cut_segments
+from chiasm.encoder.fused.segments import Segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import transformers
+
+    from chiasm.kernels.cpu.native import CpuKernels
 
 
 class AxialTower(torch.nn.Module):
@@ -27,12 +29,18 @@ class AxialTower(torch.nn.Module):
     Rotary frequencies are transformers' own. Patches of a picture see each other and no others.
     """
 
-    def __init__(self, tower: transformers.PreTrainedModel, layers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tower: transformers.PreTrainedModel,
+        layers: Sequence[int],
+        kernels: CpuKernels | None = None,
+    ) -> None:
         """Take the weights of ``tower``, one block at a time; it is unusable afterwards.
 
         Args:
             tower: Half-loaded tower.
             layers: Indices of the hidden states that are read; see ``BlockStack``.
+            kernels: What computes that lies between its products; ``None`` for torch.
 
         Raises:
             UnsupportedTowerError: The tower is of another kind; it is unchanged and usable.
@@ -52,7 +60,7 @@ class AxialTower(torch.nn.Module):
         self.patch_size: int = config.patch_size
         self._dtype = tower.dtype
         blocks = list(tower.get_submodule("transformer.layers").children())
-        self._blocks = BlockStack(config, blocks, layers)
+        self._blocks = BlockStack(tower, blocks, layers, kernels)
         self._pre_norm = take_norm(pre_norm)
         self._patch_embed = PackedLinear(take_parameter(projection, "weight").flatten(1))
 
@@ -87,7 +95,7 @@ class AxialTower(torch.nn.Module):
         ]
         hidden = self._pre_norm(self._patch_embed(torch.cat(patches).to(self._dtype)))
         bounds = torch.tensor([0, *(len(one) for one in patches)]).cumsum(0)
-        segments = cut_segments(bounds.to(hidden.device))
+        segments = Segments(bounds.to(hidden.device))
         rotation = self._rotation(grids, hidden.device)
         states = self._blocks.forward(hidden, segments, self.before_block, rotation)
         hidden_states = tuple(state[None] if len(state) else state for state in states)

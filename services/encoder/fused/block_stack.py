@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chiasm.encoder.fused.description import describe_blocks
+from chiasm.encoder.fused.kernel_operators import make_operators
 from chiasm.encoder.fused.tower_block import TowerBlock, check_block
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import transformers
 
     from chiasm.encoder.fused.segments import Segments
+    from chiasm.kernels.cpu.native import CpuKernels
 
 
 class BlockStack:
@@ -21,27 +23,32 @@ class BlockStack:
 
     def __init__(
         self,
-        config: transformers.PreTrainedConfig,
+        tower: transformers.PreTrainedModel,
         blocks: Sequence[torch.nn.Module],
         layers: Sequence[int],
+        kernels: CpuKernels | None,
     ) -> None:
         """Take the weights of ``blocks``, one at a time.
 
         Args:
-            config: Configuration of their tower.
+            tower: The tower that they are of.
             blocks: All blocks, in order.
             layers: Indices of the hidden states that are read, negative ones counted from the end;
                 0 are those before the first block.
+            kernels: What computes that lies between products; ``None`` for torch.
 
         Raises:
             UnsupportedTowerError: The tower is of another kind; its blocks are unchanged.
         """
-        description = describe_blocks(config)
+        description = describe_blocks(tower.config)
         for block in blocks:
             check_block(block, description)
         self._num_states = len(blocks) + 1
         self._read = {layer % self._num_states for layer in layers}
-        self._blocks = [TowerBlock(block, description) for block in blocks[: max(self._read)]]
+        operators = make_operators(kernels, description, tower.dtype)
+        self._blocks = [
+            TowerBlock(block, description, operators) for block in blocks[: max(self._read)]
+        ]
 
     def __len__(self) -> int:
         """Return the number of blocks that are computed."""
@@ -65,7 +72,7 @@ class BlockStack:
             hidden: Input of the first block. [num_rows, hidden_size], dtype of the tower.
             segments: Which rows see each other.
             before_block: Called before each block.
-            rotation: See ``rotate``; ``None`` for towers without.
+            rotation: See ``make_rotation``; ``None`` for towers without.
 
         Returns:
             The hidden states by index, as ``hidden``; empty tensors for those that are not read.

@@ -19,6 +19,7 @@ class BlockDescription:
 
     Attributes:
         num_heads: Attention heads.
+        head_dim: Width of each.
         activation: Name of the feed-forward function, as transformers spells it.
         norms: Modules of the norms before attention and feed-forward block.
         qkv: Modules of the query, key and value projections; one if they are stored fused.
@@ -30,6 +31,7 @@ class BlockDescription:
     """
 
     num_heads: int
+    head_dim: int
     activation: str
     norms: tuple[str, str]
     qkv: tuple[str, ...]
@@ -96,8 +98,10 @@ def describe_blocks(config: transformers.PreTrainedConfig) -> BlockDescription:
     num_heads: int = (
         config.num_heads if hasattr(config, "num_heads") else config.num_attention_heads
     )
+    width: int = config.embed_dim if hasattr(config, "embed_dim") else config.hidden_size
     return BlockDescription(
         num_heads=num_heads,
+        head_dim=width // num_heads,
         activation=config.hidden_act,
         norms=traits.norms,
         qkv=traits.qkv,

@@ -8,12 +8,14 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from chiasm.encoder.fused.block_stack import BlockStack
-from chiasm.encoder.fused.segments import SegmentGroup, Segments
+from chiasm.encoder.fused.segments import Segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import transformers
+
+    from chiasm.kernels.cpu.native import CpuKernels
 
 
 class PictureTower(torch.nn.Module):
@@ -23,13 +25,19 @@ class PictureTower(torch.nn.Module):
     projector reads are dropped.
     """
 
-    def __init__(self, tower: transformers.PreTrainedModel, layers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tower: transformers.PreTrainedModel,
+        layers: Sequence[int],
+        kernels: CpuKernels | None = None,
+    ) -> None:
         """Take the weights of ``tower``, one block at a time; it is unusable afterwards.
 
         Args:
             tower: Half-loaded tower.
             layers: Indices of the hidden states that are read, negative ones counted from the end;
                 0 are those before the first block.
+            kernels: What computes that lies between its products; ``None`` for torch.
 
         Raises:
             UnsupportedTowerError: The tower is of another kind; it is unchanged and usable.
@@ -38,7 +46,7 @@ class PictureTower(torch.nn.Module):
         # Called in a forward before each block.
         self.before_block: Callable[[], None] = lambda: None
         blocks = list(tower.get_submodule("encoder.layers").children())
-        self._blocks = BlockStack(tower.config, blocks, layers)
+        self._blocks = BlockStack(tower, blocks, layers, kernels)
         self._dtype = tower.dtype
         self._embeddings = tower.get_submodule("embeddings")
         self._pre_norm = getattr(tower, "pre_layrnorm", None)
@@ -67,7 +75,7 @@ class PictureTower(torch.nn.Module):
         if self._pre_norm is not None:
             embedded = self._pre_norm(embedded)
         num_pictures, length, width = embedded.shape
-        segments = Segments((SegmentGroup(length, None),))
+        segments = Segments(torch.arange(num_pictures + 1, device=embedded.device) * length)
         states = self._blocks.forward(embedded.reshape(-1, width), segments, self.before_block)
         shape = (num_pictures, length, width)
         hidden_states = tuple(state.view(shape) if len(state) else state for state in states)

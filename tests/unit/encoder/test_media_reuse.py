@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import random
 import signal
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,10 +17,12 @@ from chiasm.common.errors import InvalidRequestError
 from chiasm.common.media import Modality
 from chiasm.encoder.decode_pool import DecodeLimits, DecodePool
 from chiasm.encoder.memory_file import MemoryFile
-from chiasm.encoder.wire_image import PIXEL_BYTES, ImageTask
+from chiasm.encoder.wire_image import NUM_CHANNELS, PIXEL_BYTES, ImageTask
 from tests.fakes.pictures import encode, noise
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from chiasm.encoder.media_buffers import DecodedMedia
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -60,6 +65,56 @@ async def test_used_memory_shows_nothing_of_the_picture_before(
         assert 77 not in bytes(second.memory)
     finally:
         pool.stop()
+
+
+def _broken_jpegs() -> Iterator[bytes]:
+    """Yield JPEGs that end early, say two sizes, or have bytes changed at random."""
+    choices = random.Random(3)
+    plain, progressive = (_encode_jpeg(is_progressive=is_it) for is_it in (False, True))
+    scan, second_scan = plain.index(b"\xff\xda"), progressive.index(b"\xff\xda") + 2
+    yield plain[:scan] + plain[scan : scan + 14] + b"\xff\xd9"
+    yield plain[: scan + 200] + b"\xff\xd9"
+    yield progressive[: progressive.index(b"\xff\xda", second_scan)] + b"\xff\xd9"
+    frame = plain.index(b"\xff\xc0")
+    yield plain[: frame + 5] + b"\0\x08\0\x10" + plain[frame + 9 :]
+    yield plain[: frame + 5] + b"\0\0" + plain[frame + 7 :]
+    for _ in range(150):
+        broken = bytearray(choices.choice((plain, progressive)))
+        for _ in range(choices.randint(1, 6)):
+            broken[choices.randrange(2, len(broken))] = choices.choice((0, 0xC0, 0xD9, 0xDA, 0xFF))
+        yield bytes(broken)
+
+
+def _encode_jpeg(*, is_progressive: bool) -> bytes:
+    buffer = io.BytesIO()
+    noise(64, 48).save(buffer, "JPEG", progressive=is_progressive)
+    return buffer.getvalue()
+
+
+async def test_used_memory_shows_nothing_of_the_picture_before_in_a_broken_one() -> None:
+    pool, mark = one_worker(), 0xEE
+    num_decoded = num_refused = 0
+    try:
+        for broken in _broken_jpegs():
+            used = await start_decoding(pool, encode(noise(64, 48), "PNG"), 64, 48)
+            used.memory[:] = bytes([mark]) * used.memory.nbytes
+            used.free()
+            try:
+                media = await start_decoding(pool, broken, 64, 48)
+            except InvalidRequestError:
+                num_refused += 1
+                continue
+            num_decoded += 1
+            pixels = np.frombuffer(media.memory, np.uint8).reshape(-1, PIXEL_BYTES)
+            is_marked = (pixels[:, :NUM_CHANNELS] == mark).all(axis=1)
+            # One may have this colour by chance, a row of the picture not.
+            assert is_marked.sum() < 4
+            del pixels, is_marked
+            media.free()
+    finally:
+        pool.stop()
+
+    assert min(num_decoded, num_refused) > 10
 
 
 async def test_a_picture_that_is_still_read_keeps_its_memory_while_others_are_decoded() -> None:

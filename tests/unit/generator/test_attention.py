@@ -23,7 +23,6 @@ from chiasm.generator.model.model_spec import ModelSpec
 from chiasm.kernels.cpu.native import CpuKernels
 from tests.fakes.embeddings import make_layout, make_ref
 from tests.fakes.generator_engine import make_prompt, make_sequence
-from tests.harness.native_build import compile_kernels, find_compiler
 
 HEAD_DIM = 8
 NUM_Q_HEADS = 4
@@ -90,14 +89,10 @@ def _drop_unseen(sequence: Sequence, start: int, window: int) -> None:
 
 
 @pytest.fixture(scope="module", params=["torch", "compiled"])
-def kernels(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> CpuKernels | None:
+def kernels(request: pytest.FixtureRequest) -> CpuKernels | None:
     if request.param == "torch":
         return None
-    if find_compiler() is None:
-        pytest.skip("no C++ compiler")
-    return CpuKernels(compile_kernels(tmp_path_factory.mktemp("native")))
+    return CpuKernels(request.getfixturevalue("kernel_library"))
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])

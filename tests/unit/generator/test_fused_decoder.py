@@ -17,6 +17,8 @@ from chiasm.generator.model.forward_batch import build_forward_batch
 from chiasm.generator.model.fused.fused_decoder import FusedDecoder
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.model_spec import read_model_spec
+from chiasm.kernels.cpu.native import find_kernels
+from chiasm.kernels.cpu.quantized_linear import QuantizedKernel
 from tests.fakes.checkpoints import make_qwen2_5_vl
 from tests.fakes.deepstack_checkpoints import make_qwen3_vl
 from tests.fakes.gemma_checkpoints import make_gemma3
@@ -25,10 +27,12 @@ from tests.fakes.text_models import TEXT_CONFIGS, make_text_model, randomise_vec
 from tests.fakes.whole_model import WholeModel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from collections.abc import Sequence as Items
 
     from chiasm.generator.model.decoder import Decoder
     from chiasm.generator.model.forward_batch import ForwardBatch
+    from chiasm.kernels.cpu.quantized_linear import QuantizedWeight
     from tests.fakes.whole_model import MediaPrompt
 
 VISION_MODELS = {
@@ -121,6 +125,33 @@ def test_logits_of_integers_are_near_those_of_floats(
     assert 0 < float(difference) <= INTEGER_TOLERANCE
 
 
+def test_integers_with_our_kernels_and_without_give_logits_that_are_near(
+    text_model: WholeModel, prompts: list[MediaPrompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_kernels("auto") is None:
+        pytest.skip("no compiled kernels")
+    multiply, widths = QuantizedKernel.multiply, []
+
+    def record(
+        kernel: QuantizedKernel, weight: QuantizedWeight, rows: torch.Tensor
+    ) -> torch.Tensor:
+        widths.append(weight.num_outputs)
+        return multiply(kernel, weight, rows)
+
+    monkeypatch.setattr(QuantizedKernel, "multiply", record)
+    ours = SplitEngine(text_model, quantization="w8a8")
+    logits = _compute_mixed_logits(ours, prompts)
+    spec, num_forwards = ours.loaded.decoder.spec, 2
+    assert len(widths) == num_forwards * (4 * spec.num_layers + 1)
+    assert widths.count(spec.vocab_size) == num_forwards
+
+    theirs = SplitEngine(text_model, quantization="w8a8", kernels="off")
+    expected = _compute_mixed_logits(theirs, prompts)
+
+    assert float((logits - expected).norm() / expected.norm()) <= INTEGER_TOLERANCE / 10
+    assert len(widths) == num_forwards * (4 * spec.num_layers + 1)
+
+
 def _compute_mixed_logits(split: SplitEngine, prompts: Items[MediaPrompt]) -> torch.Tensor:
     """Return the logits of all rows of two forwards: first chunks, then chunks and a decode."""
     sequences = [split.make_sequence(index, prompt) for index, prompt in enumerate(prompts)]
@@ -159,6 +190,15 @@ def test_forward_without_a_sampled_row_has_no_logits(text_model: WholeModel) -> 
     assert logits.shape == (0, split.loaded.decoder.spec.vocab_size)
 
 
+@pytest.fixture
+def _collects_only_what_is_new() -> Iterator[None]:
+    """Spare the collector what other tests have left, which takes it seconds to go through."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_collects_only_what_is_new")
 def test_no_weight_is_held_twice(text_model: WholeModel) -> None:
     model = load_half(text_model.path, "generator", torch.float32)
     parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -18,9 +18,10 @@ from chiasm.generator.model.fused.torch_operators import TorchOperators
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.model_spec import ModelSpec
 from chiasm.kernels.cpu.native import CpuKernels
-from tests.harness.native_build import compile_kernels, find_compiler
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from chiasm.generator.model.fused.layer_operators import LayerOperators
 
 HEAD_DIM = 8
@@ -41,10 +42,8 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> CpuKernels:
-    if find_compiler() is None:
-        pytest.skip("no C++ compiler")
-    return CpuKernels(compile_kernels(tmp_path_factory.mktemp("native")))
+def kernels(kernel_library: Path) -> CpuKernels:
+    return CpuKernels(kernel_library)
 
 
 @pytest.fixture(params=TOLERANCES, ids=str)

@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from structlog.testing import capture_logs
 
 from chiasm.common.half_load import load_half
 from chiasm.common.media import Modality
 from chiasm.encoder.checkpoint import EncoderCheckpoint
-from chiasm.encoder.fused.axial_tower import AxialTower
-from chiasm.encoder.fused.description import UnsupportedTowerError
 from chiasm.encoder.fused.fuse_tower import count_packed_bytes, fuse_tower
-from chiasm.encoder.fused.grid_tower import GridTower
-from chiasm.encoder.fused.picture_tower import PictureTower
 from chiasm.encoder.preprocess import TowerInputs
 from chiasm.encoder.tower import Tower
 from tests.fakes.checkpoints import (
@@ -28,11 +23,12 @@ from tests.fakes.checkpoints import (
 )
 from tests.fakes.deepstack_checkpoints import make_qwen3_vl
 from tests.fakes.pixtral_checkpoints import PATCH_SIZE, make_mistral3, make_pixtral
-from tests.fakes.sound_checkpoints import make_qwen2_audio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from chiasm.kernels.cpu.native import KernelChoice
 
 GRID_MAKERS = {
     "qwen2_vl": make_qwen2_vl,
@@ -89,8 +85,13 @@ def any_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @functools.cache
-def load(path: Path, choice: Any, dtype: torch.dtype = torch.float32) -> Tower:
-    return Tower.load(path, dtype, torch.device("cpu"), choice)
+def load(
+    path: Path,
+    choice: Any,
+    dtype: torch.dtype = torch.float32,
+    kernels: KernelChoice = "off",
+) -> Tower:
+    return Tower.load(path, dtype, torch.device("cpu"), choice, kernels)
 
 
 def make_items(path: Path, grids: Sequence[tuple[int, int, int]]) -> list[TowerInputs]:
@@ -150,18 +151,18 @@ def relative_error(rows: torch.Tensor, expected: torch.Tensor) -> float:
     return float(difference / expected.double().abs().max())
 
 
-def check_parity(path: Path, items: list[TowerInputs]) -> None:
+def check_parity(path: Path, items: list[TowerInputs], kernels: KernelChoice) -> None:
     expected = load(path, "transformers").encode(items)
-    rows = load(path, "fused").encode(items)
+    rows = load(path, "fused", kernels=kernels).encode(items)
 
     for one, want in zip(rows, expected, strict=True):
         assert relative_error(one, want) < FLOAT32_TOLERANCE
 
 
-def check_bfloat16(path: Path, items: list[TowerInputs]) -> None:
+def check_bfloat16(path: Path, items: list[TowerInputs], kernels: KernelChoice) -> None:
     expected = torch.cat(load(path, "transformers").encode(items))
     ours, theirs = (
-        torch.cat(load(path, choice, torch.bfloat16).encode(items))
+        torch.cat(load(path, choice, torch.bfloat16, kernels).encode(items))
         for choice in ("fused", "transformers")
     )
 
@@ -170,16 +171,20 @@ def check_bfloat16(path: Path, items: list[TowerInputs]) -> None:
 
 
 @pytest.mark.parametrize("grids", GRIDS.values(), ids=GRIDS)
-def test_grids_equal_transformers(grid_path: Path, grids: list[tuple[int, int, int]]) -> None:
-    check_parity(grid_path, make_items(grid_path, grids))
+def test_grids_equal_transformers(
+    grid_path: Path, kernels: KernelChoice, grids: list[tuple[int, int, int]]
+) -> None:
+    check_parity(grid_path, make_items(grid_path, grids), kernels)
 
 
 @pytest.mark.parametrize("grids", [[(1, 38, 26)], [(4, 20, 12)]], ids=["picture", "video"])
-def test_grids_in_bfloat16_are_as_near(grid_path: Path, grids: list[tuple[int, int, int]]) -> None:
-    check_bfloat16(grid_path, make_items(grid_path, grids))
+def test_grids_in_bfloat16_are_as_near(
+    grid_path: Path, kernels: KernelChoice, grids: list[tuple[int, int, int]]
+) -> None:
+    check_bfloat16(grid_path, make_items(grid_path, grids), kernels)
 
 
-def test_pictures_in_bfloat16_are_as_near(picture_path: Path) -> None:
+def test_pictures_in_bfloat16_are_as_near(picture_path: Path, kernels: KernelChoice) -> None:
     item = make_pictures(picture_path)
     generator = torch.Generator().manual_seed(1)
     pixels = item.tensors["pixel_values"]
@@ -195,30 +200,33 @@ def test_pictures_in_bfloat16_are_as_near(picture_path: Path) -> None:
             )
             for _ in range(16)
         ],
+        kernels,
     )
 
 
-def test_pictures_equal_transformers(picture_path: Path) -> None:
+def test_pictures_equal_transformers(picture_path: Path, kernels: KernelChoice) -> None:
     item = make_pictures(picture_path)
 
-    check_parity(picture_path, [item])
+    check_parity(picture_path, [item], kernels)
 
 
 @pytest.mark.parametrize("grids", PICTURES.values(), ids=PICTURES)
 def test_pictures_of_any_size_equal_transformers(
-    axial_path: Path, grids: list[tuple[int, int]]
+    axial_path: Path, kernels: KernelChoice, grids: list[tuple[int, int]]
 ) -> None:
-    check_parity(axial_path, make_axial_items(axial_path, grids))
+    check_parity(axial_path, make_axial_items(axial_path, grids), kernels)
 
 
-def test_pictures_of_any_size_in_bfloat16_are_as_near(axial_path: Path) -> None:
-    check_bfloat16(axial_path, make_axial_items(axial_path, [(18, 14), (6, 20)]))
+def test_pictures_of_any_size_in_bfloat16_are_as_near(
+    axial_path: Path, kernels: KernelChoice
+) -> None:
+    check_bfloat16(axial_path, make_axial_items(axial_path, [(18, 14), (6, 20)]), kernels)
 
 
-def test_pictures_do_not_see_each_other(axial_path: Path) -> None:
+def test_pictures_do_not_see_each_other(axial_path: Path, kernels: KernelChoice) -> None:
     first, second = make_axial_items(axial_path, [(4, 6), (6, 2)])
     other = replace(second, tensors={**second.tensors, "pixel_values": torch.zeros(3 * 84 * 28)})
-    tower = load(axial_path, "fused")
+    tower = load(axial_path, "fused", kernels=kernels)
 
     rows, changed = tower.encode([first, second]), tower.encode([first, other])
 
@@ -227,16 +235,16 @@ def test_pictures_do_not_see_each_other(axial_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_frames", [1, 3])
-def test_clips_equal_transformers(tmp_path: Path, num_frames: int) -> None:
-    check_parity(make_llava_onevision(tmp_path), [make_clip(num_frames)])
+def test_clips_equal_transformers(tmp_path: Path, kernels: KernelChoice, num_frames: int) -> None:
+    check_parity(make_llava_onevision(tmp_path), [make_clip(num_frames)], kernels)
 
 
-def test_several_pictures_equal_transformers(tmp_path: Path) -> None:
+def test_several_pictures_equal_transformers(tmp_path: Path, kernels: KernelChoice) -> None:
     path = make_llava(tmp_path)
     item = make_pictures(path)
     other = replace(item, tensors={"pixel_values": item.tensors["pixel_values"].flip(3)})
 
-    check_parity(path, [item, other])
+    check_parity(path, [item, other], kernels)
 
 
 @pytest.mark.parametrize(("layer", "num_blocks"), [(-2, 2), (-1, 3), (1, 1), ([-3, 2], 2)], ids=str)
@@ -279,57 +287,16 @@ def test_the_implementation_is_part_of_the_fingerprint(any_path: Path) -> None:
     assert fused.tower.weights_digest == plain.tower.weights_digest
 
 
-def test_auto_fuses_what_is_tested_and_says_so(
-    grid_path: Path, picture_path: Path, axial_path: Path
+def test_kernels_are_part_of_the_fingerprint_and_their_instructions_are_not(
+    grid_path: Path, kernels: KernelChoice
 ) -> None:
-    kinds = ((grid_path, GridTower), (picture_path, PictureTower), (axial_path, AxialTower))
-    for path, kind in kinds:
-        model = load_half(path, "encoder")
-        with capture_logs() as logs:
-            assert fuse_tower("auto", model) == "fused"
+    off, plain, other = (
+        EncoderCheckpoint.load(grid_path, device="cpu", kernels=choice)
+        for choice in ("off", "plain", kernels)
+    )
 
-        assert [log["tower"] for log in logs if log["event"] == "tower_chosen"] == ["fused"]
-        assert any(isinstance(module, kind) for module in model.modules())
-
-
-def test_auto_leaves_other_models_to_transformers_and_says_why(tmp_path: Path) -> None:
-    model = load_half(make_qwen2_audio(tmp_path), "encoder")
-
-    with capture_logs() as logs:
-        assert fuse_tower("auto", model) == "transformers"
-
-    (log,) = (log for log in logs if log["event"] == "tower_chosen")
-    assert "not among those" in log["reason"]
-    with pytest.raises(UnsupportedTowerError, match="not among those"):
-        fuse_tower("fused", model)
-
-
-@pytest.mark.parametrize(
-    ("make", "path_of_blocks", "name"),
-    [
-        (make_qwen2_5_vl, "visual.blocks", "mlp.gate_proj"),
-        (make_qwen2_5_vl, "visual.blocks", "norm1"),
-        (make_mistral3, "vision_tower.transformer.layers", "attention.q_proj"),
-        (make_mistral3, "multi_modal_projector", "linear_2"),
-        (make_pixtral, "multi_modal_projector", "linear_3"),
-    ],
-)
-def test_a_tower_with_other_modules_stays_as_it_is(
-    make: Callable[[Path], Path], path_of_blocks: str, name: str, tmp_path: Path
-) -> None:
-    model = load_half(make(tmp_path), "encoder")
-    owner = model.model.get_submodule(path_of_blocks)
-    if isinstance(owner, torch.nn.ModuleList):
-        owner = owner[1]
-    # Of Qwen it has a bias too few, of Mistral 3 one too many.
-    has_bias = make is not make_qwen2_5_vl
-    owner.set_submodule(name, torch.nn.Linear(32, 64, bias=has_bias))
-    names = [name for name, _ in model.named_parameters()]
-
-    with pytest.raises(UnsupportedTowerError):
-        fuse_tower("fused", model)
-
-    assert [name for name, _ in model.named_parameters()] == names
+    assert off.fingerprint != plain.fingerprint
+    assert other.fingerprint == (off if kernels == "off" else plain).fingerprint
 
 
 @pytest.mark.parametrize("choice", ["fused", "transformers"])

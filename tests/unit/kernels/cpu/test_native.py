@@ -21,6 +21,7 @@ from chiasm.kernels.cpu.native import (
     KernelsUnavailableError,
     find_kernels,
 )
+from tests.fakes.paged_context import attend_exactly, make_paged_context
 from tests.harness.native_build import compile_kernels
 
 TOLERANCES = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-2, 1e-2)}
@@ -49,40 +50,24 @@ def _make_case(
 ) -> _Case:
     num_q_heads, num_kv_heads, head_dim = heads
     generator = torch.Generator().manual_seed(len(lengths) + head_dim)
-    max_blocks = -(-max(lengths) // block_size)
-    num_blocks = len(lengths) * max_blocks
-    tables = torch.randperm(num_blocks, generator=generator).view(len(lengths), max_blocks)
-    shape = (num_blocks * block_size, num_kv_heads, head_dim)
-    keys, values = (torch.full(shape, float("nan"), dtype=dtype) for _ in range(2))
-    for row, length in enumerate(lengths):
-        slots = _slots(tables[row], length, block_size)
-        for tensor in (keys, values):
-            tensor[slots] = torch.randn(length, *shape[1:], generator=generator).to(dtype)
+    positions = [(0, length) for length in lengths]
+    tables, keys, values = make_paged_context(
+        positions, (num_kv_heads, head_dim), block_size, dtype, generator
+    )
     # As the decoder's: a view of a wider tensor.
     wide = torch.randn(len(lengths), num_q_heads + 3, head_dim, generator=generator).to(dtype)
     return _Case(wide[:, :num_q_heads], keys, values, tables, torch.tensor(lengths))
 
 
-def _slots(table: torch.Tensor, length: int, block_size: int) -> torch.Tensor:
-    positions = torch.arange(length)
-    return table[positions // block_size] * block_size + positions % block_size
-
-
 def _reference(case: _Case, rule: DecodeRule) -> torch.Tensor:
     """Attend in float64, one sequence after the other."""
     outputs = []
-    repeats = case.query.shape[1] // case.keys.shape[1]
     for row, length in enumerate(case.lengths.tolist()):
-        slots = _slots(case.tables[row], length, rule.block_size)[-rule.window :]
-        key, value = (
-            tensor[slots].double().repeat_interleave(repeats, 1)
-            for tensor in (case.keys, case.values)
-        )
-        scores = torch.einsum("hd,thd->ht", case.query[row].double(), key) * rule.scale
-        if rule.softcap:
-            scores = rule.softcap * torch.tanh(scores / rule.softcap)
-        outputs.append(torch.einsum("ht,thd->hd", scores.softmax(-1), value))
-    return torch.stack(outputs).to(case.query.dtype)
+        first = max(0, length - rule.window) if rule.window else 0
+        query, seen = case.query[row : row + 1], torch.tensor([[first, length]])
+        cached = (case.keys, case.values)
+        outputs.append(attend_exactly(query, cached, case.tables[row], seen, rule))
+    return torch.cat(outputs).to(case.query.dtype)
 
 
 def _assert_close(output: torch.Tensor, expected: torch.Tensor) -> None:
@@ -191,10 +176,10 @@ def test_instruction_set_that_was_asked_for_is_never_replaced(
 
 
 def test_what_is_found_is_used_unless_switched_off(
-    monkeypatch: pytest.MonkeyPatch, library: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, kernel_library: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
-    (tmp_path / "_native.test.so").symlink_to(library)
+    (tmp_path / "_native.test.so").symlink_to(kernel_library)
 
     monkeypatch.setattr(CpuKernels, "level", "avx2")
 
@@ -203,11 +188,11 @@ def test_what_is_found_is_used_unless_switched_off(
 
 
 def test_machine_with_plain_kernels_only_takes_torch(
-    monkeypatch: pytest.MonkeyPatch, library: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, kernel_library: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
     monkeypatch.setattr(CpuKernels, "level", "plain")
-    (tmp_path / "_native.test.so").symlink_to(library)
+    (tmp_path / "_native.test.so").symlink_to(kernel_library)
 
     assert find_kernels("auto") is None
     assert find_kernels("plain") is not None
@@ -223,7 +208,7 @@ def test_file_that_is_no_library_is_told_of(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_kernels_touch_only_their_own_memory(tmp_path: Path, library: Path) -> None:
+def test_kernels_touch_only_their_own_memory(tmp_path: Path, kernel_library: Path) -> None:
     if "KERNELS_UNDER_TEST" in os.environ:
         pytest.skip("this is the inner run")
     sanitized = compile_kernels(tmp_path, "-fsanitize=address", "-g", "-O1")
@@ -241,6 +226,7 @@ def test_kernels_touch_only_their_own_memory(tmp_path: Path, library: Path) -> N
         __file__,
         str(Path(__file__).with_name("test_paged_prefill.py")),
         str(Path(__file__).with_name("test_elementwise.py")),
+        str(Path(__file__).with_name("test_quantized_linear.py")),
     )
     command = [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", *files]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chiasm.kernels.cpu.native import CpuKernels, PrefillRule
+from tests.fakes.paged_context import attend_exactly, make_paged_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,17 +69,10 @@ def _make_case(
 ) -> _Case:
     num_q_heads, num_kv_heads, head_dim = heads
     generator = torch.Generator().manual_seed(len(chunks) + head_dim)
-    max_blocks = -(-max(chunk.end for chunk in chunks) // block_size)
-    num_blocks = len(chunks) * max_blocks
-    tables = torch.randperm(num_blocks, generator=generator).view(len(chunks), max_blocks)
-    shape = (num_blocks * block_size, num_kv_heads, head_dim)
-    keys, values = (torch.full(shape, float("nan"), dtype=dtype) for _ in range(2))
-    for row, chunk in enumerate(chunks):
-        first = int(chunk.seen()[:, 0].min())
-        slots = _slots(tables[row], (first, chunk.end), block_size)
-        for tensor in (keys, values):
-            tensor[slots] = torch.randn(len(slots), *shape[1:], generator=generator).to(dtype)
-        tables[row, : first // block_size] = -1
+    positions = [(int(chunk.seen()[:, 0].min()), chunk.end) for chunk in chunks]
+    tables, keys, values = make_paged_context(
+        positions, (num_kv_heads, head_dim), block_size, dtype, generator
+    )
     counts = [chunk.end - chunk.start for chunk in chunks]
     firsts = itertools.accumulate(counts, initial=0)
     bounds = torch.tensor(list(zip(firsts, counts, strict=False)))
@@ -88,30 +82,13 @@ def _make_case(
     return _Case(wide[:num_q_heads].transpose(0, 1), keys, values, tables, bounds, seen)
 
 
-def _slots(table: torch.Tensor, positions: tuple[int, int], block_size: int) -> torch.Tensor:
-    offsets = torch.arange(*positions)
-    return table[offsets // block_size] * block_size + offsets % block_size
-
-
 def _reference(case: _Case, rule: PrefillRule) -> torch.Tensor:
     """Attend in float64, one chunk after the other."""
-    outputs = []
-    repeats = case.query.shape[1] // case.keys.shape[1]
-    for table, rows in zip(case.tables, case.rows(), strict=True):
-        seen = case.seen[rows]
-        first, end = int(seen[:, 0].min()), int(seen[:, 1].max())
-        slots = _slots(table, (first, end), rule.block_size)
-        key, value = (
-            tensor[slots].double().repeat_interleave(repeats, 1)
-            for tensor in (case.keys, case.values)
-        )
-        scores = torch.einsum("qhd,thd->hqt", case.query[rows].double(), key) * rule.scale
-        if rule.softcap:
-            scores = rule.softcap * torch.tanh(scores / rule.softcap)
-        positions = torch.arange(first, end)
-        hidden = (positions < seen[:, :1]) | (positions >= seen[:, 1:])
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-        outputs.append(torch.einsum("hqt,thd->qhd", weights, value))
+    cached = (case.keys, case.values)
+    outputs = [
+        attend_exactly(case.query[rows], cached, table, case.seen[rows], rule)
+        for table, rows in zip(case.tables, case.rows(), strict=True)
+    ]
     return torch.cat(outputs).to(case.query.dtype)
 
 
@@ -167,6 +144,40 @@ def test_rows_that_see_what_is_behind_them_equal_torch(
     rule = PrefillRule(16, 0.125)
 
     assert_close(case.run(kernels, rule), _reference(case, rule))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("head_dim", [33, 80])
+def test_slots_that_lie_apart_equal_torch(
+    kernels: CpuKernels, dtype: torch.dtype, head_dim: int
+) -> None:
+    lengths, num_heads = torch.tensor([200, 64, 31, 1]), 3
+    starts = lengths.cumsum(0) - lengths
+    generator = torch.Generator().manual_seed(head_dim)
+    # As the projection of a tower: every row holds queries, keys and values.
+    heads = torch.randn(296, 3, num_heads, head_dim, generator=generator).to(dtype)
+    query, keys, values = heads.unbind(1)
+    tables = (starts[:, None] + torch.arange(200)).clamp(max=295)
+    ends = lengths.repeat_interleave(lengths)
+    seen = torch.stack((torch.zeros_like(ends), ends), dim=1)
+    bounds = torch.stack((starts, lengths), dim=1)
+    case = _Case(query, keys, values, tables, bounds, seen)
+    rule = PrefillRule(1, head_dim**-0.5)
+
+    assert_close(case.run(kernels, rule), _reference(case, rule))
+
+
+def test_slots_of_keys_that_lie_otherwise_than_those_of_values_are_refused(
+    kernels: CpuKernels,
+) -> None:
+    case = _make_case([_Chunk(0, 20)])
+    apart = case.values.new_zeros(len(case.values), 2, 2, 64)[:, 0]
+    turned = case.keys.transpose(0, 1).contiguous().transpose(0, 1)
+
+    with pytest.raises(AssertionError):
+        replace(case, values=apart).run(kernels, PrefillRule(16, 1.0))
+    with pytest.raises(AssertionError):
+        replace(case, keys=turned, values=turned).run(kernels, PrefillRule(16, 1.0))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
