@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from chiasm.common.device import find_device
 from chiasm.common.families import UnsupportedModelError, family_of, served_part
 from chiasm.common.families.rows import RowPlanner
 from chiasm.common.media import Modality, Placeholder
@@ -79,19 +80,18 @@ class EncoderCheckpoint:
 
         Raises:
             CheckpointError: Weights are missing or the architecture is unknown.
+            DeviceUnavailableError: ``device`` is ``cuda``, but there is no GPU.
             OSError: A file is missing.
             UnsupportedTowerError: ``choice`` is ``fused``, which does not compute this checkpoint.
             UnsupportedModelError: The family is not served, or a configuration is incomplete.
         """
         config = served_part(_read_config(path))
         family = family_of(config)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         preprocessors: dict[Modality, Preprocessor] = {
             modality: _PREPROCESSORS[modality].load(path, family, config, limits or MediaLimits())
             for modality in family.modalities
         }
-        tower = Tower.load(path, _DTYPES[dtype], torch.device(device), choice)
+        tower = Tower.load(path, _DTYPES[dtype], find_device(device), choice)
         placeholders = {
             modality: family.placeholder(config, modality) for modality in family.modalities
         }
