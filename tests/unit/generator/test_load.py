@@ -31,9 +31,7 @@ def test_no_more_blocks_are_reserved_than_sequences_can_use() -> None:
 
 
 def test_budget_bounds_the_blocks_and_the_context() -> None:
-    layout, max_model_len = decide_sizes(
-        BYTE_SPEC, torch.float32, REQUEST, 10 * 16 * TOKEN_BYTES
-    )
+    layout, max_model_len = decide_sizes(BYTE_SPEC, torch.float32, REQUEST, 10 * 16 * TOKEN_BYTES)
 
     assert (layout.num_blocks, max_model_len) == (10, 160)
 
