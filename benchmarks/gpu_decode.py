@@ -14,10 +14,10 @@ import argparse
 import statistics
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.autograd import DeviceType
 
 from benchmarks import tower
 from benchmarks.decoder import Work, make_batch
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 BATCHES = (1, 16, 64)
 CONTEXT = 1024
 PREFILL = 2048
-NUM_STEPS = 24
+NUM_STEPS = 12
 # Room for the decodes, and for a chunk behind another one.
 CACHE_TOKENS = max(BATCHES) * (CONTEXT + NUM_STEPS + max(BATCHES) + 32)
 WORKS = (
@@ -67,12 +67,12 @@ def main() -> None:
         _print(limits.lines())
         decoders = make_decoders(sizes, CACHE_TOKENS)
         _print(_forward_lines(decoders, limits, arguments.rounds))
-        _print(_step_lines(decoders, limits))
+        _print(_tower_lines(limits, arguments.rounds))
         _print(_profile_lines(decoders["fused"]))
+        _print(_step_lines(decoders["fused"], limits))
         decoders.clear()
         torch.cuda.empty_cache()
         _print(_generate_lines(make_model(sizes)))
-        _print(_tower_lines(limits, arguments.rounds))
 
 
 class _Limits:
@@ -105,13 +105,19 @@ class _Limits:
         context_bytes = work.num_sequences * work.context * self._context_bytes
         read_s = (self._weight_bytes + context_bytes) / self.bandwidth
         num_weights = (self._weight_bytes - self._head_bytes) // DTYPE.itemsize
-        return max(read_s, 2 * num_rows * num_weights / self.product_rate)
+        return max(read_s, float(2 * num_rows * num_weights / self.product_rate))
 
 
 def time_rounds(run: Callable[[], object], num_rounds: int) -> list[float]:
     """Return the seconds of each round, the device's work included; two more come before."""
+    return _time_rounds(lambda: run, num_rounds)
+
+
+def _time_rounds(prepare: Callable[[], Callable[[], object]], num_rounds: int) -> list[float]:
+    """Return the seconds of what ``prepare`` returns, without its own; see ``time_rounds``."""
     seconds = []
     for _ in range(num_rounds + 2):
+        run = prepare()
         torch.cuda.synchronize(CUDA)
         started = time.perf_counter()
         run()
@@ -120,20 +126,18 @@ def time_rounds(run: Callable[[], object], num_rounds: int) -> list[float]:
     return seconds[2:]
 
 
-def _forward_of(decoder: Decoder, work: Work) -> Callable[[], object]:
-    def run() -> object:
-        batch = make_batch(work, decoder.spec.vocab_size, decoder.device)
-        return decoder.compute_logits(decoder.forward(batch)[batch.logit_rows])
-
-    return run
+def _forward_of(decoder: Decoder, work: Work) -> Callable[[], torch.Tensor]:
+    """Return a forward of a new batch; where its sequences' contexts lie is found out within."""
+    batch = make_batch(work, decoder.spec.vocab_size, decoder.device)
+    return lambda: decoder.compute_logits(decoder.forward(batch)[batch.logit_rows])
 
 
 def _forward_lines(decoders: dict[str, Decoder], limits: _Limits, num_rounds: int) -> list[str]:
-    lines = ["", "forward with its batch and head, ms: median (least to most)"]
+    lines = ["", "forward and head, ms: median (least to most)"]
     lines += _table_head(["forward", *decoders, "limit", "fused / limit"])
     for work in WORKS:
         seconds = {
-            name: time_rounds(_forward_of(decoder, work), num_rounds)
+            name: _time_rounds(partial(_forward_of, decoder, work), num_rounds)
             for name, decoder in decoders.items()
         }
         limit_s = limits.seconds_of(work)
@@ -143,31 +147,35 @@ def _forward_lines(decoders: dict[str, Decoder], limits: _Limits, num_rounds: in
     return lines
 
 
-def _step_lines(decoders: dict[str, Decoder], limits: _Limits) -> list[str]:
+def _step_lines(decoder: Decoder, limits: _Limits) -> list[str]:
     """Return the seconds of whole steps of the engine that decode, sampling included."""
     lines = ["", f"decode step of the engine at context {CONTEXT}, ms: median (least to most)"]
-    lines += _table_head(["batch", *decoders, "fused: build, forward, sample", "limit", "tokens/s"])
+    lines += _table_head(["batch", "step", "build, forward, sample", "limit", "tokens/s"])
+    clock = StepClock(decoder, CACHE_TOKENS)
     for work in WORKS[: len(BATCHES)]:
         batch = work.num_sequences
-        steps = {}
-        for name, decoder in decoders.items():
-            clock = StepClock(decoder, CACHE_TOKENS)
-            steps[name] = clock.decode(batch, CONTEXT, NUM_STEPS)
-            clock.close()
-        fused = steps["fused"]
+        steps = clock.decode(batch, CONTEXT, NUM_STEPS)
         parts = (
-            f"{1e3 * statistics.median(getattr(step, name) for step in fused):.2f}"
+            f"{1e3 * statistics.median(getattr(step, name) for step in steps):.2f}"
             for name in ("build_s", "forward_s", "sample_s")
         )
-        rate = batch / statistics.median(step.step_s for step in fused)
+        step_s = [step.step_s for step in steps]
         cells = [
-            *(_spread([step.step_s for step in found]) for found in steps.values()),
+            _spread(step_s),
             ", ".join(parts),
             f"{1e3 * limits.seconds_of(work):.2f}",
-            f"{rate:.0f}",
+            f"{batch / statistics.median(step_s):.0f}",
         ]
         lines.append(f"| {batch} | {' | '.join(cells)} |")
+    clock.close()
     return lines
+
+
+def _step_of(decoder: Decoder, work: Work) -> Callable[[], object]:
+    """Return a forward with the choice of tokens behind it."""
+    rows = [SampledRow(SamplingParams(8, temperature=0.0), 0)] * work.num_sequences
+    forward = _forward_of(decoder, work)
+    return lambda: Sampler().sample(forward(), rows)
 
 
 def _profile_lines(decoder: Decoder) -> list[str]:
@@ -177,17 +185,13 @@ def _profile_lines(decoder: Decoder) -> list[str]:
     tables = []
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     for work in WORKS[: len(BATCHES)]:
-        rows = [SampledRow(SamplingParams(8, temperature=0.0), 0)] * work.num_sequences
-        forward = _forward_of(decoder, work)
-
-        def run(forward: Callable[[], Any] = forward, rows: Sequence[SampledRow] = rows) -> object:
-            return Sampler().sample(forward(), rows)
-
-        step_s = statistics.median(time_rounds(run, 9))
+        prepare = partial(_step_of, decoder, work)
+        step_s = statistics.median(_time_rounds(prepare, 9))
+        run = prepare()
         with torch.profiler.profile(activities=activities) as profile:
             run()
             torch.cuda.synchronize(CUDA)
-        kernels = [event for event in profile.events() if event.device_type == DeviceType.CUDA]
+        kernels = [event for event in profile.events() or () if "CUDA" in str(event.device_type)]
         busy_s = sum(event.self_device_time_total for event in kernels) / 1e6
         cells = [str(len(kernels)), f"{1e3 * busy_s:.2f}", f"{1e3 * step_s:.2f}"]
         lines.append(f"| {work.num_sequences} | {' | '.join(cells)} | {busy_s / step_s:.0%} |")

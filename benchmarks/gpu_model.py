@@ -29,6 +29,7 @@ import transformers  # noqa: E402 - the shim must run before anything imports to
 if TYPE_CHECKING:
     from chiasm.generator.engine.outputs import EngineState, StepStatistics
     from chiasm.generator.model.decoder import Decoder
+    from chiasm.generator.model.make_decoder import DecoderChoice
 
 CUDA = torch.device("cuda")
 DTYPE = torch.bfloat16
@@ -67,7 +68,8 @@ def make_model(sizes: dict[str, Any]) -> Any:
     )
     torch.manual_seed(0)
     with CUDA:
-        model: Any = transformers.AutoModelForImageTextToText.from_config(config, dtype=DTYPE)
+        auto_class: Any = transformers.AutoModelForImageTextToText
+        model = auto_class.from_config(config, dtype=DTYPE)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.eval()
@@ -75,14 +77,15 @@ def make_model(sizes: dict[str, Any]) -> Any:
 
 def make_decoders(sizes: dict[str, Any], num_tokens: int) -> dict[str, Decoder]:
     """Return both of our decoders, each on a filled cache of its own for ``num_tokens``."""
-    decoders = {}
-    for choice in ("transformers", "fused"):
+    decoders: dict[str, Decoder] = {}
+    choices: tuple[DecoderChoice, ...] = ("transformers", "fused")
+    for choice in choices:
         model = make_model(sizes).requires_grad_(False)
         layout = KVCacheLayout((GroupSize(-(-num_tokens // BLOCK_SIZE)),), BLOCK_SIZE)
         cache = KVCache(read_model_spec(model), layout, DTYPE, CUDA)
         for tensor in (*cache.keys, *cache.values):
             tensor.normal_()
-        decoders[choice] = make_decoder(choice, model, cache)  # type: ignore[arg-type]  # it is one
+        decoders[choice] = make_decoder(choice, model, cache)
     return decoders
 
 
@@ -133,7 +136,8 @@ class StepClock:
             token_ids = torch.randint(self._vocab_size, (context,), generator=generator).tolist()
             positions = compute_positions(PositionScheme.MROPE, context, ())
             # Those that come first decode while the others' prompts are computed.
-            params = SamplingParams(num_steps + batch, temperature=0.0)
+            num_tokens = num_steps + 2 + batch * context // STEP_TOKENS * 9 // 8
+            params = SamplingParams(num_tokens, temperature=0.0)
             self._engine.add(
                 Sequence(self._next_id, Prompt(tuple(token_ids), (), positions), params)
             )

@@ -20,6 +20,6 @@ def find_device(name: str) -> torch.device:
     """
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
-        reason = "sees none" if torch.backends.cuda.is_built() else "was built without CUDA"
+        reason = "sees none" if torch.version.cuda else "was built without CUDA"
         raise DeviceUnavailableError(f"A GPU is asked for, but torch {torch.__version__} {reason}.")
     return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")

@@ -87,8 +87,9 @@ def count_step_bytes(
     num_q_heads: int = text_config.num_attention_heads
     head_dim = getattr(text_config, "head_dim", None) or hidden // num_q_heads
     num_kv_heads = getattr(text_config, "num_key_value_heads", None) or num_q_heads
-    inner = getattr(text_config, "intermediate_size", None) or 4 * hidden
-    heads = (num_q_heads + 2 * num_kv_heads) * head_dim
+    inner: int = getattr(text_config, "intermediate_size", None) or 4 * hidden
+    heads: int = (num_q_heads + 2 * num_kv_heads) * head_dim
     token_values = _HIDDEN_ROWS * hidden + _HEAD_ROWS * heads + _INNER_ROWS * inner
-    logits_bytes = request.max_sequences * text_config.vocab_size * _LOGITS_BYTES
+    vocab_size: int = text_config.vocab_size
+    logits_bytes = request.max_sequences * vocab_size * _LOGITS_BYTES
     return request.chunk_tokens * token_values * dtype.itemsize + logits_bytes + _SPARE_BYTES
