@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 
-from chiasm.common import torchvision_shim
 from chiasm.common.families import PositionScheme
 from chiasm.generator.engine.block_group import GroupSize
 from chiasm.generator.engine.block_manager import BlockManager
@@ -21,10 +21,6 @@ from chiasm.generator.model.make_decoder import make_decoder
 from chiasm.generator.model.model_spec import read_model_spec
 from chiasm.generator.model.positions import compute_positions
 from chiasm.generator.model.runner import ModelRunner
-
-torchvision_shim.install()
-
-import transformers  # noqa: E402 - the shim must run before anything imports torchvision
 
 if TYPE_CHECKING:
     from chiasm.generator.engine.outputs import EngineState, StepStatistics
