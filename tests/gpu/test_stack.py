@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 FAMILIES = {"qwen2_5_vl": make_qwen2_5_vl, "qwen3_vl": make_qwen3_vl, "gemma3": make_gemma3}
+# That of the tiny models; one token of it is output.
+MAX_MODEL_LEN = 2048
 # Matrix units round the inputs of float32 convolutions to 10 bits unless they are told not to.
 EXACT = {"NVIDIA_TF32_OVERRIDE": "0"}
 
@@ -85,6 +88,12 @@ def test_both_services_are_asked_for_the_gpu(family: Family) -> None:
     for name in ("encoder-0", "generator"):
         command = family.stack.command_line(name)
         assert command[command.index("--device") + 1] == "cuda"
+
+
+def test_memory_for_the_largest_step_is_proven_at_the_start(family: Family) -> None:
+    first = json.loads(family.trace.read_text().splitlines()[0])
+
+    assert first["num_prefill_tokens"] == MAX_MODEL_LEN - 1
 
 
 def test_a_sampled_answer_is_that_of_its_seed(family: Family) -> None:
