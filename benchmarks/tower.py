@@ -1,5 +1,7 @@
 """One picture through the tower: transformers, our fused tower, and its bare matrix products.
 
+The fused tower runs twice: as it is, and with torch in place of the compiled kernels.
+
 Runs a random Qwen2.5-VL tower of the 3B model's sizes in bfloat16 on one picture of 448 x 448
 pixels, in this process. The variants take turns within every round, so that a disturbance of the
 machine meets all of them. The limit is the best rate at which any matrix product of the tower's
@@ -23,6 +25,7 @@ import transformers
 
 from chiasm.common.packed_linear import PackedLinear
 from chiasm.encoder.fused.grid_tower import GridTower
+from chiasm.kernels.cpu.native import find_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,9 +106,9 @@ def main() -> None:
     grid = torch.tensor([[1, GRID, GRID]])
     _print(
         [
-            "| threads | transformers | fused | bare products | ratio | products of fused"
-            " | least time's rate | best rate of a product | share |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| threads | transformers | fused without kernels | fused | bare products | ratio"
+            " | products of fused | least time's rate | best rate of a product | share |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
     )
     for num_threads in (1, 2):
@@ -119,7 +122,10 @@ def main() -> None:
 
 
 def make_towers(sizes: dict[str, Any], device: torch.device) -> dict[str, torch.nn.Module]:
-    """Return transformers' tower and the fused one of equal sizes, on ``device``."""
+    """Return transformers' tower and the fused ones of equal sizes, on ``device``.
+
+    Only on a CPU is there one that runs our kernels.
+    """
     text = {
         "hidden_size": 64,
         "intermediate_size": 64,
@@ -131,11 +137,14 @@ def make_towers(sizes: dict[str, Any], device: torch.device) -> dict[str, torch.
         "eos_token_id": None,
     }
     config = transformers.Qwen2_5_VLConfig(vision_config=sizes, text_config=text)
-    plain, taken = (
+    plain, taken, other = (
         transformers.Qwen2_5_VLModel(config).visual.eval().to(device, torch.bfloat16)
-        for _ in range(2)
+        for _ in range(3)
     )
-    return {"transformers": plain, "fused": GridTower(taken)}
+    towers = {"transformers": plain, "without kernels": GridTower(taken)}
+    if device.type == "cpu":
+        towers["fused"] = GridTower(other, find_kernels("auto"))
+    return towers
 
 
 @torch.inference_mode()

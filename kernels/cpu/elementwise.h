@@ -1,10 +1,12 @@
-// What lies between the matrix products of a decoder layer.
+// What lies between the matrix products of a layer.
 // Included once per instruction set, inside its namespace.
 //
 //   hidden = round(hidden + scale * addend)
 //   normed = round(round(hidden / sqrt(mean(hidden^2) + epsilon)) * weight)
 //   gated  = round(round(activation(gate)) * up)
+//   quick  = round(x / (1 + e^(-1.702 * x)))
 //   turned = round(round(x * cos) + swap(x) * sin)
+//   paired = round((x[2k] + i x[2k + 1]) * (cos[k] + i sin[k]))
 //
 // Values are rounded where torch's operators round them, the quotient of a norm to the element type
 // of its weight; sums and functions are float32. One thread computes a row, in an order that its
@@ -115,19 +117,31 @@ static void add_rms_norm(const NormShape& shape, int64_t num_rows, void* hidden_
   });
 }
 
-// x / (1 + e^-x); the exponential is of a negative number, so that nothing overflows.
-static inline Floats silu(Floats x) {
-  const Ints is_negative = x < Floats{};
-  const Floats power = exp_of_negative(is_negative ? x : -x);
+// x / (1 + e^-y); the exponential is of a negative number, so that nothing overflows.
+static inline Floats times_sigmoid(Floats x, Floats y) {
+  const Ints is_negative = y < Floats{};
+  const Floats power = exp_of_negative(is_negative ? y : -y);
   return (is_negative ? x * power : x) / (1.0f + power);
 }
 
+static inline Floats silu(Floats x) { return times_sigmoid(x, x); }
+
 // 0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))), by 1 + tanh(u) = 2 / (1 + e^-2u).
 static inline Floats gelu_tanh(Floats x) {
-  const Floats twice = 1.59576912f * (x + 0.044715f * x * x * x);
-  const Ints is_negative = twice < Floats{};
-  const Floats power = exp_of_negative(is_negative ? twice : -twice);
-  return (is_negative ? x * power : x) / (1.0f + power);
+  return times_sigmoid(x, 1.59576912f * (x + 0.044715f * x * x * x));
+}
+
+// In place; computed in float32 and rounded once.
+template <typename T>
+static void quick_gelu(int64_t num_rows, int64_t width, void* row_data) {
+  T* rows = static_cast<T*>(row_data);
+  for_rows(num_rows, width, [&](int64_t row) {
+    for_vectors(width, [&](int64_t i, auto count) {
+      T* target = rows + row * width + i;
+      const Floats x = load_part(target, count);
+      store_part(target, times_sigmoid(x, 1.702f * x), count);
+    });
+  });
 }
 
 template <typename T>
@@ -193,6 +207,32 @@ static void rope_store(const RopeShape& shape, int64_t num_tokens, int64_t rotar
   });
 }
 
+// Values of pairs side by side are turned as complex numbers, of which `rotation` has the cosine and
+// sine of each pair. Computed in float32 and rounded once.
+template <typename T>
+static void turn_pairs(const PairShape& shape, int64_t num_rows, void* row_data,
+                       const float* rotation) {
+  T* rows = static_cast<T*>(row_data);
+  Ints lanes;
+  for (int i = 0; i < kWidth; ++i) lanes[i] = i;
+  const Ints even = lanes & ~1, odd = lanes | 1, other = lanes ^ 1;
+  const Ints is_first = lanes == even;
+  for_rows(num_rows, shape.num_turned * shape.head_dim, [&](int64_t row) {
+    T* heads = rows + row * shape.width;
+    const float* angles = rotation + row * shape.head_dim;
+    for_vectors(shape.head_dim, [&](int64_t i, auto count) {
+      const Floats pairs = load_part(angles + i, count);
+      const Floats cos = __builtin_shuffle(pairs, even), sines = __builtin_shuffle(pairs, odd);
+      const Floats sin = is_first ? -sines : sines;
+      for (int64_t h = 0; h < shape.num_turned; ++h) {
+        T* head = heads + h * shape.head_dim + i;
+        const Floats x = load_part(head, count);
+        store_part(head, x * cos + __builtin_shuffle(x, other) * sin, count);
+      }
+    });
+  });
+}
+
 // As above, for whichever element types; float32 rows have float32 weights.
 
 static void add_rms_norm(const NormShape& shape, int64_t num_rows, void* hidden,
@@ -207,6 +247,10 @@ static void gate(const GateShape& shape, int64_t num_rows, const void* gate_up, 
   (shape.is_bfloat16 ? gate<uint16_t> : gate<float>)(shape, num_rows, gate_up, output);
 }
 
+static void quick_gelu(bool is_bfloat16, int64_t num_rows, int64_t width, void* rows) {
+  (is_bfloat16 ? quick_gelu<uint16_t> : quick_gelu<float>)(num_rows, width, rows);
+}
+
 static void rope_store(const RopeShape& shape, int64_t num_tokens, int64_t rotary_dim, void* qkv,
                        const void* cos, const void* sin, const int64_t* slots, void* keys,
                        void* values) {
@@ -214,4 +258,8 @@ static void rope_store(const RopeShape& shape, int64_t num_tokens, int64_t rotar
   if (shape.is_bfloat16)
     run = shape.is_weight_bfloat16 ? rope_store<uint16_t, uint16_t> : rope_store<uint16_t, float>;
   run(shape, num_tokens, rotary_dim, qkv, cos, sin, slots, keys, values);
+}
+
+static void turn_pairs(const PairShape& shape, int64_t num_rows, void* rows, const float* rotation) {
+  (shape.is_bfloat16 ? turn_pairs<uint16_t> : turn_pairs<float>)(shape, num_rows, rows, rotation);
 }

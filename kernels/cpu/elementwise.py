@@ -1,4 +1,4 @@
-"""Call the compiled kernels for what lies between the matrix products of a decoder layer.
+"""Call the compiled kernels for what lies between the matrix products of a layer.
 
 Each takes its constant part as a rule that is made once. See ``elementwise.h`` for the formulas.
 """
@@ -49,6 +49,17 @@ class _RopeShape(ctypes.Structure):
         ("head_dim", ctypes.c_int64),
         ("weight", ctypes.c_void_p),
         ("epsilon", ctypes.c_float),
+    )
+
+
+class _PairShape(ctypes.Structure):
+    """``PairShape`` of native.cpp."""
+
+    _fields_ = (
+        ("is_bfloat16", ctypes.c_int32),
+        ("num_turned", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("width", ctypes.c_int64),
     )
 
 
@@ -148,6 +159,29 @@ class RopeRule:
         self.address = ctypes.addressof(self._shape)
 
 
+class PairRule:
+    """Which heads of a row are turned, pair by pair."""
+
+    __slots__ = ("_shape", "address", "dtype", "head_dim", "row_width")
+
+    def __init__(self, heads: tuple[int, int, int], dtype: torch.dtype) -> None:
+        """Describe the rows.
+
+        Args:
+            heads: Heads of a row, how many of them are turned, the first ones, and their width,
+                which is even.
+            dtype: Of the rows: bfloat16 or float32.
+        """
+        num_heads, num_turned, head_dim = heads
+        assert head_dim % 2 == 0, "a head is made of pairs"
+        assert num_turned <= num_heads, "a row has room for what is turned"
+        self.dtype = dtype
+        self.head_dim = head_dim
+        self.row_width = num_heads * head_dim
+        self._shape = _PairShape(dtype is torch.bfloat16, num_turned, head_dim, self.row_width)
+        self.address = ctypes.addressof(self._shape)
+
+
 class ElementwiseKernels:
     """The compiled kernels, run with one instruction set; part of ``CpuKernels``."""
 
@@ -156,7 +190,12 @@ class ElementwiseKernels:
         self._level = level
         self._add_rms_norm = _declare(library.chiasm_add_rms_norm, 1, 3)
         self._gate = _declare(library.chiasm_gate, 1, 2)
+        self._quick_gelu = library.chiasm_quick_gelu
+        sizes = [ctypes.c_int64] * 2
+        self._quick_gelu.argtypes = [ctypes.c_int, ctypes.c_int, *sizes, ctypes.c_void_p]
+        self._quick_gelu.restype = None
         self._rope_store = _declare(library.chiasm_rope_store, 2, 6)
+        self._turn_pairs = _declare(library.chiasm_turn_pairs, 1, 2)
 
     def add_rms_norm(
         self, rule: NormRule, hidden: torch.Tensor, addend: torch.Tensor | None
@@ -201,6 +240,21 @@ class ElementwiseKernels:
         self._gate(self._level, rule.address, num_rows, gate_up.data_ptr(), output.data_ptr())
         return output
 
+    def quick_gelu(self, rows: torch.Tensor) -> torch.Tensor:
+        """Multiply rows by their sigmoids, in place; the arguments of these are 1.702 times them.
+
+        Args:
+            rows: [num_rows, width], bfloat16 or float32, contiguous.
+
+        Returns:
+            ``rows``. Values depend on nothing but themselves, to the bit.
+        """
+        assert rows.dtype in (torch.bfloat16, torch.float32), "there are kernels for these"
+        assert rows.is_contiguous(), "rows lie one behind the other"
+        is_bfloat16 = rows.dtype is torch.bfloat16
+        self._quick_gelu(self._level, is_bfloat16, *rows.shape, rows.data_ptr())
+        return rows
+
     def rope_store(
         self,
         rule: RopeRule,
@@ -244,6 +298,23 @@ class ElementwiseKernels:
             cached[1].data_ptr(),
         )
 
+    def turn_pairs(self, rule: PairRule, rows: torch.Tensor, rotation: torch.Tensor) -> None:
+        """Turn heads in place; values side by side are one complex number.
+
+        Args:
+            rule: Which heads.
+            rows: [num_rows, num_heads * head_dim], contiguous.
+            rotation: What each pair is multiplied with. [num_rows, head_dim / 2], complex64,
+                contiguous.
+        """
+        _check(rows, rule)
+        assert rotation.dtype is torch.complex64, "angles are complex numbers"
+        assert rotation.is_contiguous(), "angles are read as one piece"
+        assert rotation.shape == (rows.shape[0], rule.head_dim // 2), "each pair has its angle"
+        self._turn_pairs(
+            self._level, rule.address, rows.shape[0], rows.data_ptr(), rotation.data_ptr()
+        )
+
 
 def _declare(
     function: ctypes._NamedFuncPointer, num_sizes: int, num_tensors: int
@@ -260,7 +331,7 @@ def _check_weight(weight: torch.Tensor, dtype: torch.dtype) -> None:
         raise ValueError(f"rows of {dtype} do not go with a weight of {weight.dtype}")
 
 
-def _check(rows: torch.Tensor, rule: NormRule | GateRule | RopeRule) -> None:
+def _check(rows: torch.Tensor, rule: NormRule | GateRule | RopeRule | PairRule) -> None:
     """Check what would make a kernel read memory that is not its own."""
     assert rows.dtype is rule.dtype, "rows are of the rule's type"
     assert rows.is_contiguous(), "rows lie one behind the other"

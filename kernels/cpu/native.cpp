@@ -52,9 +52,29 @@ struct RopeShape {
   float epsilon;
 };
 
+struct PairShape {
+  int32_t is_bfloat16;
+  int64_t num_turned, head_dim;  // Heads at the beginning of a row, and their width, which is even.
+  int64_t width;                 // Of a row.
+};
+
 struct Chunk {
   int64_t sequence, first;
   int count;
+};
+
+constexpr int kPanel = 64;  // Outputs whose weights are packed together.
+// Rows that a thread takes at once, and fewest products that are worth the start of threads.
+constexpr int64_t kSharedRows = 96, kParallelProducts = 1 << 18;
+// Least size of what a row is scaled by, so that rows of zeros are rows of zeros.
+constexpr float kLeastTop = 1e-12f;
+
+struct QuantizedShape {
+  int32_t is_bfloat16;  // Rows and outputs.
+  int64_t num_inputs, num_outputs;
+  const int8_t* weight;
+  const int32_t* sums;  // Of the weights of each output.
+  const float *scales, *bias;  // Of each output; without a bias, null.
 };
 
 constexpr int kRows = 6;          // Query rows that are multiplied at once.
@@ -64,6 +84,7 @@ constexpr int kBlockRows = 192;   // Query rows that share what is packed.
 struct PrefillShape {
   int64_t num_chunks, num_q_heads, num_kv_heads, head_dim;
   int64_t query_stride, query_head_stride;  // Elements from one row or head to the next.
+  int64_t slot_stride;                      // Elements from one slot's keys or values to the next.
   int64_t table_stride;                     // Blocks from one chunk's table to the next.
   int64_t block_size;
   float scale, softcap;
@@ -95,6 +116,7 @@ namespace plain {
 #include "packing.h"
 #include "paged_prefill.h"
 #include "elementwise.h"
+#include "quantized_linear.h"
 #undef VECTOR_FLOATS
 }  // namespace plain
 
@@ -108,12 +130,13 @@ namespace avx2 {
 #include "packing.h"
 #include "paged_prefill.h"
 #include "elementwise.h"
+#include "quantized_linear.h"
 #undef VECTOR_FLOATS
 }  // namespace avx2
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,prefer-vector-width=512")
 namespace avx512 {
 #define VECTOR_FLOATS 16
 #define DOT_BFLOAT16
@@ -122,6 +145,7 @@ namespace avx512 {
 #include "packing.h"
 #include "paged_prefill.h"
 #include "elementwise.h"
+#include "quantized_linear.h"
 #undef DOT_BFLOAT16
 #undef VECTOR_FLOATS
 }  // namespace avx512
@@ -138,14 +162,16 @@ namespace avx512 {
 extern "C" {
 
 // Changes with every change of the interface below.
-int chiasm_interface_version() { return 4; }
+int chiasm_interface_version() { return 7; }
 
-// The best instruction set of this machine: 0 plain, 1 AVX2, 2 AVX-512 with bfloat16.
+// The best instruction set of this machine: 0 plain, 1 AVX2, 2 AVX-512 with bfloat16
+// and products of 8-bit integers.
 int chiasm_best_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq"))
     return 2;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
@@ -189,10 +215,26 @@ void chiasm_gate(int level, const GateShape* shape, int64_t num_rows, const void
   RUN_AT(level, gate(*shape, num_rows, gate_up, output));
 }
 
+void chiasm_quick_gelu(int level, int is_bfloat16, int64_t num_rows, int64_t width, void* rows) {
+  RUN_AT(level, quick_gelu(is_bfloat16, num_rows, width, rows));
+}
+
 void chiasm_rope_store(int level, const RopeShape* shape, int64_t num_tokens, int64_t rotary_dim,
                        void* qkv, const void* cos, const void* sin, const int64_t* slots,
                        void* keys, void* values) {
   RUN_AT(level, rope_store(*shape, num_tokens, rotary_dim, qkv, cos, sin, slots, keys, values));
+}
+
+void chiasm_turn_pairs(int level, const PairShape* shape, int64_t num_rows, void* rows,
+                       const float* rotation) {
+  RUN_AT(level, turn_pairs(*shape, num_rows, rows, rotation));
+}
+
+// See quantized_linear.h. Rows lie one behind the other; sums, scales and bias are as long as all
+// panels together.
+void chiasm_quantized_linear(int level, const QuantizedShape* shape, int64_t num_rows,
+                             const void* rows, void* output) {
+  RUN_AT(level, quantized_linear(*shape, num_rows, rows, output));
 }
 }
 #pragma GCC visibility pop

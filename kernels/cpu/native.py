@@ -15,6 +15,7 @@ import structlog
 import torch
 
 from chiasm.kernels.cpu.elementwise import ElementwiseKernels
+from chiasm.kernels.cpu.quantized_linear import QuantizedKernel
 
 Level = Literal["plain", "avx2", "avx512"]
 KernelChoice = Literal["auto", "off", "plain", "avx2", "avx512"]
@@ -22,7 +23,7 @@ KernelChoice = Literal["auto", "off", "plain", "avx2", "avx512"]
 LEVELS: tuple[Level, ...] = ("plain", "avx2", "avx512")
 DTYPES = (torch.bfloat16, torch.float32)
 
-_INTERFACE_VERSION = 4
+_INTERFACE_VERSION = 7
 _REMEDY = "install g++ and then chiasm again: make install, or pip install -e ."
 
 log = structlog.get_logger("chiasm.kernels")
@@ -91,6 +92,7 @@ class _PrefillShape(ctypes.Structure):
         ("head_dim", ctypes.c_int64),
         ("query_stride", ctypes.c_int64),
         ("query_head_stride", ctypes.c_int64),
+        ("slot_stride", ctypes.c_int64),
         ("table_stride", ctypes.c_int64),
         ("block_size", ctypes.c_int64),
         ("scale", ctypes.c_float),
@@ -105,6 +107,7 @@ class CpuKernels:
 
     Attributes:
         elementwise: Those that compute rows one by one.
+        quantized: Products of 8-bit integers.
     """
 
     def __init__(self, path: Path, level: Level | None = None) -> None:
@@ -136,6 +139,7 @@ class CpuKernels:
         self._library.chiasm_paged_prefill.argtypes = [ctypes.c_int] * 2 + [ctypes.c_void_p] * 8
         self._library.chiasm_paged_prefill.restype = None
         self.elementwise = ElementwiseKernels(self._library, self._level)
+        self.quantized = QuantizedKernel(self._library, self._level)
 
     @property
     def level(self) -> Level:
@@ -201,7 +205,8 @@ class CpuKernels:
 
         Args:
             query: [num_rows, num_q_heads, head_dim], one of ``DTYPES``.
-            cached: As in ``paged_decode``.
+            cached: As in ``paged_decode``, but slots may lie apart, those of keys as far as those of
+                values.
             contexts: First row and number of rows of each chunk, [num_chunks, 2]; block tables,
                 [num_chunks, max_blocks]; and the range of positions that each row sees, never
                 empty, [num_rows, 2]; int64, contiguous. The caller vouches for what they hold.
@@ -212,6 +217,8 @@ class CpuKernels:
         """
         (keys, values), (chunks, tables, seen) = cached, contexts
         _, num_q_heads, head_dim = query.shape
+        assert keys.stride() == values.stride(), "keys lie as values do"
+        assert keys.stride()[1:] == (head_dim, 1), "the heads of a slot lie one behind the other"
         if query.stride(2) != 1:
             query = query.contiguous()
         shape = _PrefillShape(
@@ -221,6 +228,7 @@ class CpuKernels:
             head_dim,
             query.stride(0),
             query.stride(1),
+            keys.stride(0),
             tables.stride(0),
             rule.block_size,
             rule.scale,

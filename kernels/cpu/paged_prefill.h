@@ -38,12 +38,15 @@ static inline void multiply_tile(const float* left, int64_t left_stride, const f
 }
 
 #ifdef DOT_BFLOAT16
+// Unless it is told to unroll early, GCC 12 stores every sum with every step.
 template <int kVectors>
 static inline void multiply_tile(const uint16_t* left, int64_t left_stride, const uint16_t* right,
                                  int64_t right_stride, int64_t steps, const float* factors,
                                  float* output, int64_t output_stride) {
   __m512 sums[kRows][kVectors];
+#pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       sums[i][v] = _mm512_setzero_ps();
       if (factors != nullptr)
@@ -52,16 +55,21 @@ static inline void multiply_tile(const uint16_t* left, int64_t left_stride, cons
     }
   for (int64_t k = 0; k < steps; ++k) {
     __m512bh columns[kVectors];
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
       columns[v] = (__m512bh)_mm512_loadu_si512(right + k * right_stride + v * 2 * kWidth);
+#pragma GCC unroll 6
     for (int i = 0; i < kRows; ++i) {
       int32_t pair;
       std::memcpy(&pair, left + i * left_stride + 2 * k, sizeof pair);
       const __m512bh row = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sums[i][v] = _mm512_dpbf16_ps(sums[i][v], row, columns[v]);
     }
   }
+#pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
       _mm512_storeu_ps(output + i * output_stride + v * kWidth, sums[i][v]);
 }
@@ -212,7 +220,7 @@ class BlockOfRows {
     int64_t entry = first / shape_.block_size, offset = first % shape_.block_size;
     for (int64_t position = first; position < last; ++position) {
       const int64_t slot = table[entry] * shape_.block_size + offset;
-      const int64_t start = (slot * shape_.num_kv_heads + block_.head) * shape_.head_dim;
+      const int64_t start = slot * shape_.slot_stride + block_.head * shape_.head_dim;
       key_rows[position - base] = keys + start;
       value_rows[position - base] = values + start;
       if (++offset == shape_.block_size) {

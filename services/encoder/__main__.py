@@ -40,6 +40,7 @@ from chiasm.encoder.config import EncoderSettings
 from chiasm.encoder.decode_pool import DecodeLimits, DecodePool
 from chiasm.encoder.fetch import FetchLimits, MediaFetcher, SystemResolver
 from chiasm.encoder.frames_reader import FramesReader
+from chiasm.encoder.fused.description import UnsupportedTowerError
 from chiasm.encoder.item_encoder import Encoded, ItemEncoder, Stages
 from chiasm.encoder.local_files import LocalFiles
 from chiasm.encoder.pipeline import EncodePipeline, PipelineParts
@@ -48,6 +49,7 @@ from chiasm.encoder.ready_embeddings import ReadyEmbeddings
 from chiasm.encoder.servicer import EncoderServicer
 from chiasm.encoder.source_reader import SourceReader
 from chiasm.encoder.url_policy import UrlPolicy
+from chiasm.kernels.cpu.native import KernelsUnavailableError
 from chiasm.v1.encoder_pb2 import DESCRIPTOR
 from chiasm.v1.encoder_pb2_grpc import add_EncoderServiceServicer_to_server
 
@@ -62,11 +64,13 @@ _START_ERRORS = (
     CheckpointError,
     CorePageError,
     DeviceUnavailableError,
+    KernelsUnavailableError,
     MetricsPortError,
     PrivateFileError,
     ServiceTokenError,
     StoreSecretsError,
     UnsupportedModelError,
+    UnsupportedTowerError,
     OSError,
     torch.OutOfMemoryError,
 )
@@ -133,6 +137,7 @@ async def _build(
             max_audio_duration_s=settings.decode.max_audio_duration_s,
         ),
         settings.tower.tower,
+        settings.tower.cpu_kernels,
     )
     log.info(
         "checkpoint_loaded",

@@ -17,6 +17,7 @@ from chiasm.encoder.commands import EncoderDescription
 from chiasm.encoder.fingerprint import compute_fingerprint
 from chiasm.encoder.image_preprocessor import ImagePreprocessor
 from chiasm.encoder.preprocess import MediaLimits
+from chiasm.encoder.processor_tokens import find_processor_tokens
 from chiasm.encoder.tower import Tower
 from chiasm.encoder.video_preprocessor import VideoPreprocessor
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from chiasm.encoder.fused.fuse_tower import TowerChoice
     from chiasm.encoder.preprocess import Preprocessor
+    from chiasm.kernels.cpu.native import KernelChoice
 
 _DTYPES = {
     "auto": None,
@@ -68,6 +70,7 @@ class EncoderCheckpoint:
         device: str = "auto",
         limits: MediaLimits | None = None,
         choice: TowerChoice = "auto",
+        kernels: KernelChoice = "auto",
     ) -> EncoderCheckpoint:
         """Load a checkpoint from a directory in the hub layout; takes seconds.
 
@@ -77,25 +80,29 @@ class EncoderCheckpoint:
             device: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
             limits: Bounds of single items; ``None`` takes the defaults.
             choice: Who computes the tower; see ``fuse_tower``.
+            kernels: Which compiled kernels it takes; as above.
 
         Raises:
             CheckpointError: Weights are missing or the architecture is unknown.
             DeviceUnavailableError: ``device`` is ``cuda``, but there is no GPU.
             OSError: A file is missing.
             UnsupportedTowerError: ``choice`` is ``fused``, which does not compute this checkpoint.
+            KernelsUnavailableError: The kernels that ``kernels`` names cannot be had.
             UnsupportedModelError: The family is not served, or a configuration is incomplete.
         """
         config = served_part(_read_config(path))
         family = family_of(config)
+        token_ids = find_processor_tokens(family, path)
+        config = {**config, **token_ids}
         preprocessors: dict[Modality, Preprocessor] = {
             modality: _PREPROCESSORS[modality].load(path, family, config, limits or MediaLimits())
             for modality in family.modalities
         }
-        tower = Tower.load(path, _DTYPES[dtype], find_device(device), choice)
+        tower = Tower.load(path, _DTYPES[dtype], find_device(device), choice, kernels)
         placeholders = {
             modality: family.placeholder(config, modality) for modality in family.modalities
         }
-        fingerprint = compute_fingerprint(tower, preprocessors)
+        fingerprint = compute_fingerprint(tower, preprocessors, token_ids)
         row_planner = RowPlanner.of(family, config)
         return cls(tower, preprocessors, fingerprint, placeholders, row_planner)
 

@@ -34,6 +34,13 @@ class ModelSettings(SettingsGroup):
             " ones for every model type whose parity is tested."
         ),
     )
+    cpu_kernels: Literal["auto", "off", "plain", "avx2", "avx512"] = Field(
+        "auto",
+        description=(
+            "Instruction set of our compiled kernels in the fused tower on a CPU; auto takes the"
+            " machine's best, torch if that is plain or they were not compiled; off takes torch."
+        ),
+    )
     max_batch_items: int | None = Field(
         None, ge=1, description="Most items of one forward; default: 1 on a CPU, 16 on a GPU."
     )

@@ -13,7 +13,7 @@ from chiasm.common.families import family_of
 from chiasm.common.half_load import load_half
 from chiasm.common.loading_memory import give_back_loading_memory
 from chiasm.common.media import DataType, Modality
-from chiasm.encoder.families import qwen2_5_omni, qwen2_audio
+from chiasm.encoder.families import pixtral, qwen2_5_omni, qwen2_audio
 from chiasm.encoder.fused.fuse_tower import FUSED_TOWERS, count_packed_bytes, fuse_tower
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from chiasm.encoder.fused.fuse_tower import TowerChoice, TowerKind
     from chiasm.encoder.preprocess import TowerInputs
+    from chiasm.kernels.cpu.native import KernelChoice
 
 _DATA_TYPES = {
     torch.float32: DataType.FLOAT32,
@@ -35,9 +36,11 @@ _FEATURES_CALLS = {
     Modality.VIDEO: "get_video_features",
     Modality.AUDIO: "get_audio_features",
 }
+# By the names of families.
 _OWN_FEATURES_CALLS: Mapping[tuple[str, Modality], Callable[..., list[torch.Tensor]]] = {
+    ("pixtral", Modality.IMAGE): pixtral.get_image_features,
     ("qwen2_audio", Modality.AUDIO): qwen2_audio.get_audio_features,
-    ("qwen2_5_omni_thinker", Modality.AUDIO): qwen2_5_omni.get_audio_features,
+    ("qwen2_5_omni", Modality.AUDIO): qwen2_5_omni.get_audio_features,
 }
 
 
@@ -49,16 +52,22 @@ class Tower:
     """The encoder half of a checkpoint on one device. Use it from one thread."""
 
     def __init__(
-        self, model: transformers.PreTrainedModel, device: torch.device, choice: TowerChoice
+        self,
+        model: transformers.PreTrainedModel,
+        device: torch.device,
+        choice: TowerChoice,
+        kernels: KernelChoice,
     ) -> None:
         self._weights_digest = _digest_weights(model)
         # The wrapper around this method loses its types.
         self._model = model.to(device)  # type: ignore[arg-type]
         self._dtype = self._model.dtype
-        self._kind = fuse_tower(choice, self._model)
+        self._kind = fuse_tower(choice, self._model, kernels)
         self._device = device
         config = self._model.config.to_dict()
-        self._num_deepstack_levels = family_of(config).count_deepstack_levels(config)
+        family = family_of(config)
+        self._family_name = family.name
+        self._num_deepstack_levels = family.count_deepstack_levels(config)
         self._row_width = self.hidden_size * (1 + self._num_deepstack_levels)
 
     @classmethod
@@ -68,6 +77,7 @@ class Tower:
         dtype: torch.dtype | None,
         device: torch.device,
         choice: TowerChoice = "auto",
+        kernels: KernelChoice = "auto",
     ) -> Tower:
         """Load the tower and projector of the checkpoint at ``model_path``.
 
@@ -76,12 +86,14 @@ class Tower:
             dtype: Element type of weights and embeddings; ``None`` takes the checkpoint's own.
             device: Where to run.
             choice: Who computes it; see ``fuse_tower``.
+            kernels: Which compiled kernels it takes; as above.
 
         Raises:
             CheckpointError: The checkpoint is incomplete or of an unknown architecture.
             UnsupportedTowerError: ``choice`` is ``fused``, which does not compute this checkpoint.
+            KernelsUnavailableError: The kernels that ``kernels`` names cannot be had.
         """
-        tower = cls(load_half(model_path, "encoder", dtype), device, choice)
+        tower = cls(load_half(model_path, "encoder", dtype), device, choice, kernels)
         give_back_loading_memory(model_path)
         return tower
 
@@ -168,7 +180,7 @@ class Tower:
         self, modality: Modality, arguments: Mapping[str, torch.Tensor]
     ) -> Sequence[torch.Tensor]:
         """Call the family's own function if there is one, else the method of the model."""
-        own_call = _OWN_FEATURES_CALLS.get((self._model.config.model_type, modality))
+        own_call = _OWN_FEATURES_CALLS.get((self._family_name, modality))
         if own_call is not None:
             return own_call(self._model, **arguments)
         output = getattr(self._model, _FEATURES_CALLS[modality])(**arguments)

@@ -9,10 +9,13 @@ import torch
 
 from chiasm.encoder.tower import Tower
 from tests.unit.encoder.fused.test_fused_tower import (
+    AXIAL_MAKERS,
     GRID_MAKERS,
     GRIDS,
     PICTURE_MAKERS,
+    PICTURES,
     load,
+    make_axial_items,
     make_items,
     make_pictures,
     relative_error,
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
-MAKERS = {**GRID_MAKERS, **PICTURE_MAKERS}
+MAKERS = {**GRID_MAKERS, **AXIAL_MAKERS, **PICTURE_MAKERS}
 # Sums of a few hundred products in another order; measured: 3e-6.
 FLOAT32_TOLERANCE = 2e-5
 # Eight bits, some ten roundings in a row.
@@ -33,14 +36,22 @@ BFLOAT16_TOLERANCE = 3e-2
 
 
 @pytest.fixture(scope="module", params=MAKERS)
-def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return MAKERS[request.param](tmp_path_factory.mktemp(request.param))
+def name(request: pytest.FixtureRequest) -> str:
+    assert isinstance(request.param, str)
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def batches(path: Path) -> list[list[TowerInputs]]:
-    if load(path, "transformers").config["model_type"] in GRID_MAKERS:
+def path(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return MAKERS[name](tmp_path_factory.mktemp(name))
+
+
+@pytest.fixture(scope="module")
+def batches(name: str, path: Path) -> list[list[TowerInputs]]:
+    if name in GRID_MAKERS:
         return [make_items(path, grids) for grids in GRIDS.values()]
+    if name in AXIAL_MAKERS:
+        return [make_axial_items(path, grids) for grids in PICTURES.values()]
     item = make_pictures(path)
     return [[item], [item, item]]
 
@@ -70,4 +81,5 @@ def test_rows_are_those_of_transformers_on_a_cpu(
             assert relative_error(rows, expected) <= tolerance
         else:
             assert float((rows - expected).norm() / expected.norm()) <= tolerance
-    assert (tower.kind, tower.device.type) == (choice, "cuda")
+    kind = "fused_torch" if choice == "fused" else choice
+    assert (tower.kind, tower.device.type) == (kind, "cuda")

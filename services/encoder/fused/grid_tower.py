@@ -15,16 +15,19 @@ from transformers.vision_utils import (
 
 from chiasm.common.packed_linear import PackedLinear
 from chiasm.encoder.fused.description import UnsupportedTowerError, describe_blocks
+from chiasm.encoder.fused.kernel_operators import make_operators
 from chiasm.encoder.fused.linear import take_parameter
 from chiasm.encoder.fused.patch_merger import PatchMerger, check_merger
 from chiasm.encoder.fused.rotary import make_rotation
-from chiasm.encoder.fused.segments import cut_segments
+from chiasm.encoder.fused.segments import Segments
 from chiasm.encoder.fused.tower_block import TowerBlock, check_block
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import transformers
+
+    from chiasm.kernels.cpu.native import CpuKernels
 
 
 class GridTower(torch.nn.Module):
@@ -33,8 +36,14 @@ class GridTower(torch.nn.Module):
     Rotary frequencies, grids and learned positions are transformers' own.
     """
 
-    def __init__(self, tower: transformers.PreTrainedModel) -> None:
+    def __init__(
+        self, tower: transformers.PreTrainedModel, kernels: CpuKernels | None = None
+    ) -> None:
         """Take the weights of ``tower``, one block at a time; it is unusable afterwards.
+
+        Args:
+            tower: Half-loaded tower.
+            kernels: What computes that lies between its products; ``None`` for torch.
 
         Raises:
             UnsupportedTowerError: The tower is of another kind; it is unchanged and usable.
@@ -52,7 +61,7 @@ class GridTower(torch.nn.Module):
         for module in (merger, *level_mergers):
             check_merger(module, config.model_type)
         frequencies = tower.get_submodule("rotary_pos_emb").get_buffer("inv_freq")
-        if len(frequencies) * 4 != _head_dim(config):
+        if len(frequencies) * 4 != description.head_dim:
             raise UnsupportedTowerError("the rotation does not cover whole heads")
         self.spatial_merge_size: int = config.spatial_merge_size
         self._dtype = tower.dtype
@@ -64,9 +73,11 @@ class GridTower(torch.nn.Module):
         projection = tower.get_submodule("patch_embed.proj")
         bias = None if projection.bias is None else take_parameter(projection, "bias")
         self._patch_embed = PackedLinear(take_parameter(projection, "weight").flatten(1), bias)
-        self._blocks = [TowerBlock(block, description) for block in blocks]
-        self._merger = PatchMerger(merger, config.model_type)
-        self._level_mergers = [PatchMerger(one, config.model_type) for one in level_mergers]
+        operators = make_operators(kernels, description, self._dtype)
+        self._blocks = [TowerBlock(block, description, operators) for block in blocks]
+        self._merger, *self._level_mergers = (
+            PatchMerger(one, config.model_type, operators) for one in (merger, *level_mergers)
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,11 +109,11 @@ class GridTower(torch.nn.Module):
             hidden += self._learned_positions(grid_thw).to(hidden.dtype)
         position_ids = get_vision_position_ids(grid_thw, self.spatial_merge_size)
         cos, sin = self._rotary(hidden, position_ids)
-        frames = windows = cut_segments(get_vision_cu_seqlens(grid_thw))
+        frames = windows = Segments(get_vision_cu_seqlens(grid_thw))
         order = None
         if self._full_blocks is not None:
             order, bounds = self._windows(grid_thw)
-            windows = cut_segments(bounds)
+            windows = Segments(bounds)
             hidden, cos, sin = (self._permute(rows, order) for rows in (hidden, cos, sin))
         rotation = make_rotation(cos, sin)
         levels = []
@@ -142,9 +153,3 @@ class GridTower(torch.nn.Module):
 
 def _children(tower: torch.nn.Module, name: str) -> list[torch.nn.Module]:
     return list(tower.get_submodule(name).children()) if hasattr(tower, name) else []
-
-
-def _head_dim(config: transformers.PreTrainedConfig) -> int:
-    width: int = config.embed_dim if hasattr(config, "embed_dim") else config.hidden_size
-    num_heads: int = config.num_heads
-    return width // num_heads

@@ -10,6 +10,8 @@ from chiasm.encoder.fused.norm import check_norm, take_norm
 if TYPE_CHECKING:
     import torch
 
+    from chiasm.encoder.fused.block_operators import BlockOperators
+
 _LAYOUTS = {
     "qwen2_vl_vision": ("ln_q", "mlp.0", "mlp.2"),
     "qwen2_5_vl_vision": ("ln_q", "mlp.0", "mlp.2"),
@@ -20,11 +22,12 @@ _LAYOUTS = {
 class PatchMerger:
     """A norm and two linear layers with a GELU between them."""
 
-    def __init__(self, module: torch.nn.Module, model_type: str) -> None:
+    def __init__(self, module: torch.nn.Module, model_type: str, operators: BlockOperators) -> None:
         """Take the weights of ``module``, which ``check_merger`` has accepted."""
         norm, first, second = _LAYOUTS[model_type]
         self._is_norm_last = bool(getattr(module, "use_postshuffle_norm", False))
         self._norm = take_norm(module.get_submodule(norm))
+        self._norm_rows = operators.norm(self._norm)
         self._first = take_linears(module, (first,))
         self._second = take_linears(module, (second,))
 
@@ -44,9 +47,9 @@ class PatchMerger:
         """
         width = self._first.num_inputs
         if self._is_norm_last:
-            rows = self._norm(patches.view(-1, width))
+            rows = self._norm_rows(patches.view(-1, width))
         else:
-            rows = self._norm(patches).view(-1, width)
+            rows = self._norm_rows(patches).view(-1, width)
         return self._second(self._first.activate(rows, "gelu"))
 
 

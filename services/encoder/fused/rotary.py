@@ -30,10 +30,10 @@ def make_rotation(cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         sin: Sines, as ``cos``.
 
     Returns:
-        [num_rows, 1, head_dim / 2], complex64.
+        [num_rows, head_dim / 2], complex64, contiguous.
     """
     half = cos.shape[-1] // 2
-    return torch.complex(cos[:, :half], sin[:, :half])[:, None]
+    return torch.complex(cos[:, :half], sin[:, :half]).contiguous()
 
 
 def rotate(heads: torch.Tensor, rotation: torch.Tensor) -> None:
@@ -45,4 +45,4 @@ def rotate(heads: torch.Tensor, rotation: torch.Tensor) -> None:
     """
     turned = heads[:, :2].flatten(1, 2)
     pairs = torch.view_as_complex(turned.to(torch.float32).view(*turned.shape[:2], -1, 2))
-    turned.copy_(torch.view_as_real(pairs.mul_(rotation)).flatten(-2))
+    turned.copy_(torch.view_as_real(pairs.mul_(rotation[:, None])).flatten(-2))

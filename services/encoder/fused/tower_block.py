@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chiasm.encoder.fused.description import UnsupportedTowerError
-from chiasm.encoder.fused.linear import activate, check_linears, take_linears
+from chiasm.encoder.fused.linear import check_linears, take_linears
 from chiasm.encoder.fused.norm import check_norm, take_norm
-from chiasm.encoder.fused.rotary import pair_order, rotate
-from chiasm.encoder.fused.segments import attend
+from chiasm.encoder.fused.rotary import pair_order
 
 if TYPE_CHECKING:
     import torch
 
+    from chiasm.encoder.fused.block_operators import BlockOperators
     from chiasm.encoder.fused.description import BlockDescription
     from chiasm.encoder.fused.segments import Segments
 
@@ -20,17 +20,20 @@ if TYPE_CHECKING:
 class TowerBlock:
     """An attention block and a feed-forward block, each added to what it reads."""
 
-    def __init__(self, module: torch.nn.Module, description: BlockDescription) -> None:
+    def __init__(
+        self, module: torch.nn.Module, description: BlockDescription, operators: BlockOperators
+    ) -> None:
         """Take the weights of ``module``, which ``check_block`` has accepted."""
+        self._operators = operators
         self._num_heads = description.num_heads
         self._activation = description.activation
         attention_norm, mlp_norm = (module.get_submodule(name) for name in description.norms)
-        self._attention_norm, self._mlp_norm = take_norm(attention_norm), take_norm(mlp_norm)
+        self._norms = [take_norm(attention_norm), take_norm(mlp_norm)]
+        self._norm_attention, self._norm_mlp = map(operators.norm, self._norms)
         self._output = take_linears(module, (description.output,))
         order = None
         if description.has_rotary:
-            width = self._output.num_inputs
-            order = pair_order(self._num_heads, width // self._num_heads)
+            order = pair_order(self._num_heads, description.head_dim)
         self._qkv = take_linears(module, description.qkv, order)
         self._inner = [take_linears(module, (name,)) for name in description.inner]
         self._down = take_linears(module, (description.down,))
@@ -38,9 +41,8 @@ class TowerBlock:
     @property
     def num_bytes(self) -> int:
         """Bytes of all weights."""
-        norms = self._attention_norm.num_bytes + self._mlp_norm.num_bytes
-        linears = [self._qkv, self._output, *self._inner, self._down]
-        return norms + sum(linear.num_bytes for linear in linears)
+        parts = [*self._norms, self._qkv, self._output, *self._inner, self._down]
+        return sum(part.num_bytes for part in parts)
 
     def forward(
         self, hidden: torch.Tensor, segments: Segments, rotation: torch.Tensor | None = None
@@ -50,19 +52,19 @@ class TowerBlock:
         Args:
             hidden: [num_rows, hidden_size], dtype of the tower.
             segments: Which rows see each other.
-            rotation: See ``rotate``; ``None`` for towers without.
+            rotation: See ``make_rotation``; ``None`` for towers without.
 
         Returns:
             The hidden states behind the block, as ``hidden``.
         """
-        qkv = self._qkv(self._attention_norm(hidden))
+        qkv = self._qkv(self._norm_attention(hidden))
         heads = qkv.view(len(hidden), 3, self._num_heads, -1)
         if rotation is not None:
-            rotate(heads, rotation)
-        hidden = self._output.add(attend(heads, segments), hidden)
+            self._operators.rotate(heads, rotation)
+        hidden = self._output.add(self._operators.attend(heads, segments), hidden)
         first, *up = self._inner
-        normed = self._mlp_norm(hidden)
-        inner = activate(first, normed, self._activation)
+        normed = self._norm_mlp(hidden)
+        inner = self._operators.activate(first, normed, self._activation)
         if up:
             inner = up[0].multiply(normed, inner)
         return self._down.add(inner, hidden)
@@ -76,7 +78,7 @@ def check_block(module: torch.nn.Module, description: BlockDescription) -> None:
             is one more than the description knows. Nothing was changed.
     """
     linears = (*description.qkv, description.output, *description.inner, description.down)
-    check_linears(module, linears)
+    check_linears(module, linears, has_bias=description.has_bias)
     owners = {name.rpartition(".")[0] for name, _ in module.named_parameters()}
     if unknown := owners.symmetric_difference((*linears, *description.norms)):
         raise UnsupportedTowerError(

@@ -17,6 +17,8 @@ from chiasm.generator.model.forward_batch import build_forward_batch
 from chiasm.generator.model.fused.fused_decoder import FusedDecoder
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.model_spec import read_model_spec
+from chiasm.kernels.cpu.native import find_kernels
+from chiasm.kernels.cpu.quantized_linear import QuantizedKernel
 from tests.fakes.checkpoints import make_qwen2_5_vl
 from tests.fakes.deepstack_checkpoints import make_qwen3_vl
 from tests.fakes.gemma_checkpoints import make_gemma3
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from chiasm.generator.model.decoder import Decoder
     from chiasm.generator.model.forward_batch import ForwardBatch
+    from chiasm.kernels.cpu.quantized_linear import QuantizedWeight
     from tests.fakes.whole_model import MediaPrompt
 
 VISION_MODELS = {
@@ -128,6 +131,33 @@ def test_logits_of_integers_are_near_those_of_floats(
     difference = (quantized - exact).norm() / exact.norm()
     # Random weights are the hardest case: nothing in them makes up for a rounding.
     assert 0 < float(difference) <= INTEGER_TOLERANCE
+
+
+def test_integers_with_our_kernels_and_without_give_logits_that_are_near(
+    text_model: WholeModel, prompts: list[MediaPrompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_kernels("auto") is None:
+        pytest.skip("no compiled kernels")
+    multiply, widths = QuantizedKernel.multiply, []
+
+    def record(
+        kernel: QuantizedKernel, weight: QuantizedWeight, rows: torch.Tensor
+    ) -> torch.Tensor:
+        widths.append(weight.num_outputs)
+        return multiply(kernel, weight, rows)
+
+    monkeypatch.setattr(QuantizedKernel, "multiply", record)
+    ours = SplitEngine(text_model, quantization="w8a8")
+    logits = _compute_mixed_logits(ours, prompts)
+    spec, num_forwards = ours.loaded.decoder.spec, 2
+    assert len(widths) == num_forwards * (4 * spec.num_layers + 1)
+    assert widths.count(spec.vocab_size) == num_forwards
+
+    theirs = SplitEngine(text_model, quantization="w8a8", kernels="off")
+    expected = _compute_mixed_logits(theirs, prompts)
+
+    assert float((logits - expected).norm() / expected.norm()) <= INTEGER_TOLERANCE / 10
+    assert len(widths) == num_forwards * (4 * spec.num_layers + 1)
 
 
 def _compute_mixed_logits(split: SplitEngine, prompts: Items[MediaPrompt]) -> torch.Tensor:

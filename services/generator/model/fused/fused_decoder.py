@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -68,11 +69,11 @@ class FusedDecoder:
             UnsupportedDecoderError: The model is of another kind, or the device has no such
                 products; it is unchanged and usable.
         """
-        make_linear: type[PackedLinear | QuantizedLinear] = PackedLinear
+        make_linear: Callable[..., PackedLinear | QuantizedLinear] = PackedLinear
         if quantization == "w8a8":
-            if not can_quantize(cache.keys[0].device):
-                raise UnsupportedDecoderError("w8a8 needs a CPU and a torch with oneDNN")
-            make_linear = QuantizedLinear
+            if not can_quantize(cache.keys[0].device, cache.kernels):
+                raise UnsupportedDecoderError("w8a8 needs a CPU, and our kernels or oneDNN")
+            make_linear = partial(QuantizedLinear, kernels=cache.kernels)
         text_model = model.get_decoder()  # type: ignore[no-untyped-call]  # transformers' own
         self._description = describe_decoder(model.config.get_text_config())
         check_layers(text_model.layers, self._description)

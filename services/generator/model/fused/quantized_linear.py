@@ -7,40 +7,59 @@ A row has a scale of its own, so that it does not depend on what it is computed 
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import torch
 
+from chiasm.kernels.cpu.quantized_linear import QuantizedWeight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chiasm.kernels.cpu.native import CpuKernels
+
 _MAX_INT8 = 127.0
-# Rows are held as unsigned integers around this: CPUs without AMX have no other fast product.
+# oneDNN holds rows as unsigned integers around this: it has no other fast product without AMX.
 _ZERO_POINT = 128
 _TINY = 1e-12
 # Rows for which oneDNN is asked to choose its layout; see ``packed_linear``.
 _TYPICAL_ROWS = 512
+# Outputs whose weights are quantized at once, so that few are held in float32.
+_OUTPUTS_AT_ONCE = 4096
 
 
 class QuantizedLinear:
-    """A linear layer whose weight never changes and whose products are of 8-bit integers."""
+    """A linear layer whose weight never changes and whose products are of 8-bit integers.
+
+    Our kernels for CPUs multiply, or oneDNN if there are none.
+    """
 
     def __init__(
         self,
         weight: torch.Tensor,
         bias: torch.Tensor | None = None,
         typical_rows: int = _TYPICAL_ROWS,
+        kernels: CpuKernels | None = None,
     ) -> None:
         """Quantize and pack ``weight``; the layer keeps no reference to it.
 
         Args:
-            weight: [num_outputs, num_inputs], on a CPU.
+            weight: [num_outputs, num_inputs], on a CPU; with kernels, one of their ``DTYPES``.
             bias: [num_outputs], or ``None``.
-            typical_rows: Rows of the inputs for which the layout is chosen.
+            typical_rows: Rows of the inputs for which oneDNN chooses the layout.
+            kernels: What multiplies; ``None`` for oneDNN.
         """
         self._num_inputs = weight.shape[1]
-        self._dtype = weight.dtype
-        integers, self._scales = _quantize(weight)
-        self._zero_points = torch.zeros(len(weight), dtype=torch.int32)
-        shape = [typical_rows, self._num_inputs]
-        packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(integers.to(torch.int8), shape)
-        self._weight = packed
-        self._bias = bias
+        integers, scales = _quantize_weight(weight)
+        self._weight: QuantizedWeight | _OneDnnWeight
+        self._multiply: Callable[[torch.Tensor], torch.Tensor]
+        if kernels is None:
+            self._weight = _OneDnnWeight(integers, scales, bias, typical_rows)
+            self._multiply = self._weight.multiply
+        else:
+            self._weight = QuantizedWeight(integers, scales, bias, weight.dtype)
+            self._multiply = partial(kernels.quantized.multiply, self._weight)
 
     @property
     def num_inputs(self) -> int:
@@ -50,8 +69,7 @@ class QuantizedLinear:
     @property
     def num_bytes(self) -> int:
         """Bytes of weight, scales and bias."""
-        bias_bytes = 0 if self._bias is None else self._bias.nbytes
-        return self._weight.nbytes + self._scales.nbytes + self._zero_points.nbytes + bias_bytes
+        return self._weight.num_bytes
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Return ``rows @ weight.T + bias``, nearly.
@@ -62,6 +80,47 @@ class QuantizedLinear:
         Returns:
             [num_rows, num_outputs], dtype of the weight.
         """
+        return self._multiply(rows.contiguous())
+
+
+def can_quantize(device: torch.device, kernels: CpuKernels | None = None) -> bool:
+    """Return whether there are products of 8-bit integers on ``device``.
+
+    Args:
+        device: Where they would be computed.
+        kernels: Our kernels; ``None`` if there are none.
+    """
+    return device.type == "cpu" and (kernels is not None or torch._C._has_mkldnn)
+
+
+class _OneDnnWeight:
+    """A matrix of integers in oneDNN's layout, with the scale and the bias of each output."""
+
+    def __init__(
+        self,
+        integers: torch.Tensor,
+        scales: torch.Tensor,
+        bias: torch.Tensor | None,
+        typical_rows: int,
+    ) -> None:
+        """Pack ``integers``; see ``QuantizedWeight`` for the arguments."""
+        num_outputs, num_inputs = integers.shape
+        packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(
+            integers, [typical_rows, num_inputs]
+        )
+        self._packed = packed
+        self._scales = scales
+        self._zero_points = torch.zeros(num_outputs, dtype=torch.int32)
+        self._bias = bias
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all that it holds."""
+        bias_bytes = 0 if self._bias is None else self._bias.nbytes
+        return self._packed.nbytes + self._scales.nbytes + self._zero_points.nbytes + bias_bytes
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the products of ``rows``, as integers, and the weight, in the rows' dtype."""
         if not len(rows):
             return rows.new_empty(0, len(self._scales))
         integers, scales = _quantize(rows)
@@ -69,7 +128,7 @@ class QuantizedLinear:
             integers.add_(_ZERO_POINT).to(torch.uint8),
             1.0,
             _ZERO_POINT,
-            self._weight,
+            self._packed,
             self._scales,
             self._zero_points,
             None,
@@ -83,12 +142,17 @@ class QuantizedLinear:
         products *= scales[:, None]
         if self._bias is not None:
             products += self._bias
-        return products.to(self._dtype)  # type: ignore[no-any-return]  # operators have no types
+        return products.to(rows.dtype)  # type: ignore[no-any-return]  # operators have no types
 
 
-def can_quantize(device: torch.device) -> bool:
-    """Return whether there are products of 8-bit integers on ``device``."""
-    return device.type == "cpu" and torch._C._has_mkldnn
+def _quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return integers, int8, and the scale of each output, float32."""
+    integers = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(len(weight))
+    for start in range(0, len(weight), _OUTPUTS_AT_ONCE):
+        part = slice(start, start + _OUTPUTS_AT_ONCE)
+        integers[part], scales[part] = _quantize(weight[part])
+    return integers, scales
 
 
 def _quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ from torch.nn.functional import gelu, silu
 
 from chiasm.common.rms_norm import RMSNorm
 from chiasm.generator.model.fused.rotary import Rotation, make_rotation, rotate
-from chiasm.kernels.cpu.elementwise import GateRule, NormRule, RopeRule
+from chiasm.kernels.cpu.elementwise import GateRule, NormRule, PairRule, RopeRule
 
 if TYPE_CHECKING:
     from chiasm.kernels.cpu.native import CpuKernels
@@ -25,6 +25,8 @@ WIDTHS = (1, 3, 8, 16, 33, 64, 80, 130, 896)
 FLOAT32_TOLERANCE = 2e-6
 # One rounding to 8 bits may go the other way where float32 sums differ.
 BFLOAT16_TOLERANCE = 2**-7
+# What exponentials may overflow for.
+ENDS = torch.tensor([-3e38, -1e4, -100.0, -86.0, -0.0, 0.0, 86.0, 100.0, 1e4, 3e38, torch.nan])
 # Rows that are computed by several threads; see kParallelElements.
 NUM_LARGE = 80
 
@@ -128,12 +130,37 @@ def test_gate_of_gelu_equals_torch(
     torch.testing.assert_close(gated, expected, rtol=rtol, atol=FLOAT32_TOLERANCE)
 
 
+@examples
+@given(rows_and_seeds[0], rows_and_seeds[1], st.sampled_from(WIDTHS), st.sampled_from(DTYPES))
+def test_quick_gelu_equals_torch(
+    kernels: CpuKernels, num_rows: int, seed: int, width: int, dtype: torch.dtype
+) -> None:
+    rows = _random(seed, num_rows, width, dtype=dtype)
+    expected = (rows.double() * torch.sigmoid(1.702 * rows.double())).to(dtype)
+
+    assert kernels.elementwise.quick_gelu(rows) is rows
+
+    _assert_close(rows, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_quick_gelu_at_the_ends_of_the_range_equals_torch(
+    kernels: CpuKernels, dtype: torch.dtype
+) -> None:
+    rows = ENDS.to(dtype)[None]
+    expected = rows.float() * torch.sigmoid(1.702 * rows.float())
+
+    kernels.elementwise.quick_gelu(rows)
+
+    torch.testing.assert_close(rows.float(), expected, rtol=2**-8, atol=1e-30, equal_nan=True)
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gates_at_the_ends_of_the_range_equal_torch(
     kernels: CpuKernels, activation: str, dtype: torch.dtype
 ) -> None:
-    gates = torch.tensor([-3e38, -1e4, -100.0, -86.0, -0.0, 0.0, 86.0, 100.0, 1e4, 3e38, torch.nan])
+    gates = ENDS
     gate_up = torch.cat([gates, torch.ones_like(gates)])[None].to(dtype)
     function = silu if activation == "silu" else lambda rows: gelu(rows, approximate="tanh")
 
@@ -179,6 +206,37 @@ def test_rope_store_equals_torch(
     unused[case.slots] = False
     assert case.keys[unused].isnan().all()
     assert case.values[unused].isnan().all()
+
+
+@examples
+@given(
+    rows_and_seeds[0],
+    rows_and_seeds[1],
+    st.sampled_from([(1, 1, 2), (3, 2, 6), (6, 4, 34), (12, 8, 64), (6, 4, 80)]),
+    st.sampled_from(DTYPES),
+)
+def test_turn_pairs_equals_torch(
+    kernels: CpuKernels,
+    num_rows: int,
+    seed: int,
+    heads: tuple[int, int, int],
+    dtype: torch.dtype,
+) -> None:
+    num_heads, num_turned, head_dim = heads
+    rows = _random(seed, num_rows, num_heads * head_dim, dtype=dtype)
+    angles = _random(seed + 1, num_rows, head_dim // 2, dtype=torch.float32)
+    rotation = torch.polar(torch.ones_like(angles), angles)
+    expected = rows.view(num_rows, num_heads, head_dim).clone()
+    turned = expected[:, :num_turned]
+    pairs = torch.view_as_complex(turned.double().view(*turned.shape[:2], head_dim // 2, 2))
+    turned.copy_(torch.view_as_real(pairs * rotation[:, None]).flatten(-2))
+
+    kernels.elementwise.turn_pairs(PairRule(heads, dtype), rows, rotation)
+
+    if dtype is torch.float32:
+        torch.testing.assert_close(rows.view(expected.shape), expected, rtol=1e-6, atol=1e-6)
+    else:
+        _assert_close(rows.view(expected.shape), expected)
 
 
 class _RopeCase:
@@ -255,6 +313,9 @@ def test_row_is_the_same_to_the_bit_beside_any_rows_and_with_any_threads(
     gate = GateRule("silu", 515, dtype)
     hidden = _random(2, NUM_LARGE, 515, dtype=dtype)
     gate_up = _random(3, NUM_LARGE, 1030, dtype=dtype)
+    pairs = PairRule((3, 2, 172), dtype)
+    rotation = torch.randn(NUM_LARGE, 86, dtype=torch.complex64)
+    turned_alone, turned = (_random(6, NUM_LARGE, 516, dtype=dtype) for _ in range(2))
     heads = (8, 2, 64)
     rope = RopeRule(heads, dtype, (_random(4, 10, 64, dtype=dtype), 1e-6))
     together, apart = (_RopeCase(5, NUM_LARGE, heads, 1.0, dtype) for _ in range(2))
@@ -263,18 +324,22 @@ def test_row_is_the_same_to_the_bit_beside_any_rows_and_with_any_threads(
     alone = [one.add_rms_norm(norm, row.clone(), None) for row in hidden[:, None]]
     gated_alone = [one.gate(gate, row) for row in gate_up[:, None]]
     for row in range(NUM_LARGE):
-        apart.run(kernels, rope, slice(row, row + 1))
+        rows = slice(row, row + 1)
+        apart.run(kernels, rope, rows)
+        one.turn_pairs(pairs, turned_alone[rows], rotation[rows])
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
         normed = one.add_rms_norm(norm, hidden, None)
         gated = one.gate(gate, gate_up)
         together.run(kernels, rope)
+        one.turn_pairs(pairs, turned, rotation)
     finally:
         torch.set_num_threads(before)
 
     assert torch.equal(normed, torch.cat(alone))
     assert torch.equal(gated, torch.cat(gated_alone))
+    assert torch.equal(turned, turned_alone)
     assert torch.equal(together.qkv, apart.qkv)
     assert torch.equal(together.keys[together.slots], apart.keys[together.slots])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -144,6 +144,40 @@ def test_rows_that_see_what_is_behind_them_equal_torch(
     rule = PrefillRule(16, 0.125)
 
     assert_close(case.run(kernels, rule), _reference(case, rule))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("head_dim", [33, 80])
+def test_slots_that_lie_apart_equal_torch(
+    kernels: CpuKernels, dtype: torch.dtype, head_dim: int
+) -> None:
+    lengths, num_heads = torch.tensor([200, 64, 31, 1]), 3
+    starts = lengths.cumsum(0) - lengths
+    generator = torch.Generator().manual_seed(head_dim)
+    # As the projection of a tower: every row holds queries, keys and values.
+    heads = torch.randn(296, 3, num_heads, head_dim, generator=generator).to(dtype)
+    query, keys, values = heads.unbind(1)
+    tables = (starts[:, None] + torch.arange(200)).clamp(max=295)
+    ends = lengths.repeat_interleave(lengths)
+    seen = torch.stack((torch.zeros_like(ends), ends), dim=1)
+    bounds = torch.stack((starts, lengths), dim=1)
+    case = _Case(query, keys, values, tables, bounds, seen)
+    rule = PrefillRule(1, head_dim**-0.5)
+
+    assert_close(case.run(kernels, rule), _reference(case, rule))
+
+
+def test_slots_of_keys_that_lie_otherwise_than_those_of_values_are_refused(
+    kernels: CpuKernels,
+) -> None:
+    case = _make_case([_Chunk(0, 20)])
+    apart = case.values.new_zeros(len(case.values), 2, 2, 64)[:, 0]
+    turned = case.keys.transpose(0, 1).contiguous().transpose(0, 1)
+
+    with pytest.raises(AssertionError):
+        replace(case, values=apart).run(kernels, PrefillRule(16, 1.0))
+    with pytest.raises(AssertionError):
+        replace(case, keys=turned, values=turned).run(kernels, PrefillRule(16, 1.0))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

@@ -1,0 +1,129 @@
+"""Call the compiled kernel for products of 8-bit integers.
+
+See ``quantized_linear.h`` for the formula and the layout of a packed weight.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+# As in native.cpp: outputs of a panel, and inputs that are multiplied at once.
+_PANEL, _DEPTH = 64, 4
+# With more inputs, a sum of products might not fit 32 bits.
+MAX_INPUTS = 65_536
+
+
+class _QuantizedShape(ctypes.Structure):
+    """``QuantizedShape`` of native.cpp."""
+
+    _fields_ = (
+        ("is_bfloat16", ctypes.c_int32),
+        ("num_inputs", ctypes.c_int64),
+        ("num_outputs", ctypes.c_int64),
+        ("weight", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class QuantizedWeight:
+    """A constant matrix of 8-bit integers, packed, with the scale and the bias of each output."""
+
+    __slots__ = ("_packed", "_shape", "_vectors", "address", "dtype", "num_inputs", "num_outputs")
+
+    def __init__(
+        self,
+        integers: torch.Tensor,
+        scales: torch.Tensor,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        """Copy all that is given.
+
+        Args:
+            integers: [num_outputs, num_inputs], int8, none of them -128.
+            scales: [num_outputs], float32.
+            bias: [num_outputs], or ``None``.
+            dtype: Of the rows: bfloat16 or float32.
+
+        Raises:
+            ValueError: There are more than ``MAX_INPUTS`` inputs.
+        """
+        self.num_outputs, self.num_inputs = integers.shape
+        if self.num_inputs > MAX_INPUTS:
+            raise ValueError(f"{self.num_inputs} inputs are more than {MAX_INPUTS}")
+        self.dtype = dtype
+        self._packed = _pack(integers)
+        vectors = [integers.sum(1, dtype=torch.int32), scales]
+        if bias is not None:
+            vectors.append(bias.float())
+        # As long as all panels together, since a kernel reads whole vectors.
+        num_missing = -self.num_outputs % _PANEL
+        self._vectors = [torch.nn.functional.pad(vector, (0, num_missing)) for vector in vectors]
+        addresses = [vector.data_ptr() for vector in self._vectors]
+        self._shape = _QuantizedShape(
+            dtype is torch.bfloat16,
+            self.num_inputs,
+            self.num_outputs,
+            self._packed.data_ptr(),
+            *addresses,
+        )
+        self.address = ctypes.addressof(self._shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all that it holds."""
+        return self._packed.nbytes + sum(vector.nbytes for vector in self._vectors)
+
+
+class QuantizedKernel:
+    """The compiled kernel, run with one instruction set; part of ``CpuKernels``."""
+
+    def __init__(self, library: ctypes.CDLL, level: int) -> None:
+        """Take the kernel of ``library``; ``level`` is an index of ``native.LEVELS``."""
+        self._level = level
+        self._multiply = library.chiasm_quantized_linear
+        self._multiply.argtypes = [
+            ctypes.c_int,
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+        ]
+        self._multiply.restype = None
+
+    def multiply(self, weight: QuantizedWeight, rows: torch.Tensor) -> torch.Tensor:
+        """Return the products of ``rows``, as integers, and ``weight``.
+
+        Args:
+            weight: What they are multiplied with.
+            rows: [num_rows, num_inputs], dtype of ``weight``, contiguous; may have no rows.
+
+        Returns:
+            [num_rows, num_outputs], as ``rows``. A row depends on nothing but itself, to the bit,
+            and not on the instruction set.
+        """
+        assert rows.dtype is weight.dtype, "rows are of the weight's type"
+        assert rows.is_contiguous(), "rows lie one behind the other"
+        num_rows, num_inputs = rows.shape
+        assert num_inputs == weight.num_inputs, "rows are as wide as the weight"
+        output = rows.new_empty(num_rows, weight.num_outputs)
+        self._multiply(self._level, weight.address, num_rows, rows.data_ptr(), output.data_ptr())
+        return output
+
+
+def _pack(integers: torch.Tensor) -> torch.Tensor:
+    """Return panels of outputs, padded with zeros. [num_panels, num_quads, panel, depth], int8."""
+    num_outputs, num_inputs = integers.shape
+    num_panels, num_quads = -(-num_outputs // _PANEL), -(-num_inputs // _DEPTH)
+    packed = torch.empty(num_panels, num_quads, _PANEL, _DEPTH, dtype=torch.int8)
+    panel = torch.zeros(_PANEL, num_quads * _DEPTH, dtype=torch.int8)
+    for index, target in enumerate(packed):
+        part = integers[index * _PANEL : (index + 1) * _PANEL]
+        panel[len(part) :] = 0
+        panel[: len(part), :num_inputs] = part
+        target[:] = panel.view(_PANEL, num_quads, _DEPTH).transpose(0, 1)
+    return packed

@@ -1,0 +1,75 @@
+"""Compute what lies between the matrix products of a block with our kernels for CPUs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from chiasm.common.rms_norm import RMSNorm
+from chiasm.encoder.fused.linear import activate
+from chiasm.encoder.fused.torch_operators import TorchOperators
+from chiasm.kernels.cpu.elementwise import NormRule, PairRule
+from chiasm.kernels.cpu.native import PrefillRule
+
+if TYPE_CHECKING:
+    import torch
+
+    from chiasm.common.packed_linear import PackedLinear
+    from chiasm.encoder.fused.block_operators import BlockOperators, NormRows
+    from chiasm.encoder.fused.description import BlockDescription
+    from chiasm.encoder.fused.norm import Norm
+    from chiasm.encoder.fused.segments import Segments
+    from chiasm.kernels.cpu.native import CpuKernels
+
+
+class KernelOperators:
+    """The operators of blocks; see ``BlockOperators``. Rows are bfloat16 or float32.
+
+    A segment is a context of its own, whose keys and values are read where the projection left
+    them; what a row attends to depends on its own segment alone, to the bit.
+    """
+
+    def __init__(
+        self, kernels: CpuKernels, description: BlockDescription, dtype: torch.dtype
+    ) -> None:
+        """Prepare the operators of the blocks that ``description`` tells of."""
+        num_heads, head_dim = description.num_heads, description.head_dim
+        self._kernels = kernels
+        self._dtype = dtype
+        self._pair_rule = PairRule((3 * num_heads, 2 * num_heads, head_dim), dtype)
+        self._score_rule = PrefillRule(block_size=1, scale=head_dim**-0.5)
+
+    def norm(self, norm: Norm) -> NormRows:
+        """See ``BlockOperators.norm``; a layer norm is one operator of torch already."""
+        if not isinstance(norm, RMSNorm):
+            return norm
+        rule = NormRule(norm.weight, norm.epsilon, self._dtype)
+        return partial(self._kernels.elementwise.add_rms_norm, rule, addend=None)
+
+    def activate(self, layer: PackedLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
+        """See ``BlockOperators.activate``; products apply the other functions themselves."""
+        if activation == "quick_gelu":
+            return self._kernels.elementwise.quick_gelu(layer(rows))
+        return activate(layer, rows, activation)
+
+    def rotate(self, heads: torch.Tensor, rotation: torch.Tensor) -> None:
+        """See ``BlockOperators.rotate``."""
+        self._kernels.elementwise.turn_pairs(self._pair_rule, heads.flatten(1), rotation)
+
+    def attend(self, heads: torch.Tensor, segments: Segments) -> torch.Tensor:
+        """See ``BlockOperators.attend``."""
+        query, key, value = heads.unbind(1)
+        attended = heads.new_empty(query.shape)
+        self._kernels.paged_prefill(
+            query, (key, value), segments.contexts, self._score_rule, attended
+        )
+        return attended.flatten(1)
+
+
+def make_operators(
+    kernels: CpuKernels | None, description: BlockDescription, dtype: torch.dtype
+) -> BlockOperators:
+    """Return the operators of blocks; without ``kernels`` those of torch."""
+    if kernels is None:
+        return TorchOperators()
+    return KernelOperators(kernels, description, dtype)
