@@ -109,21 +109,21 @@ class _Limits:
 
 
 def time_rounds(run: Callable[[], object], num_rounds: int) -> list[float]:
-    """Return the seconds of each round, the device's work included; two more come before."""
+    """Return the seconds of each round, the device's work included; one more comes before."""
     return _time_rounds(lambda: run, num_rounds)
 
 
 def _time_rounds(prepare: Callable[[], Callable[[], object]], num_rounds: int) -> list[float]:
     """Return the seconds of what ``prepare`` returns, without its own; see ``time_rounds``."""
     seconds = []
-    for _ in range(num_rounds + 2):
+    for _ in range(num_rounds + 1):
         run = prepare()
         torch.cuda.synchronize(CUDA)
         started = time.perf_counter()
         run()
         torch.cuda.synchronize(CUDA)
         seconds.append(time.perf_counter() - started)
-    return seconds[2:]
+    return seconds[1:]
 
 
 def _forward_of(decoder: Decoder, work: Work) -> Callable[[], torch.Tensor]:

@@ -124,7 +124,7 @@ def main() -> None:
 def make_towers(sizes: dict[str, Any], device: torch.device) -> dict[str, torch.nn.Module]:
     """Return transformers' tower and the fused ones of equal sizes, on ``device``.
 
-    Only on a CPU is there one that runs our kernels.
+    On a CPU there are two of ours: without our compiled kernels and with them.
     """
     text = {
         "hidden_size": 64,
@@ -137,14 +137,14 @@ def make_towers(sizes: dict[str, Any], device: torch.device) -> dict[str, torch.
         "eos_token_id": None,
     }
     config = transformers.Qwen2_5_VLConfig(vision_config=sizes, text_config=text)
-    plain, taken, other = (
-        transformers.Qwen2_5_VLModel(config).visual.eval().to(device, torch.bfloat16)
-        for _ in range(3)
-    )
-    towers = {"transformers": plain, "without kernels": GridTower(taken)}
-    if device.type == "cpu":
-        towers["fused"] = GridTower(other, find_kernels("auto"))
-    return towers
+    with device:
+        plain, taken, other = (
+            transformers.Qwen2_5_VLModel(config).visual.eval().to(torch.bfloat16) for _ in range(3)
+        )
+    if device.type != "cpu":
+        return {"transformers": plain, "fused": GridTower(taken)}
+    fused = GridTower(other, find_kernels("auto"))
+    return {"transformers": plain, "without kernels": GridTower(taken), "fused": fused}
 
 
 @torch.inference_mode()
