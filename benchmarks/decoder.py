@@ -142,7 +142,7 @@ def _forward_of(decoder: Decoder, work: Work) -> Callable[[], float]:
     """Return what runs ``work`` on a new batch and returns the seconds of forward and head."""
 
     def run() -> float:
-        batch = _make_batch(work, decoder.spec.vocab_size)
+        batch = make_batch(work, decoder.spec.vocab_size, decoder.device)
         started = time.perf_counter()
         decoder.compute_logits(decoder.forward(batch)[batch.logit_rows])
         return time.perf_counter() - started
@@ -150,7 +150,8 @@ def _forward_of(decoder: Decoder, work: Work) -> Callable[[], float]:
     return run
 
 
-def _make_batch(work: Work, vocab_size: int) -> ForwardBatch:
+def make_batch(work: Work, vocab_size: int, device: torch.device) -> ForwardBatch:
+    """Return a batch of random tokens on random blocks of a cache; its positions are M-RoPE's."""
     blocks_each = -(-work.context // BLOCK_SIZE)
     generator = torch.Generator().manual_seed(SEED)
     blocks = torch.randperm(work.num_sequences * blocks_each, generator=generator).tolist()
@@ -166,7 +167,7 @@ def _make_batch(work: Work, vocab_size: int) -> ForwardBatch:
         sequence.token_ids.extend(tokens[num_prompt_tokens:])
         sequence.tables[0].blocks.extend(blocks[index * blocks_each : (index + 1) * blocks_each])
         scheduled.append(ScheduledSequence(sequence, start, work.num_tokens))
-    return build_forward_batch(scheduled, CacheShape(BLOCK_SIZE, (0,), torch.device("cpu")))
+    return build_forward_batch(scheduled, CacheShape(BLOCK_SIZE, (0,), device))
 
 
 def _time_products(products: BareProducts, work: Work) -> float:

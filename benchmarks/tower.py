@@ -63,11 +63,7 @@ class BareProducts:
             (_random_linear((4 * width, 4 * width)), NUM_PATCHES // 4),
             (_random_linear((out, 4 * width)), NUM_PATCHES // 4),
         ]
-        per_row = sum(rows * inputs for rows, inputs in shapes)
-        self.num_operations = 2 * NUM_PATCHES * self._depth * per_row + 2 * sum(
-            num_rows * layer.num_inputs * outputs
-            for (layer, num_rows), outputs in zip(self._ends, (width, 4 * width, out), strict=True)
-        )
+        self.num_operations = count_operations(sizes)
         self.best_rate = 0.0
 
     def run(self) -> None:
@@ -87,6 +83,17 @@ class BareProducts:
             layer(inputs[layer.num_inputs][:num_rows])
 
 
+def count_operations(sizes: dict[str, Any]) -> int:
+    """Return the operations of all matrix products of one forward, those of scores left out."""
+    width, inner, out = (
+        sizes[name] for name in ("hidden_size", "intermediate_size", "out_hidden_size")
+    )
+    block = NUM_PATCHES * (4 * width * width + 3 * width * inner)
+    embedding = NUM_PATCHES * width * 3 * 2 * PATCH * PATCH
+    merger = NUM_PATCHES // 4 * (4 * width * 4 * width + out * 4 * width)
+    return int(2 * (sizes["depth"] * block + embedding + merger))
+
+
 def main() -> None:
     """Measure with one and two threads and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -94,7 +101,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="rounds of every variant")
     arguments = parser.parse_args()
     sizes = QUICK_SIZES if arguments.quick else SIZES
-    towers = _make_towers(sizes)
+    towers = make_towers(sizes, torch.device("cpu"))
     patches = torch.randn(NUM_PATCHES, 3 * 2 * PATCH * PATCH, dtype=torch.bfloat16)
     grid = torch.tensor([[1, GRID, GRID]])
     _print(
@@ -114,8 +121,11 @@ def main() -> None:
         _print([_line(num_threads, seconds, products)])
 
 
-def _make_towers(sizes: dict[str, Any]) -> dict[str, torch.nn.Module]:
-    """Return transformers' tower and the fused ones of equal sizes."""
+def make_towers(sizes: dict[str, Any], device: torch.device) -> dict[str, torch.nn.Module]:
+    """Return transformers' tower and the fused ones of equal sizes, on ``device``.
+
+    On a CPU there are two of ours: without our compiled kernels and with them.
+    """
     text = {
         "hidden_size": 64,
         "intermediate_size": 64,
@@ -127,9 +137,12 @@ def _make_towers(sizes: dict[str, Any]) -> dict[str, torch.nn.Module]:
         "eos_token_id": None,
     }
     config = transformers.Qwen2_5_VLConfig(vision_config=sizes, text_config=text)
-    plain, taken, other = (
-        transformers.Qwen2_5_VLModel(config).visual.eval().to(torch.bfloat16) for _ in range(3)
-    )
+    with device:
+        plain, taken, other = (
+            transformers.Qwen2_5_VLModel(config).visual.eval().to(torch.bfloat16) for _ in range(3)
+        )
+    if device.type != "cpu":
+        return {"transformers": plain, "fused": GridTower(taken)}
     fused = GridTower(other, find_kernels("auto"))
     return {"transformers": plain, "without kernels": GridTower(taken), "fused": fused}
 

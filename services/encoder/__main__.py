@@ -10,11 +10,13 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import structlog
+import torch
 import uvloop
 
 from chiasm.common.compute_threads import ComputeThreads
 from chiasm.common.config import load_settings_or_exit
 from chiasm.common.cores import CorePageError, open_cores
+from chiasm.common.device import DeviceUnavailableError
 from chiasm.common.embedding_store import EmbeddingStore
 from chiasm.common.families import UnsupportedModelError
 from chiasm.common.grpc_server import AddressInUseError, GrpcServer
@@ -61,6 +63,7 @@ _START_ERRORS = (
     AddressInUseError,
     CheckpointError,
     CorePageError,
+    DeviceUnavailableError,
     KernelsUnavailableError,
     MetricsPortError,
     PrivateFileError,
@@ -69,6 +72,7 @@ _START_ERRORS = (
     UnsupportedModelError,
     UnsupportedTowerError,
     OSError,
+    torch.OutOfMemoryError,
 )
 
 
@@ -211,7 +215,8 @@ def _build_item_encoder(
     batch_items = settings.tower.max_batch_items or (1 if is_cpu else _GPU_BATCH_ITEMS)
     cores = open_cores(settings.core_page, "encoder", settings.cores)
     threads = ComputeThreads(cores)
-    checkpoint.tower.call_before_layers(threads.adjust)
+    if is_cpu:
+        checkpoint.tower.call_before_layers(threads.adjust)
     batcher = EncodeBatcher(
         checkpoint.tower, threads, BatchLimits(batch_items, settings.tower.max_batch_pixels)
     )

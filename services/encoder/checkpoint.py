@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from chiasm.common.device import find_device
 from chiasm.common.families import UnsupportedModelError, family_of, served_part
 from chiasm.common.families.rows import RowPlanner
 from chiasm.common.media import Modality, Placeholder
@@ -83,6 +84,7 @@ class EncoderCheckpoint:
 
         Raises:
             CheckpointError: Weights are missing or the architecture is unknown.
+            DeviceUnavailableError: ``device`` is ``cuda``, but there is no GPU.
             OSError: A file is missing.
             UnsupportedTowerError: ``choice`` is ``fused``, which does not compute this checkpoint.
             KernelsUnavailableError: The kernels that ``kernels`` names cannot be had.
@@ -92,13 +94,11 @@ class EncoderCheckpoint:
         family = family_of(config)
         token_ids = find_processor_tokens(family, path)
         config = {**config, **token_ids}
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         preprocessors: dict[Modality, Preprocessor] = {
             modality: _PREPROCESSORS[modality].load(path, family, config, limits or MediaLimits())
             for modality in family.modalities
         }
-        tower = Tower.load(path, _DTYPES[dtype], torch.device(device), choice, kernels)
+        tower = Tower.load(path, _DTYPES[dtype], find_device(device), choice, kernels)
         placeholders = {
             modality: family.placeholder(config, modality) for modality in family.modalities
         }

@@ -17,6 +17,7 @@ import chiasm
 from chiasm.common.compute_threads import ComputeThreads
 from chiasm.common.config import load_settings_or_exit
 from chiasm.common.cores import CorePageError, open_cores
+from chiasm.common.device import DeviceUnavailableError, find_device
 from chiasm.common.embedding_store import EmbeddingStore
 from chiasm.common.families import UnsupportedModelError
 from chiasm.common.grpc_server import AddressInUseError, GrpcServer
@@ -70,12 +71,14 @@ _START_ERRORS = (
     CacheTooSmallError,
     CheckpointError,
     CorePageError,
+    DeviceUnavailableError,
     KernelsUnavailableError,
     MetricsPortError,
     ServiceTokenError,
     StoreSecretsError,
     UnsupportedDecoderError,
     UnsupportedModelError,
+    torch.OutOfMemoryError,
 )
 
 
@@ -100,7 +103,8 @@ class Generator:
             observers.append(self._trace)
         cores = open_cores(settings.core_page, "generator", settings.cores)
         threads = ComputeThreads(cores)
-        loaded.decoder.call_before_layers(threads.adjust)
+        if loaded.decoder.device.type == "cpu":
+            loaded.decoder.call_before_layers(threads.adjust)
         runner = ModelRunner(
             loaded.decoder,
             Sampler(),
@@ -142,6 +146,14 @@ class Generator:
             eos_token_ids=tuple(sorted(spec.eos_token_ids)),
             version=chiasm.__version__,
         )
+
+    @property
+    def num_warm_up_tokens(self) -> int:
+        """Tokens of the prompt that proves that a forward succeeds."""
+        if self._loaded.decoder.device.type == "cpu":
+            return 1
+        most = self._settings.scheduling.max_step_tokens
+        return min(most, self._loaded.max_model_len - 1)
 
     async def close(self) -> None:
         """Stop the engine and let go of what is outside the process."""
@@ -201,9 +213,6 @@ async def _serve(settings: GeneratorSettings) -> None:
 
 def _load(settings: GeneratorSettings) -> LoadedModel:
     model, cache = settings.language_model, settings.cache
-    device = model.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     request = CacheRequest(
         block_size=cache.block_size,
         budget_bytes=cache.kv_cache_bytes,
@@ -212,10 +221,11 @@ def _load(settings: GeneratorSettings) -> LoadedModel:
         max_sequences=settings.scheduling.max_running_sequences,
         chunk_tokens=max(settings.scheduling.max_step_tokens, settings.chunking.fixed_tokens),
         kernels=model.cpu_kernels,
+        device_share=cache.gpu_memory_utilization,
     )
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
     return load_model(
-        model.model, dtype, torch.device(device), request, model.decoder, model.quantization
+        model.model, dtype, find_device(model.device), request, model.decoder, model.quantization
     )
 
 
@@ -236,11 +246,15 @@ def _connect_store(settings: GeneratorSettings) -> EmbeddingStore | None:
 
 
 async def _warm_up(generator: Generator) -> None:
-    """Prove that a forward succeeds, and let libraries do what they do on the first one."""
+    """Prove that a forward succeeds, and let libraries do what they do on the first one.
+
+    On a GPU it is the largest forward that there may be: memory must suffice for it.
+    """
     context = RequestContext(request_id="warm-up", attempt_id="warm-up", tenant="warm-up")
     wishes = SamplingWishes(max_tokens=2, temperature=0.0, ignore_eos=True)
     # A context of two tokens is the least that a generator may have: one of them is output.
-    request = GenerationRequest(context, token_ids=(0,), spans=(), wishes=wishes)
+    token_ids = (0,) * generator.num_warm_up_tokens
+    request = GenerationRequest(context, token_ids, spans=(), wishes=wishes)
     async with contextlib.aclosing(generator.service.generate(request, _no_updates())) as events:
         async for _ in events:
             pass

@@ -60,7 +60,20 @@ class CacheSettings(SettingsGroup):
     """How much is kept in memory."""
 
     block_size: int = Field(default=16, ge=1, le=1024, description="Tokens per KV-cache block.")
-    kv_cache_bytes: int = Field(default=1 << 30, ge=1, description="Bytes of the KV cache.")
+    kv_cache_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Bytes of the KV cache; default: 1 GiB on a CPU, on a GPU what"
+        " --gpu-memory-utilization leaves.",
+    )
+    gpu_memory_utilization: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Share of a GPU's memory that weights, KV cache, steps and other processes may"
+        " take together when the generator starts; the rest is left to an encoder that starts"
+        " later.",
+    )
     num_blocks: int | None = Field(
         default=None, ge=1, description="Blocks of the KV cache; overrides --kv-cache-bytes."
     )

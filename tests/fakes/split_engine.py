@@ -32,6 +32,7 @@ BLOCK_SIZE = 4
 MAX_TOKENS = 32
 MAX_RUNNING = 8
 CUT_BY_BUDGET = Chunking()
+CPU = torch.device("cpu")
 
 
 class SplitEngine:
@@ -49,13 +50,14 @@ class SplitEngine:
         max_tokens: int = MAX_TOKENS,
         quantization: Quantization = "none",
         kernels: KernelChoice = "auto",
+        device: torch.device = CPU,
     ) -> None:
         """Load the checkpoint of ``whole`` and build an engine on it."""
         request = CacheRequest(
             block_size, 1 << 24, num_blocks, None, MAX_RUNNING, max_step_tokens, kernels
         )
         self.loaded: LoadedModel = load_model(
-            whole.path, dtype, torch.device("cpu"), request, decoder, quantization
+            whole.path, dtype, device, request, decoder, quantization
         )
         self.blocks = BlockManager(self.loaded.layout.sizes, block_size)
         max_running = min(MAX_RUNNING, max_step_tokens)

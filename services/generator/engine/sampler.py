@@ -141,14 +141,15 @@ def _draw(
     if min(top_k) < logits.shape[1]:
         logits = _keep_top_k(logits, top_k)
     probabilities = torch.softmax(logits, dim=-1)
-    min_p = torch.tensor([row.min_p for row in params], device=device)
-    if bool((min_p > 0.0).any()):
+    # Asked of the parameters: asking a tensor would make the host wait for the device.
+    if any(row.min_p > 0.0 for row in params):
+        min_p = torch.tensor([row.min_p for row in params], device=device)
         least = min_p[:, None] * probabilities.amax(dim=-1, keepdim=True)
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
         mass = probabilities.sum(dim=-1, keepdim=True)
         probabilities /= torch.where(min_p[:, None] > 0.0, mass, 1.0)
-    top_p = torch.tensor([row.top_p for row in params], device=device)
-    if bool((top_p < 1.0).any()):
+    if any(row.top_p < 1.0 for row in params):
+        top_p = torch.tensor([row.top_p for row in params], device=device)
         probabilities = _keep_top_p(probabilities, top_p)
     cumulative = probabilities.cumsum(dim=-1)
     total = cumulative[:, -1:].contiguous()

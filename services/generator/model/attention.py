@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 ATTENTION_NAME = "chiasm_paged"
 
-# Keys and values that are gathered at once on a CPU, unless that were too few sequences.
-_GATHER_BYTES = 4 << 20
+# Keys and values that are gathered at once, unless that were too few sequences. On a CPU they
+# should still be in its caches when they are read; on a GPU they take memory from the KV cache.
+_GATHER_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}
 _MIN_GATHERED_SEQUENCES = 4
 
 
@@ -182,7 +183,7 @@ def _attend_decode_gathered(
     grouped = query.reshape(num_sequences, num_kv_heads, num_q_heads // num_kv_heads, head_dim)
     outputs = []
     width = len(plan.slots) // num_sequences
-    step = _count_gathered_together(num_sequences, width, keys)
+    step = _count_gathered_together(width, keys)
     for start in range(0, num_sequences, step):
         part = slice(start, start + step)
         slots = plan.slots[start * width : (start + step) * width]
@@ -195,15 +196,10 @@ def _attend_decode_gathered(
     return output.reshape(num_sequences, num_q_heads, head_dim)
 
 
-def _count_gathered_together(num_sequences: int, width: int, keys: torch.Tensor) -> int:
-    """Return how many of ``num_sequences`` contexts of ``width`` positions are gathered at once.
-
-    On a CPU the gathered keys and values should still be in its caches when they are read.
-    """
-    if keys.device.type != "cpu":
-        return num_sequences
+def _count_gathered_together(width: int, keys: torch.Tensor) -> int:
+    """Return how many contexts of ``width`` positions are gathered at once."""
     context_bytes = 2 * width * keys[0].nbytes
-    return max(_MIN_GATHERED_SEQUENCES, _GATHER_BYTES // context_bytes)
+    return max(_MIN_GATHERED_SEQUENCES, _GATHER_BYTES[keys.device.type] // context_bytes)
 
 
 def _attend_prefills_in_place(
@@ -248,7 +244,9 @@ def _attend_prefill(
     if rule.softcap or not segment.is_causal(rule.window):
         mask = segment.mask(group, rule.window, query.dtype, query.device)
     query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
-    if rule.softcap:
+    if rule.softcap or (mask is not None and query.is_cuda):
+        # With a mask, torch's only kernel for GPUs that does not write all scores to memory takes
+        # equal numbers of heads.
         num_groups = query.shape[1] // key.shape[1]
         key, value = (tensor.repeat_interleave(num_groups, dim=1) for tensor in (key, value))
         output = _attend(query, key, value, mask, rule)

@@ -25,34 +25,43 @@ class CacheRequest:
 
     Attributes:
         block_size: Tokens per block.
-        budget_bytes: Bytes of the cache.
+        budget_bytes: Bytes of the cache; ``None`` for what the device has; see
+            ``memory_budget.py``.
         num_blocks: Blocks of each group of layers; overrides the budget unless ``None``.
         max_model_len: Context that it must hold; ``None`` for what model and cache allow.
         max_sequences: Sequences that hold blocks at once; more memory than they need is not
             reserved.
         chunk_tokens: Most tokens that a sequence grows by at one time.
         kernels: Which compiled kernels read it on a CPU.
+        device_share: Share of a GPU's memory that may be used, by all processes together.
     """
 
     block_size: int
-    budget_bytes: int
+    budget_bytes: int | None
     num_blocks: int | None
     max_model_len: int | None
     max_sequences: int
     chunk_tokens: int
     kernels: KernelChoice = "auto"
+    device_share: float = 0.8
 
 
 def decide_sizes(
-    spec: ModelSpec, dtype: torch.dtype, request: CacheRequest
+    spec: ModelSpec, dtype: torch.dtype, request: CacheRequest, budget_bytes: int
 ) -> tuple[KVCacheLayout, int]:
     """Return the layout of the cache and the context length that model and cache hold.
+
+    Args:
+        spec: Facts about the model.
+        dtype: Element type of the cache.
+        request: What is asked for.
+        budget_bytes: Bytes that the cache may take.
 
     Raises:
         CacheTooSmallError: ``max_model_len`` is over either.
     """
     most = min(spec.max_positions, request.max_model_len or spec.max_positions)
-    counts = _count_blocks(spec, dtype, request, most)
+    counts = _count_blocks(spec, dtype, request, (budget_bytes, most))
     capacities = (
         _count_tokens(count, group.window, request)
         for count, group in zip(counts, spec.cache_groups, strict=True)
@@ -74,10 +83,11 @@ def decide_sizes(
 
 
 def _count_blocks(
-    spec: ModelSpec, dtype: torch.dtype, request: CacheRequest, most: int
+    spec: ModelSpec, dtype: torch.dtype, request: CacheRequest, bounds: tuple[int, int]
 ) -> list[int]:
-    """Return the blocks of each group; ``most`` is the longest context."""
+    """Return the blocks of each group; ``bounds`` are those of bytes and of a context's tokens."""
     groups = spec.cache_groups
+    budget_bytes, most = bounds
     if request.num_blocks is not None:
         return [request.num_blocks] * len(groups)
     size = request.block_size
@@ -85,11 +95,9 @@ def _count_blocks(
     # What one sequence of the longest context takes; the budget is shared out in this proportion.
     needs = [count_most_blocks(most, request.chunk_tokens, group.window, size) for group in groups]
     whole = sum(need * each for need, each in zip(needs, block_bytes, strict=True))
-    if request.budget_bytes < whole:
-        return [request.budget_bytes // sum(block_bytes)] * len(groups)
-    return [
-        need * min(request.budget_bytes, request.max_sequences * whole) // whole for need in needs
-    ]
+    if budget_bytes < whole:
+        return [budget_bytes // sum(block_bytes)] * len(groups)
+    return [need * min(budget_bytes, request.max_sequences * whole) // whole for need in needs]
 
 
 def _count_tokens(num_blocks: int, window: int, request: CacheRequest) -> int | None:

@@ -129,7 +129,7 @@ def build_forward_batch(
             for group in range(len(shape.windows))
         ),
         embedding_rows=buffers.put("embedding_rows", embedding_rows),
-        embeddings=torch.cat(embeddings).to(shape.device) if embeddings else None,
+        embeddings=_to_device(embeddings, shape.device),
         logit_rows=buffers.put("logit_rows", logit_rows),
         decode_groups=tuple(group_decodes(decodes, shape)),
         prefills=group_chunks(chunks, len(decodes), shape),
@@ -137,6 +137,13 @@ def build_forward_batch(
         sampled=tuple(sampled),
         scored=tuple(_find_scored(chunks, starts[len(decodes) :])),
     )
+
+
+def _to_device(embeddings: list[torch.Tensor], device: torch.device) -> torch.Tensor | None:
+    if not embeddings:
+        return None
+    # A copy that waited would wait for the step that runs; the driver keeps pageable memory.
+    return torch.cat(embeddings).to(device, non_blocking=True)
 
 
 def _slots_of_new(ordered: Items[ScheduledSequence], group: int, block_size: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from chiasm.common.loading_memory import give_back_loading_memory
 from chiasm.generator.model.cache_sizes import decide_sizes
 from chiasm.generator.model.kv_cache import KVCache
 from chiasm.generator.model.make_decoder import make_decoder
+from chiasm.generator.model.memory_budget import decide_budget, read_device_memory
 from chiasm.generator.model.model_spec import read_model_spec
 from chiasm.kernels.cpu.native import DTYPES, find_kernels
 
@@ -63,8 +64,11 @@ def load_model(
     model = load_half(path, "generator", dtype)
     torch.nn.Module.to(model, device)
     spec = read_model_spec(model)
-    layout, max_model_len = decide_sizes(spec, model.dtype, request)
     dtype = model.dtype
+    budget_bytes = decide_budget(
+        model.config.get_text_config(), dtype, request, read_device_memory(device)
+    )
+    layout, max_model_len = decide_sizes(spec, dtype, request, budget_bytes)
     kernels = None
     if device.type == "cpu" and dtype in DTYPES:
         kernels = find_kernels(request.kernels)

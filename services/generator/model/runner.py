@@ -158,6 +158,10 @@ class ModelRunner:
         )
         self._last_tokens = last_tokens.new_tensor([one.token_id if one else 0 for one in tokens])
         sampled = dict(zip(data.seq_ids, tokens, strict=True))
+        if not sampled:
+            # Nothing was read back: a GPU may not even have begun. The step behind the next one
+            # writes to the memory from which this one's tensors are copied.
+            self.check_alive()
         ended = time.perf_counter()
         times = ExecutionTimes(data.build_s, computed - started, ended - computed)
         return StepResult(sampled, times, prompt_logprobs)

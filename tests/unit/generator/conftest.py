@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from tests.fakes.checkpoints import make_llava, make_qwen2_5_vl, make_qwen2_vl
 from tests.fakes.gemma_checkpoints import make_gemma3
@@ -19,6 +20,12 @@ MAKERS = {
     "llava": make_llava,
     "gemma3": make_gemma3,
 }
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Return where models compute; the tests for GPUs have another one."""
+    return torch.device("cpu")
 
 
 @pytest.fixture(scope="session", params=MAKERS)

@@ -37,8 +37,10 @@ def prompts(whole_model: WholeModel) -> list[MediaPrompt]:
 
 
 @pytest.fixture(params=["fused", "transformers"])
-def make_split(request: pytest.FixtureRequest, whole_model: WholeModel) -> MakeSplit:
-    return partial(SplitEngine, whole_model, decoder=request.param)
+def make_split(
+    request: pytest.FixtureRequest, whole_model: WholeModel, device: torch.device
+) -> MakeSplit:
+    return partial(SplitEngine, whole_model, decoder=request.param, device=device)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_contexts_gathered_in_parts_change_no_token(
     gold: list[list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "_GATHER_BYTES", 0)
+    monkeypatch.setattr(attention, "_GATHER_BYTES", {"cpu": 0, "cuda": 0})
     monkeypatch.setattr(attention, "_MIN_GATHERED_SEQUENCES", 3)
 
     assert make_split().generate(prompts) == gold
@@ -111,7 +113,7 @@ def test_prefill_logits_equal_the_whole_model(
     with torch.inference_mode():
         scheduled = [ScheduledSequence(sequence, 0, sequence.num_tokens)]
         batch = build_forward_batch(scheduled, CacheShape.of(decoder))
-        logits = decoder.compute_logits(decoder.forward(batch)[batch.logit_rows])[0]
+        logits = decoder.compute_logits(decoder.forward(batch)[batch.logit_rows])[0].cpu()
 
     difference = (logits - expected).abs().max() / expected.abs().max()
     assert float(difference) <= 1e-5
@@ -268,7 +270,7 @@ def test_deterministic_logits_do_not_depend_on_the_company(
         return seen
 
     def bits(rows: list[torch.Tensor]) -> set[bytes]:
-        return {row.numpy().tobytes() for row in rows}
+        return {row.cpu().numpy().tobytes() for row in rows}
 
     alone = bits(logits_of(make_split(chunking=chunking), [prompts[1]]))
     crowd = make_split(chunking=chunking)

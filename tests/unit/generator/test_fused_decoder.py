@@ -70,8 +70,10 @@ def test_reference_answers_wander(prompts: list[MediaPrompt]) -> None:
     assert max(len(set(prompt.answer)) for prompt in prompts) >= MAX_TOKENS // 2
 
 
-def test_tokens_equal_the_whole_model(text_model: WholeModel, prompts: list[MediaPrompt]) -> None:
-    split = SplitEngine(text_model, decoder="fused", max_tokens=MAX_TOKENS)
+def test_tokens_equal_the_whole_model(
+    text_model: WholeModel, prompts: list[MediaPrompt], device: torch.device
+) -> None:
+    split = SplitEngine(text_model, decoder="fused", max_tokens=MAX_TOKENS, device=device)
 
     assert isinstance(split.loaded.decoder, FusedDecoder)
     assert split.generate(prompts) == [list(prompt.answer) for prompt in prompts]
@@ -87,9 +89,11 @@ def test_tokens_without_compiled_kernels_equal_the_whole_model(
 
 
 def test_chunks_beside_decodes_change_no_token(
-    text_model: WholeModel, prompts: list[MediaPrompt]
+    text_model: WholeModel, prompts: list[MediaPrompt], device: torch.device
 ) -> None:
-    split = SplitEngine(text_model, decoder="fused", max_tokens=MAX_TOKENS, max_step_tokens=11)
+    split = SplitEngine(
+        text_model, decoder="fused", max_tokens=MAX_TOKENS, max_step_tokens=11, device=device
+    )
 
     assert split.generate(prompts) == [list(prompt.answer) for prompt in prompts]
 
@@ -100,11 +104,15 @@ def test_chunks_beside_decodes_change_no_token(
     ids=["float32", "bfloat16"],
 )
 def test_logits_are_near_those_of_transformers(
-    text_model: WholeModel, prompts: list[MediaPrompt], dtype: torch.dtype, tolerance: float
+    text_model: WholeModel,
+    prompts: list[MediaPrompt],
+    dtype: torch.dtype,
+    tolerance: float,
+    device: torch.device,
 ) -> None:
     logits = {}
     for choice in ("fused", "transformers"):
-        split = SplitEngine(text_model, decoder=choice, dtype=dtype)
+        split = SplitEngine(text_model, decoder=choice, dtype=dtype, device=device)
         logits[choice] = _compute_mixed_logits(split, prompts)
 
     expected = logits["transformers"].float()

@@ -12,9 +12,10 @@ from chiasm.generator.model.cache_sizes import CacheRequest, CacheTooSmallError,
 from tests.fakes.generator_engine import BYTE_SPEC
 
 TOKEN_BYTES = 2 * 4  # key and value of one layer, one head, width 1, float32
+BUDGET_BYTES = 1 << 30
 REQUEST = CacheRequest(
     block_size=16,
-    budget_bytes=1 << 30,
+    budget_bytes=None,
     num_blocks=None,
     max_model_len=None,
     max_sequences=4,
@@ -23,44 +24,48 @@ REQUEST = CacheRequest(
 
 
 def test_no_more_blocks_are_reserved_than_sequences_can_use() -> None:
-    layout, max_model_len = decide_sizes(BYTE_SPEC, torch.float32, REQUEST)
+    layout, max_model_len = decide_sizes(BYTE_SPEC, torch.float32, REQUEST, BUDGET_BYTES)
 
     assert max_model_len == BYTE_SPEC.max_positions == 512
     assert layout.num_blocks == 4 * 512 // 16
 
 
 def test_budget_bounds_the_blocks_and_the_context() -> None:
-    request = replace(REQUEST, budget_bytes=10 * 16 * TOKEN_BYTES)
-
-    layout, max_model_len = decide_sizes(BYTE_SPEC, torch.float32, request)
+    layout, max_model_len = decide_sizes(BYTE_SPEC, torch.float32, REQUEST, 10 * 16 * TOKEN_BYTES)
 
     assert (layout.num_blocks, max_model_len) == (10, 160)
 
 
 def test_number_of_blocks_overrides_the_budget() -> None:
-    layout, max_model_len = decide_sizes(BYTE_SPEC, torch.float32, replace(REQUEST, num_blocks=3))
+    request = replace(REQUEST, num_blocks=3)
+
+    layout, max_model_len = decide_sizes(BYTE_SPEC, torch.float32, request, BUDGET_BYTES)
 
     assert (layout.num_blocks, max_model_len) == (3, 48)
 
 
 def test_asked_context_bounds_requests() -> None:
-    _, max_model_len = decide_sizes(BYTE_SPEC, torch.float32, replace(REQUEST, max_model_len=100))
+    request = replace(REQUEST, max_model_len=100)
+
+    _, max_model_len = decide_sizes(BYTE_SPEC, torch.float32, request, BUDGET_BYTES)
 
     assert max_model_len == 100
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "budget_bytes"),
     [
-        replace(REQUEST, max_model_len=513),
-        replace(REQUEST, max_model_len=100, num_blocks=6),
-        replace(REQUEST, budget_bytes=1),
+        (replace(REQUEST, max_model_len=513), BUDGET_BYTES),
+        (replace(REQUEST, max_model_len=100, num_blocks=6), BUDGET_BYTES),
+        (REQUEST, 1),
     ],
     ids=["model", "blocks", "bytes"],
 )
-def test_context_that_model_or_cache_cannot_hold_is_refused(wrong: CacheRequest) -> None:
+def test_context_that_model_or_cache_cannot_hold_is_refused(
+    wrong: CacheRequest, budget_bytes: int
+) -> None:
     with pytest.raises(CacheTooSmallError, match="is asked for"):
-        decide_sizes(BYTE_SPEC, torch.float32, wrong)
+        decide_sizes(BYTE_SPEC, torch.float32, wrong, budget_bytes)
 
 
 WINDOWED = replace(BYTE_SPEC, num_layers=4, layer_windows=(0, 32, 32, 0))
@@ -69,7 +74,7 @@ WINDOW_BLOCKS = 7
 
 
 def test_layers_with_a_window_get_the_blocks_that_it_takes() -> None:
-    layout, max_model_len = decide_sizes(WINDOWED, torch.float32, REQUEST)
+    layout, max_model_len = decide_sizes(WINDOWED, torch.float32, REQUEST, BUDGET_BYTES)
 
     assert layout.sizes == (GroupSize(4 * 512 // 16), GroupSize(4 * WINDOW_BLOCKS, 32))
     assert max_model_len == 512
@@ -79,15 +84,15 @@ def test_budget_is_shared_out_as_one_sequence_needs_it() -> None:
     # Two layers each; for two and a half sequences of 512 tokens.
     one = 2 * 16 * TOKEN_BYTES * (512 // 16 + WINDOW_BLOCKS)
 
-    layout, _ = decide_sizes(WINDOWED, torch.float32, replace(REQUEST, budget_bytes=one * 5 // 2))
+    layout, _ = decide_sizes(WINDOWED, torch.float32, REQUEST, one * 5 // 2)
 
     assert layout.sizes == (GroupSize(80), GroupSize(17, 32))
 
 
 def test_budget_below_one_sequence_bounds_the_context() -> None:
-    request = replace(REQUEST, budget_bytes=10 * 4 * 16 * TOKEN_BYTES)
+    budget_bytes = 10 * 4 * 16 * TOKEN_BYTES
 
-    layout, max_model_len = decide_sizes(WINDOWED, torch.float32, request)
+    layout, max_model_len = decide_sizes(WINDOWED, torch.float32, REQUEST, budget_bytes)
 
     assert layout.sizes == (GroupSize(10), GroupSize(10, 32))
     assert max_model_len == 160
@@ -97,5 +102,5 @@ def test_model_of_windows_alone_holds_any_context() -> None:
     spec = replace(BYTE_SPEC, layer_windows=(32,))
     enough, too_few = (replace(REQUEST, num_blocks=n) for n in (WINDOW_BLOCKS, WINDOW_BLOCKS - 1))
 
-    assert decide_sizes(spec, torch.float32, enough)[1] == 512
-    assert decide_sizes(spec, torch.float32, too_few)[1] == (WINDOW_BLOCKS - 1) * 16
+    assert decide_sizes(spec, torch.float32, enough, BUDGET_BYTES)[1] == 512
+    assert decide_sizes(spec, torch.float32, too_few, BUDGET_BYTES)[1] == (WINDOW_BLOCKS - 1) * 16
