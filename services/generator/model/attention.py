@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from chiasm.kernels.cpu.native import DecodeRule, PrefillRule
+from chiasm.kernels.cache_kernels import DecodeRule, PrefillRule
 
 if TYPE_CHECKING:
     from chiasm.generator.model.attention_plan import DecodeGroup, PrefillGroup, PrefillSegment

@@ -14,14 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from chiasm.kernels.cache_kernels import DecodeRule
 from chiasm.kernels.cpu import native
 from chiasm.kernels.cpu.native import (
     CpuKernels,
-    DecodeRule,
     KernelsUnavailableError,
     find_kernels,
 )
-from tests.fakes.paged_context import attend_exactly, make_paged_context
+from chiasm.kernels.paged_reference import attend_exactly
+from tests.fakes.paged_context import make_paged_context
 from tests.harness.native_build import compile_kernels
 
 TOLERANCES = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-2, 1e-2)}

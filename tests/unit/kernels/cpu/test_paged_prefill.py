@@ -11,8 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chiasm.kernels.cpu.native import CpuKernels, PrefillRule
-from tests.fakes.paged_context import attend_exactly, make_paged_context
+from chiasm.kernels.cache_kernels import PrefillRule
+from chiasm.kernels.cpu.native import CpuKernels
+from chiasm.kernels.paged_reference import attend_exactly
+from tests.fakes.paged_context import make_paged_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
