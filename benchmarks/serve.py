@@ -4,6 +4,8 @@ All servers stand side by side; those that are not measured are stopped by a sig
 takes time from another. Peers run from virtual environments of their own::
 
     python -m benchmarks.serve --vllm VENV --transformers VENV --workload text --concurrency 1,16
+
+``--w8a8`` measures ours a second time, with weights of 8-bit integers.
 """
 
 from __future__ import annotations
@@ -30,7 +32,13 @@ if TYPE_CHECKING:
 
 READY_S = 600.0
 # Ours takes some ports behind its own.
-PORTS = {"chiasm": 8100, "vllm-1t": 8201, "vllm-2t": 8202, "transformers": 8203}
+PORTS = {
+    "chiasm": 8100,
+    "chiasm-w8a8": 8150,
+    "vllm-1t": 8201,
+    "vllm-2t": 8202,
+    "transformers": 8203,
+}
 # ``transformers serve`` answers one request at a time: more would measure its queue.
 TRANSFORMERS_CONCURRENCY = 1
 VLLM_FLAGS = (
@@ -81,6 +89,8 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--model-dir", type=Path, default=Path("build/bench-model"))
     parser.add_argument("--vllm", type=Path, help="virtual environment")
     parser.add_argument("--transformers", type=Path, help="virtual environment")
+    parser.add_argument("--vllm-threads", default="1,2", help="of its worker: 1, 2 or both")
+    parser.add_argument("--w8a8", action="store_true", help="ours with 8-bit integers, too")
     parser.add_argument("--workload", action="append", choices=WORKLOADS)
     parser.add_argument("--concurrency", default="1,4,16")
     parser.add_argument("--rounds", type=int, default=3)
@@ -114,6 +124,11 @@ def _servers(model: str, given: argparse.Namespace) -> dict[str, Server]:
     chiasm = (sys.executable, "-m", "chiasm.cli.main", "up", model, "--served-model-name", model)
     ours = tuple(f"--{flag}" for flag in given.ours)
     servers = {"chiasm": Server((*chiasm, *where("chiasm"), *ours))}
+    if given.w8a8:
+        state = ("--state-dir", str(given.model_dir.with_name("bench-w8a8").resolve()))
+        name = "chiasm-w8a8"
+        flags = (*ours, "--quantization", "w8a8", *state)
+        servers[name] = Server((*chiasm, *where(name), *flags))
     if given.vllm:
         program = (str(given.vllm / "bin/vllm"), "serve", model, *VLLM_FLAGS)
         environment = {
@@ -122,8 +137,10 @@ def _servers(model: str, given: argparse.Namespace) -> dict[str, Server]:
             "LD_PRELOAD": str(given.vllm / "lib/libiomp5.so"),
         }
         # One thread and a free core is what its "auto" picks on two cores.
-        for name, cores in (("vllm-1t", "0"), ("vllm-2t", "0-1")):
-            layout = {**environment, "VLLM_CPU_OMP_THREADS_BIND": cores}
+        cores = {"1": "0", "2": "0-1"}
+        for num_threads in given.vllm_threads.split(","):
+            name = f"vllm-{num_threads}t"
+            layout = {**environment, "VLLM_CPU_OMP_THREADS_BIND": cores[num_threads]}
             servers[name] = Server((*program, *where(name)), layout)
     if given.transformers:
         peer = (str(given.transformers / "bin/transformers"), "serve", model)
@@ -141,7 +158,7 @@ def _start(server: Server) -> subprocess.Popen[bytes]:
 
 
 def _wait(process: subprocess.Popen[bytes], name: str) -> None:
-    path = "ready" if name == "chiasm" else "health"
+    path = "ready" if name.startswith("chiasm") else "health"
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError):

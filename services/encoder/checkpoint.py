@@ -16,6 +16,7 @@ from chiasm.encoder.commands import EncoderDescription
 from chiasm.encoder.fingerprint import compute_fingerprint
 from chiasm.encoder.image_preprocessor import ImagePreprocessor
 from chiasm.encoder.preprocess import MediaLimits
+from chiasm.encoder.processor_tokens import find_processor_tokens
 from chiasm.encoder.tower import Tower
 from chiasm.encoder.video_preprocessor import VideoPreprocessor
 
@@ -89,6 +90,8 @@ class EncoderCheckpoint:
         """
         config = served_part(_read_config(path))
         family = family_of(config)
+        token_ids = find_processor_tokens(family, path)
+        config = {**config, **token_ids}
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         preprocessors: dict[Modality, Preprocessor] = {
@@ -99,7 +102,7 @@ class EncoderCheckpoint:
         placeholders = {
             modality: family.placeholder(config, modality) for modality in family.modalities
         }
-        fingerprint = compute_fingerprint(tower, preprocessors)
+        fingerprint = compute_fingerprint(tower, preprocessors, token_ids)
         row_planner = RowPlanner.of(family, config)
         return cls(tower, preprocessors, fingerprint, placeholders, row_planner)
 

@@ -22,14 +22,19 @@ _NOT_OF_THE_TOWER = frozenset(
 )
 
 
-def compute_fingerprint(tower: Tower, preprocessors: Mapping[Modality, Preprocessor]) -> bytes:
+def compute_fingerprint(
+    tower: Tower,
+    preprocessors: Mapping[Modality, Preprocessor],
+    token_ids: Mapping[str, int],
+) -> bytes:
     """Return 32 bytes that differ whenever the same source could give another embedding.
 
     Covers the weights of towers and projectors, their dtype and configuration, who computes them
     (implementations round differently), the preprocessors' settings, the versions of the libraries
-    that change decoded media, and the version of this format. The language model's weights are no
-    part of it, nor is where the checkpoint lies, nor the processor's instruction set: hosts of one
-    stack may differ in it.
+    that change decoded media, the tokens that stand between rows (``token_ids``, which the
+    tower's configuration does not have), and the version of this format. The language model's
+    weights are no part of it, nor is where the checkpoint lies, nor the processor's instruction
+    set: hosts of one stack may differ in it.
     """
     hasher = blake3(derive_key_context="chiasm encoder fingerprint")
     config = {key: value for key, value in tower.config.items() if key not in _NOT_OF_THE_TOWER}
@@ -38,7 +43,7 @@ def compute_fingerprint(tower: Tower, preprocessors: Mapping[Modality, Preproces
         "dtype": tower.data_type.value,
         "tower": tower.kind,
         "device": tower.device.type,
-        "config": config,
+        "config": {**config, **token_ids},
         "preprocessors": {
             modality.value: dict(preprocessor.settings)
             for modality, preprocessor in preprocessors.items()

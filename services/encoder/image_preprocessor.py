@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from chiasm.common import torchvision_shim
 _HAS_TORCHVISION = torchvision_shim.install()
 
 import transformers  # noqa: E402 - the shim must run before anything imports torchvision
+from transformers.image_utils import SizeDict  # noqa: E402
 
 from chiasm.common.media import Modality  # noqa: E402
 from chiasm.encoder.decode_pool import invalid_media  # noqa: E402
@@ -38,6 +40,7 @@ ONE_PIXEL_PNG = bytes.fromhex(
     "0000000c4944415408d763f8ffff3f0005fe02fedccc59e70000000049454e44ae426082"
 )
 _WHITE = 0xFFFFFF
+_PIXELS = "pixel_values"
 
 
 class ImageProcessor(Protocol):
@@ -58,13 +61,22 @@ class ImagePreprocessor:
     The backend, ``torchvision`` or ``pil``, is one of the settings: they give different values.
     """
 
-    def __init__(self, processor: ImageProcessor, planner: ImagePlanner, max_pixels: int) -> None:
+    def __init__(
+        self,
+        processor: ImageProcessor,
+        planner: ImagePlanner,
+        max_pixels: int,
+        *,
+        joins_any_size: bool = False,
+    ) -> None:
+        """Take the parts; ``joins_any_size``: see ``Family``."""
         self._settings = {**plain(processor.to_dict()), "backend": _backend()}
         # The step that is replaced would be one of the settings.
         _keep_pixels_together(processor)
         self._processor = processor
         self._planner = planner
         self._max_pixels = max_pixels
+        self._joins_any_size = joins_any_size
 
     @classmethod
     def load(
@@ -87,7 +99,8 @@ class ImagePreprocessor:
         )
         assert family.make_image_planner is not None, "the family takes pictures"
         planner = family.make_image_planner(config, plain(processor.to_dict()))
-        return cls(processor, planner, limits.max_image_pixels)
+        max_pixels = limits.max_image_pixels
+        return cls(processor, planner, max_pixels, joins_any_size=family.joins_any_size)
 
     @property
     def sample(self) -> bytes:
@@ -134,17 +147,16 @@ class ImagePreprocessor:
     def run(self, item: PlannedItem, media: memoryview) -> TowerInputs:
         """Preprocess a decoded picture; see ``Preprocessor.run``."""
         pixels = np.frombuffer(media, dtype=np.uint8).reshape(item.decoding.shape)
-        size = self._planner.processor_size(item.options)
+        height, width, _ = item.decoding.shape
         try:
             features = self._processor(
                 [pixels[:, :, :NUM_CHANNELS]],
                 # Said, not guessed: a picture of three rows looks like one of three channels.
                 input_data_format="channels_last",
                 return_tensors="pt",
-                **({} if size is None else {"size": dict(size)}),
+                **self._planner.processor_arguments(height, width, item.options),
             )
         except ValueError as error:
-            height, width, _ = item.decoding.shape
             raise invalid_media(
                 Modality.IMAGE, f"{width}x{height} pixels cannot be processed."
             ) from error
@@ -153,6 +165,8 @@ class ImagePreprocessor:
             for name, value in features.items()
             if isinstance(value, torch.Tensor)
         }
+        if self._joins_any_size:
+            tensors[_PIXELS] = tensors[_PIXELS].flatten()
         return TowerInputs(
             item.modality, tensors, item.num_tower_pixels, item.layout.num_embedding_tokens
         )
@@ -163,19 +177,22 @@ def _keep_pixels_together(processor: ImageProcessor) -> None:
 
     The resize gives the same values for either order in memory, and takes a fifth of the time if
     the channels of a pixel lie side by side, as they come, without a gap: it is given the fourth
-    byte too, as a channel that is dropped. Only steps of the base class and of Qwen are replaced; a
-    processor with a step of its own keeps it.
+    byte too, as a channel that is dropped. The steps behind it get planes, of what is left. Only
+    steps of the base class, of Qwen and of Pixtral are replaced; a processor with a step of its own
+    keeps it.
     """
     if not _HAS_TORCHVISION:
         return
     base = transformers.image_processing_backends.TorchvisionBackend
-    qwen = transformers.Qwen2VLImageProcessor
+    qwen, pixtral = transformers.Qwen2VLImageProcessor, transformers.PixtralImageProcessor
     kind = type(processor)
     if not isinstance(processor, base) or kind.process_image is not base.process_image:
         return
     processor.process_image = _view_channels_first
     if kind.resize in (base.resize, qwen.resize):
         processor.resize = _with_whole_pixels(processor.resize)
+    elif kind.resize is pixtral.resize:
+        processor.resize = _to_whole_patches(_with_whole_pixels(MethodType(base.resize, processor)))
 
 
 def _view_channels_first(image: np.ndarray, **_settings: object) -> torch.Tensor:
@@ -191,7 +208,22 @@ def _with_whole_pixels(resize: Callable[..., torch.Tensor]) -> Callable[..., tor
     def resize_pixels(*arguments: object, **settings: object) -> torch.Tensor:
         whole = [_whole_pixels(value) for value in arguments]
         named = {name: _whole_pixels(value) for name, value in settings.items()}
-        return resize(*whole, **named).narrow(-3, 0, NUM_CHANNELS)
+        return resize(*whole, **named).narrow(-3, 0, NUM_CHANNELS).contiguous()
+
+    return resize_pixels
+
+
+def _to_whole_patches(resize: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return Pixtral's ``resize``, which finds the size from pictures of three channels alone."""
+    find_size = transformers.models.pixtral.image_processing_pixtral.get_resize_output_image_size
+
+    def resize_pixels(
+        image: torch.Tensor, size: SizeDict, patch_size: SizeDict, **settings: object
+    ) -> torch.Tensor:
+        assert size.longest_edge, "the planner has read it"
+        assert patch_size.height, "the planner gives it"
+        height, width = find_size(image, size.longest_edge, patch_size.height)
+        return resize(image, size=SizeDict(height=height, width=width), **settings)
 
     return resize_pixels
 

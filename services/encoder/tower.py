@@ -13,7 +13,7 @@ from chiasm.common.families import family_of
 from chiasm.common.half_load import load_half
 from chiasm.common.loading_memory import give_back_loading_memory
 from chiasm.common.media import DataType, Modality
-from chiasm.encoder.families import qwen2_5_omni, qwen2_audio
+from chiasm.encoder.families import pixtral, qwen2_5_omni, qwen2_audio
 from chiasm.encoder.fused.fuse_tower import FUSED_TOWERS, count_packed_bytes, fuse_tower
 
 if TYPE_CHECKING:
@@ -36,9 +36,11 @@ _FEATURES_CALLS = {
     Modality.VIDEO: "get_video_features",
     Modality.AUDIO: "get_audio_features",
 }
+# By the names of families.
 _OWN_FEATURES_CALLS: Mapping[tuple[str, Modality], Callable[..., list[torch.Tensor]]] = {
+    ("pixtral", Modality.IMAGE): pixtral.get_image_features,
     ("qwen2_audio", Modality.AUDIO): qwen2_audio.get_audio_features,
-    ("qwen2_5_omni_thinker", Modality.AUDIO): qwen2_5_omni.get_audio_features,
+    ("qwen2_5_omni", Modality.AUDIO): qwen2_5_omni.get_audio_features,
 }
 
 
@@ -63,7 +65,9 @@ class Tower:
         self._kind = fuse_tower(choice, self._model, kernels)
         self._device = device
         config = self._model.config.to_dict()
-        self._num_deepstack_levels = family_of(config).count_deepstack_levels(config)
+        family = family_of(config)
+        self._family_name = family.name
+        self._num_deepstack_levels = family.count_deepstack_levels(config)
         self._row_width = self.hidden_size * (1 + self._num_deepstack_levels)
 
     @classmethod
@@ -176,7 +180,7 @@ class Tower:
         self, modality: Modality, arguments: Mapping[str, torch.Tensor]
     ) -> Sequence[torch.Tensor]:
         """Call the family's own function if there is one, else the method of the model."""
-        own_call = _OWN_FEATURES_CALLS.get((self._model.config.model_type, modality))
+        own_call = _OWN_FEATURES_CALLS.get((self._family_name, modality))
         if own_call is not None:
             return own_call(self._model, **arguments)
         output = getattr(self._model, _FEATURES_CALLS[modality])(**arguments)

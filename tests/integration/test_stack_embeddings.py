@@ -14,6 +14,7 @@ from safetensors.torch import save as save_safetensors
 
 from chiasm.v1 import chat_pb2, chat_pb2_grpc, media_pb2
 from tests.fakes import checkpoints
+from tests.fakes.pixtral_checkpoints import make_mistral3, make_pixtral
 from tests.harness import chat
 from tests.harness.encoder import EncoderClient
 from tests.harness.stack import Stack
@@ -30,6 +31,8 @@ PICTURE = chat.picture(21, 97, 61)
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_5_vl": checkpoints.make_qwen2_5_vl,
     "llava": checkpoints.make_llava,
+    "pixtral": make_pixtral,
+    "mistral3": make_mistral3,
 }
 
 

@@ -16,6 +16,7 @@ import torch
 from chiasm.v1 import chat_pb2, chat_pb2_grpc, generator_pb2
 from tests.fakes import checkpoints
 from tests.fakes.gemma_checkpoints import make_gemma3
+from tests.fakes.pixtral_checkpoints import make_ministral3, make_mistral3, make_pixtral
 from tests.harness import chat
 from tests.harness.reference import ReferenceAnswer, ReferenceModel
 from tests.harness.stack import Stack
@@ -36,6 +37,9 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_5_vl": checkpoints.make_qwen2_5_vl,
     "llava": checkpoints.make_llava,
     "gemma3": make_gemma3,
+    "pixtral": make_pixtral,
+    "mistral3": make_mistral3,
+    "ministral3": make_ministral3,
 }
 PROMPTS: list[tuple[str, list[bytes]]] = [
     ("What color is the shape?", []),

@@ -13,7 +13,7 @@ from chiasm.common.media import MediaLayout, Modality, Placeholder
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from chiasm.common.media import ProcessingOptions, TokenRun
+    from chiasm.common.media import PatchGrid, ProcessingOptions, TokenRun
 
 MAX_ASPECT_RATIO = 200
 
@@ -63,10 +63,13 @@ class ImagePlanner(Protocol):
         """
         ...
 
-    def processor_size(self, options: ProcessingOptions) -> Mapping[str, int] | None:
-        """Return the ``size`` argument that makes the checkpoint's processor follow ``options``.
+    def processor_arguments(
+        self, height: int, width: int, options: ProcessingOptions
+    ) -> Mapping[str, object]:
+        """Return the arguments that make the checkpoint's processor follow the plan.
 
-        ``None`` leaves the processor's own value. Client values are clamped by the checkpoint's.
+        What is not among them has the processor's own value. Client values are clamped by the
+        checkpoint's.
         """
         ...
 
@@ -102,7 +105,10 @@ class VideoPlanner(Protocol):
         ...
 
     def processor_size(self, options: ProcessingOptions) -> Mapping[str, int] | None:
-        """Return the ``size`` argument of the processor; see ``ImagePlanner.processor_size``."""
+        """Return the ``size`` argument that makes the checkpoint's processor follow ``options``.
+
+        ``None`` leaves the processor's own value. Client values are clamped by the checkpoint's.
+        """
         ...
 
 
@@ -153,6 +159,8 @@ class Family:
     Attributes:
         name: Word used in logs.
         model_types: Values of ``model_type`` in ``config.json`` that belong to the family.
+        tower_types: Values of it in ``vision_config``, for families that share a ``model_type``
+            with another; empty if the towers of a family can be of any type.
         positions: How the language model numbers positions.
         make_image_planner: Builds the planner from ``config.json`` and the image processor's
             attributes (``to_dict()``, so that defaults are filled in); ``None`` for families that
@@ -164,9 +172,18 @@ class Family:
             ``config.json``; ``None`` where every temporal patch takes one.
         placeholder_keys: Names in ``config.json`` of the token that stands for one item before its
             expansion, by modality.
+        processor_tokens: Tokens that planners need and ``config.json`` does not name: their names
+            in the processor's configuration, and what they are where it does not say. Their ids
+            stand in the ``config`` of planners under these names with ``_id``.
         placeholder_margin: Text that the family's processor puts before and behind each of them.
         lay_out_rows: Returns how rows that were not made from media here, and have no grid, stand
             in the prompt, from ``config.json`` and their run.
+        joins_any_size: Whether pictures of different sizes are encoded in one forward: the values
+            of each are then flattened for the features call.
+        read_merge_size: Returns from ``config.json`` how many patches are a token along each side;
+            0 if media have no patch grid.
+        split_rows: Returns the runs in which the rows of an item stand in the prompt, from
+            ``config.json``, their run and their grid.
         count_group_tokens: Returns from ``config.json`` how many rows every image has, if they
             attend to one another both ways; 0 if every token sees only those before it.
         count_deepstack_levels: Returns from ``config.json`` how many tensors of an embedding are
@@ -176,6 +193,7 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     positions: PositionScheme
+    tower_types: tuple[str, ...] = ()
     make_image_planner: (
         Callable[[Mapping[str, object], Mapping[str, object]], ImagePlanner] | None
     ) = None
@@ -189,9 +207,15 @@ class Family:
     placeholder_keys: Mapping[Modality, tuple[str, ...]] = field(
         default_factory=lambda: _PLACEHOLDER_KEYS
     )
+    processor_tokens: Mapping[str, str] = field(default_factory=dict)
     placeholder_margin: str = ""
     lay_out_rows: Callable[[Mapping[str, object], TokenRun], MediaLayout] = lambda config, rows: (
         MediaLayout((rows,))
+    )
+    joins_any_size: bool = False
+    read_merge_size: Callable[[Mapping[str, object]], int] = lambda config: 0
+    split_rows: Callable[[Mapping[str, object], TokenRun, PatchGrid], tuple[TokenRun, ...]] = (
+        lambda config, rows, grid: (rows,)
     )
     count_group_tokens: Callable[[Mapping[str, object]], int] = lambda config: 0
     count_deepstack_levels: Callable[[Mapping[str, object]], int] = lambda config: 0

@@ -41,9 +41,11 @@ class SquarePlanner:
         check_aspect_ratio(height, width, Modality.IMAGE)
         return VisualPlan(self.layout, self.num_pixels)
 
-    def processor_size(self, options: ProcessingOptions) -> Mapping[str, int] | None:
-        """Return ``None``: the tower takes one size only."""
-        return None
+    def processor_arguments(
+        self, height: int, width: int, options: ProcessingOptions
+    ) -> Mapping[str, object]:
+        """Return nothing: the tower takes one size only."""
+        return {}
 
 
 def make_square_planner(

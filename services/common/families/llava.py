@@ -45,9 +45,11 @@ class CropPlanner:
         longest_edge = self.shortest_edge * max(height, width) // min(height, width)
         return VisualPlan(layout, self.shortest_edge * longest_edge)
 
-    def processor_size(self, options: ProcessingOptions) -> Mapping[str, int] | None:
-        """Return ``None``: the tower takes one size only."""
-        return None
+    def processor_arguments(
+        self, height: int, width: int, options: ProcessingOptions
+    ) -> Mapping[str, object]:
+        """Return nothing: the tower takes one size only."""
+        return {}
 
 
 def make_crop_planner(

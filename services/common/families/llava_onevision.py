@@ -63,9 +63,11 @@ class TilePlanner:
         layout = MediaLayout(runs=(TokenRun(self.token_id, num_tokens, is_embedding=True),))
         return VisualPlan(layout, (num_tiles + 1) * self.tile_size**2)
 
-    def processor_size(self, options: ProcessingOptions) -> Mapping[str, int] | None:
-        """Return ``None``: the tower takes one size only."""
-        return None
+    def processor_arguments(
+        self, height: int, width: int, options: ProcessingOptions
+    ) -> Mapping[str, object]:
+        """Return nothing: the tower takes one size only."""
+        return {}
 
     def _keep_features(
         self, height: int, width: int, best_height: int, best_width: int

@@ -15,6 +15,7 @@ from chiasm.common.families.qwen_vl import (
     GridVideoPlanner,
     make_grid_planner,
     make_grid_video_planner,
+    read_merge_size,
 )
 from chiasm.common.families.reading import read_int
 from chiasm.common.families.sound_window import WindowPlanner
@@ -64,4 +65,5 @@ QWEN2_5_OMNI = Family(
     make_video_planner=make_video_planner,
     make_audio_planner=make_audio_planner,
     read_positions_per_s=read_positions_per_s,
+    read_merge_size=read_merge_size,
 )

@@ -17,7 +17,12 @@ from chiasm.common.families.family import (
     VisualPlan,
     check_aspect_ratio,
 )
-from chiasm.common.families.qwen_vl import AreaBounds, make_grid_planner, read_bounds
+from chiasm.common.families.qwen_vl import (
+    AreaBounds,
+    make_grid_planner,
+    read_bounds,
+    read_merge_size,
+)
 from chiasm.common.families.reading import UnsupportedModelError, read_int, read_section
 from chiasm.common.media import MediaLayout, Modality, PatchGrid, ProcessingOptions, TokenRun
 
@@ -172,5 +177,6 @@ QWEN3_VL = Family(
     positions=PositionScheme.MROPE,
     make_image_planner=make_grid_planner,
     make_video_planner=make_timed_video_planner,
+    read_merge_size=read_merge_size,
     count_deepstack_levels=count_deepstack_levels,
 )

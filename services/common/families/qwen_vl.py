@@ -127,9 +127,12 @@ class GridPlanner:
         rows, columns = self.bounds.clamp(options).resize(height, width)
         return VisualPlan(self.bounds.lay_out(self.token_id, 1, rows, columns), rows * columns)
 
-    def processor_size(self, options: ProcessingOptions) -> Mapping[str, int] | None:
-        """Return the area bounds under the processor's names; ``None`` without wishes."""
-        return self.bounds.processor_size(options)
+    def processor_arguments(
+        self, height: int, width: int, options: ProcessingOptions
+    ) -> Mapping[str, object]:
+        """Return the area bounds under the processor's names, where the client has wishes."""
+        size = self.bounds.processor_size(options)
+        return {} if size is None else {"size": dict(size)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +223,15 @@ def read_positions_per_s(config: Mapping[str, object]) -> float | None:
     return float(read_int(vision_config, "tokens_per_second"))
 
 
+def read_merge_size(config: Mapping[str, object]) -> int:
+    """Return how many patches are a token along each side.
+
+    Raises:
+        UnsupportedModelError: The configuration does not tell.
+    """
+    return read_int(read_section(config, "vision_config"), "spatial_merge_size")
+
+
 def read_bounds(config: Mapping[str, object], preprocessor: Mapping[str, object]) -> AreaBounds:
     """Return how a checkpoint resizes and cuts pictures or frames.
 
@@ -248,4 +260,5 @@ QWEN_VL = Family(
     make_image_planner=make_grid_planner,
     make_video_planner=make_grid_video_planner,
     read_positions_per_s=read_positions_per_s,
+    read_merge_size=read_merge_size,
 )

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from chiasm.common.errors import InvalidRequestError
-from chiasm.common.families.family import PositionScheme
 from chiasm.common.families.reading import read_int, read_section
 from chiasm.common.media import MediaLayout, Modality, TokenRun
 
@@ -30,6 +29,7 @@ class RowPlanner:
         merge_size: Patches per token along each side; 0 if the family has no patch grid.
         frames_per_patch: Frames of one temporal patch of a video.
         lay_out: Lays out rows that need no grid.
+        split: Returns the runs in which rows of a grid stand.
     """
 
     token_ids: Mapping[Modality, int]
@@ -37,6 +37,9 @@ class RowPlanner:
     frames_per_patch: int = 1
     lay_out: Callable[[TokenRun], MediaLayout] = field(
         default=lambda rows: MediaLayout((rows,)), compare=False
+    )
+    split: Callable[[TokenRun, PatchGrid], tuple[TokenRun, ...]] = field(
+        default=lambda rows, grid: (rows,), compare=False
     )
 
     @classmethod
@@ -46,16 +49,17 @@ class RowPlanner:
         Raises:
             UnsupportedModelError: ``config`` lacks a value.
         """
-        merge_size, frames_per_patch = 0, 1
-        if family.positions is not PositionScheme.LINEAR:
-            vision_config = read_section(config, "vision_config")
-            merge_size = read_int(vision_config, "spatial_merge_size")
-            frames_per_patch = read_int(vision_config, "temporal_patch_size")
+        merge_size, frames_per_patch = family.read_merge_size(config), 1
+        if merge_size and Modality.VIDEO in family.modalities:
+            frames_per_patch = read_int(
+                read_section(config, "vision_config"), "temporal_patch_size"
+            )
         return cls(
             token_ids={
                 modality: family.row_token_id(config, modality) for modality in family.modalities
             },
             lay_out=partial(family.lay_out_rows, config),
+            split=partial(family.split_rows, config),
             merge_size=merge_size,
             frames_per_patch=frames_per_patch,
         )
@@ -105,7 +109,7 @@ class RowPlanner:
                 f" {num_rows} rows."
             )
         return MediaLayout(
-            (rows,),
+            self.split(rows, grid),
             grid=grid,
             spatial_merge_size=self.merge_size,
             timestamps_s=self._times(modality, grid, fps),

@@ -1,1 +1,1 @@
-"""Features calls of the towers for which transformers has none; one file for each family."""
+"""Features calls of the towers for which transformers' own do not serve; one file a family."""

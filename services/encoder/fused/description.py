@@ -27,6 +27,7 @@ class BlockDescription:
         inner: Modules of the gate and up projections, or of the only projection upwards.
         down: Module of the projection back to the hidden size.
         has_rotary: Whether queries and keys are turned by their positions.
+        has_bias: Whether linear layers have biases; all of them have, or none.
     """
 
     num_heads: int
@@ -38,6 +39,7 @@ class BlockDescription:
     inner: tuple[str, ...]
     down: str
     has_rotary: bool = True
+    has_bias: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class _Traits:
     qkv: tuple[str, ...] = ("attn.qkv",)
     output: str = "attn.proj"
     has_rotary: bool = True
+    has_bias: bool = True
 
 
 _PICTURE_TRAITS = _Traits(
@@ -60,6 +63,15 @@ _PICTURE_TRAITS = _Traits(
     output="self_attn.out_proj",
     has_rotary=False,
 )
+_AXIAL_TRAITS = _Traits(
+    inner=("feed_forward.gate_proj", "feed_forward.up_proj"),
+    down="feed_forward.down_proj",
+    norms=("attention_norm", "ffn_norm"),
+    qkv=tuple(f"attention.{name}_proj" for name in "qkv"),
+    output="attention.o_proj",
+    has_bias=False,
+)
+AXIAL_TOWER = "pixtral"
 PICTURE_TOWERS = ("clip_vision_model", "siglip_vision_model")
 # Types of towers whose parity with transformers is tested.
 _TRAITS = {
@@ -67,6 +79,7 @@ _TRAITS = {
     "qwen2_5_vl_vision": _Traits(inner=("mlp.gate_proj", "mlp.up_proj"), down="mlp.down_proj"),
     "qwen3_vl_vision": _Traits(inner=("mlp.linear_fc1",), down="mlp.linear_fc2"),
     **dict.fromkeys(PICTURE_TOWERS, _PICTURE_TRAITS),
+    AXIAL_TOWER: _AXIAL_TRAITS,
 }
 
 
@@ -96,4 +109,5 @@ def describe_blocks(config: transformers.PreTrainedConfig) -> BlockDescription:
         inner=traits.inner,
         down=traits.down,
         has_rotary=traits.has_rotary,
+        has_bias=traits.has_bias,
     )

@@ -6,9 +6,16 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 
-from chiasm.encoder.fused.description import PICTURE_TOWERS, UnsupportedTowerError
+from chiasm.encoder.fused.axial_tower import AxialTower
+from chiasm.encoder.fused.description import AXIAL_TOWER, PICTURE_TOWERS, UnsupportedTowerError
 from chiasm.encoder.fused.grid_tower import GridTower
-from chiasm.encoder.fused.picture_tower import FusedProjector, PictureTower, check_projector
+from chiasm.encoder.fused.picture_tower import PictureTower
+from chiasm.encoder.fused.projector import (
+    FusedProjector,
+    MergingProjector,
+    check_merging_projector,
+    check_projector,
+)
 from chiasm.kernels.cpu.native import DTYPES, find_kernels
 
 if TYPE_CHECKING:
@@ -16,7 +23,7 @@ if TYPE_CHECKING:
 
     from chiasm.kernels.cpu.native import CpuKernels, KernelChoice
 
-FUSED_TOWERS = (GridTower, PictureTower)
+FUSED_TOWERS = (GridTower, PictureTower, AxialTower)
 TowerChoice = Literal["auto", "fused", "transformers"]
 # Ours with compiled kernels or with torch alone.
 TowerKind = Literal["fused_kernels", "fused_torch", "transformers"]
@@ -24,6 +31,7 @@ TowerKind = Literal["fused_kernels", "fused_torch", "transformers"]
 # Model types of checkpoints whose parity with transformers is tested.
 _GRID_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 _PICTURE_MODELS = ("llava", "llava_onevision")
+_MERGING_MODEL = "mistral3"
 
 log = structlog.get_logger("chiasm.encoder")
 
@@ -65,22 +73,25 @@ def fuse_tower(
 
 def count_packed_bytes(model: transformers.PreTrainedModel) -> int:
     """Return the bytes of fused weights in ``model``, which are no parameters of it."""
-    fused = (GridTower, PictureTower, FusedProjector)
+    fused = (*FUSED_TOWERS, FusedProjector, MergingProjector)
     return sum(module.num_packed_bytes for module in model.modules() if isinstance(module, fused))
 
 
 def _install(model: transformers.PreTrainedModel, choice: KernelChoice) -> CpuKernels | None:
     model_type = model.config.model_type
-    if model_type not in (*_GRID_MODELS, *_PICTURE_MODELS):
+    known = (*_GRID_MODELS, *_PICTURE_MODELS, _MERGING_MODEL)
+    if model_type not in known:
         raise UnsupportedTowerError(
             f"models of type {model_type!r} are not among those whose parity is tested:"
-            f" {', '.join((*_GRID_MODELS, *_PICTURE_MODELS))}"
+            f" {', '.join(known)}"
         )
     kernels = None
     if model.device.type == "cpu" and model.dtype in DTYPES:
         kernels = find_kernels(choice)
     if model_type in _GRID_MODELS:
         model.model.visual = GridTower(model.model.visual, kernels)
+    elif model_type == _MERGING_MODEL:
+        _install_merging_tower(model, kernels)
     else:
         _install_picture_tower(model, kernels)
     return kernels
@@ -88,14 +99,30 @@ def _install(model: transformers.PreTrainedModel, choice: KernelChoice) -> CpuKe
 
 def _install_picture_tower(model: transformers.PreTrainedModel, kernels: CpuKernels | None) -> None:
     config, inner = model.config, model.model
-    tower_type = inner.vision_tower.config.model_type
-    if tower_type not in PICTURE_TOWERS:
-        raise UnsupportedTowerError(f"towers of type {tower_type!r} are not fused")
-    check_projector(inner.multi_modal_projector)
-    layers = config.vision_feature_layer
-    inner.vision_tower = PictureTower(
-        inner.vision_tower, [layers] if isinstance(layers, int) else layers, kernels
-    )
+    has_bias = getattr(config, "multimodal_projector_bias", True)
+    check_projector(inner.multi_modal_projector, has_bias=has_bias)
+    inner.vision_tower = _fuse_picture_tower(model, kernels)
     inner.multi_modal_projector = FusedProjector(
         inner.multi_modal_projector, config.projector_hidden_act
     )
+
+
+def _install_merging_tower(model: transformers.PreTrainedModel, kernels: CpuKernels | None) -> None:
+    config, inner = model.config, model.model
+    check_merging_projector(inner.multi_modal_projector, has_bias=config.multimodal_projector_bias)
+    inner.vision_tower = _fuse_picture_tower(model, kernels)
+    inner.multi_modal_projector = MergingProjector(inner.multi_modal_projector, config)
+
+
+def _fuse_picture_tower(
+    model: transformers.PreTrainedModel, kernels: CpuKernels | None
+) -> AxialTower | PictureTower:
+    """Return our tower in the place of that of ``model``, which has a layer or a list of them."""
+    tower, layers = model.model.vision_tower, model.config.vision_feature_layer
+    layers = [layers] if isinstance(layers, int) else layers
+    tower_type = tower.config.model_type
+    if tower_type == AXIAL_TOWER:
+        return AxialTower(tower, layers, kernels)
+    if tower_type in PICTURE_TOWERS:
+        return PictureTower(tower, layers, kernels)
+    raise UnsupportedTowerError(f"towers of type {tower_type!r} are not fused")

@@ -9,19 +9,21 @@ from chiasm.common.packed_linear import PackedLinear, can_activate
 from chiasm.encoder.fused.description import UnsupportedTowerError
 
 
-def check_linears(owner: torch.nn.Module, names: tuple[str, ...]) -> None:
-    """Check that the modules ``names`` of ``owner`` are plain linear layers with biases.
+def check_linears(owner: torch.nn.Module, names: tuple[str, ...], *, has_bias: bool = True) -> None:
+    """Check that the modules ``names`` of ``owner`` are plain linear layers.
 
     Raises:
-        UnsupportedTowerError: One is missing or is something else.
+        UnsupportedTowerError: One is missing or is something else, or it has no bias although
+            ``has_bias``, or the other way round.
     """
     for name in names:
         try:
             module = owner.get_submodule(name)
         except AttributeError as error:
             raise UnsupportedTowerError(f"there is no module {name}") from error
-        if type(module) is not torch.nn.Linear or module.bias is None:
-            raise UnsupportedTowerError(f"{name} is not a plain linear layer with a bias")
+        if type(module) is not torch.nn.Linear or (module.bias is not None) != has_bias:
+            wanted = "with a bias" if has_bias else "without a bias"
+            raise UnsupportedTowerError(f"{name} is not a plain linear layer {wanted}")
 
 
 def take_linears(
@@ -36,9 +38,11 @@ def take_linears(
     """
     modules = [owner.get_submodule(name) for name in names]
     weight = _concatenate([take_parameter(module, "weight") for module in modules])
-    bias = _concatenate([take_parameter(module, "bias") for module in modules])
+    bias = None
+    if all(module.bias is not None for module in modules):
+        bias = _concatenate([take_parameter(module, "bias") for module in modules])
     if order is not None:
-        weight, bias = weight[order], bias[order]
+        weight, bias = weight[order], None if bias is None else bias[order]
     return PackedLinear(weight, bias)
 
 

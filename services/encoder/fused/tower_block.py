@@ -78,7 +78,7 @@ def check_block(module: torch.nn.Module, description: BlockDescription) -> None:
             is one more than the description knows. Nothing was changed.
     """
     linears = (*description.qkv, description.output, *description.inner, description.down)
-    check_linears(module, linears)
+    check_linears(module, linears, has_bias=description.has_bias)
     owners = {name.rpartition(".")[0] for name, _ in module.named_parameters()}
     if unknown := owners.symmetric_difference((*linears, *description.norms)):
         raise UnsupportedTowerError(

@@ -88,9 +88,9 @@ def test_qwen_options_reach_the_processor(
 ) -> None:
     processor, planner = load_planner(qwen_path)
     image = np.zeros((height, width, 3), dtype=np.uint8)
-    size = planner.processor_size(options)
+    arguments = planner.processor_arguments(height, width, options)
 
-    features = processor.image_processor([image], size=size, input_data_format="channels_last")
+    features = processor.image_processor([image], input_data_format="channels_last", **arguments)
     layout = planner.plan(height, width, options).layout
 
     assert layout.grid == PatchGrid(*np.asarray(features["image_grid_thw"])[0].tolist())
@@ -140,7 +140,7 @@ def test_llava_takes_the_same_tokens_for_every_size(llava_path: Path) -> None:
     counts = [planner.plan(h, w, ProcessingOptions()).layout.num_tokens for h, w in sizes]
 
     assert counts == expected == [16, 16, 16]
-    assert planner.processor_size(ProcessingOptions(max_pixels=9)) is None
+    assert not planner.processor_arguments(9, 9, ProcessingOptions(max_pixels=9))
 
 
 def test_llava_counts_the_class_token_unless_it_is_dropped(llava_path: Path) -> None:

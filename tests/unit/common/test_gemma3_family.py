@@ -87,7 +87,7 @@ def test_pictures_of_all_sizes_become_the_same(config: dict[str, Any]) -> None:
     assert plans[0] == plans[1] == plans[2]
     assert plans[0].num_pixels == IMAGE_SIDE**2
     assert plans[0].layout.num_embedding_tokens == NUM_IMAGE_TOKENS
-    assert planner.processor_size(ProcessingOptions(max_pixels=5)) is None
+    assert not planner.processor_arguments(9, 9, ProcessingOptions(max_pixels=5))
     with pytest.raises(InvalidRequestError, match="aspect ratio"):
         planner.plan(201, 1, ProcessingOptions())
 

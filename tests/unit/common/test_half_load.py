@@ -10,6 +10,7 @@ import torch
 
 from chiasm.common.half_load import CheckpointError, load_half
 from tests.fakes.checkpoints import make_llava, make_qwen2_5_vl, make_qwen2_vl
+from tests.fakes.pixtral_checkpoints import make_mistral3, make_pixtral
 from tests.fakes.sound_checkpoints import make_qwen2_5_omni, make_qwen2_audio, nest_thinker
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ MAKERS = {
     "qwen2_vl": make_qwen2_vl,
     "qwen2_5_vl": make_qwen2_5_vl,
     "llava": make_llava,
+    "pixtral": make_pixtral,
+    "mistral3": make_mistral3,
     "qwen2_audio": make_qwen2_audio,
     "qwen2_5_omni": make_qwen2_5_omni,
 }

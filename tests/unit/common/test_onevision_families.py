@@ -115,6 +115,6 @@ def test_checkpoints_that_would_be_planned_wrongly_are_refused(
 def test_sizes_are_those_of_the_checkpoint_alone() -> None:
     wishes = ProcessingOptions(min_pixels=1, max_pixels=10)
 
-    assert make_tile_planner(CONFIG, SETTINGS).processor_size(wishes) is None
+    assert not make_tile_planner(CONFIG, SETTINGS).processor_arguments(9, 9, wishes)
     assert make_pooled_video_planner(CONFIG, SETTINGS).processor_size(wishes) is None
     assert np.isfinite(make_tile_planner(CONFIG, SETTINGS).plan(1, 200, wishes).num_pixels)

@@ -352,7 +352,7 @@ class MediaLayout(_message.Message):
 
     @_builtins.property
     def grid(self) -> Global___PatchGrid:
-        """Patch grid, for families with multi-dimensional positions; absent otherwise."""
+        """Patch grid, for families whose items have one; absent otherwise."""
 
     @_builtins.property
     def tile_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

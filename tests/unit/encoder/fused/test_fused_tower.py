@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from structlog.testing import capture_logs
 
 from chiasm.common.half_load import load_half
 from chiasm.common.media import Modality
 from chiasm.encoder.checkpoint import EncoderCheckpoint
-from chiasm.encoder.fused.description import UnsupportedTowerError
 from chiasm.encoder.fused.fuse_tower import count_packed_bytes, fuse_tower
-from chiasm.encoder.fused.grid_tower import GridTower
-from chiasm.encoder.fused.picture_tower import PictureTower
 from chiasm.encoder.preprocess import TowerInputs
 from chiasm.encoder.tower import Tower
 from tests.fakes.checkpoints import (
@@ -26,7 +22,7 @@ from tests.fakes.checkpoints import (
     make_qwen2_vl,
 )
 from tests.fakes.deepstack_checkpoints import make_qwen3_vl
-from tests.fakes.sound_checkpoints import make_qwen2_audio
+from tests.fakes.pixtral_checkpoints import PATCH_SIZE, make_mistral3, make_pixtral
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +35,7 @@ GRID_MAKERS = {
     "qwen2_5_vl": make_qwen2_5_vl,
     "qwen3_vl": make_qwen3_vl,
 }
+AXIAL_MAKERS = {"pixtral": make_pixtral, "mistral3": make_mistral3}
 PICTURE_MAKERS = {"llava": make_llava, "llava_onevision": make_llava_onevision}
 # Frames, rows and columns of patches: whole windows, rests of windows on one side and on both,
 # fewer patches than a window has, several items, and videos.
@@ -50,6 +47,14 @@ GRIDS = {
     "items": [(1, 4, 6), (1, 8, 8), (1, 2, 2), (1, 4, 6)],
     "video": [(3, 6, 4)],
     "videos": [(2, 8, 8), (3, 4, 6)],
+}
+# Rows and columns of patches of pictures: one token, lone rows and columns, several of all sizes.
+PICTURES = {
+    "one_token": [(2, 2)],
+    "row": [(2, 18)],
+    "column": [(16, 2)],
+    "picture": [(8, 10)],
+    "pictures": [(4, 6), (2, 2), (10, 2), (4, 6), (2, 10)],
 }
 # A rounding to 24 bits after sums of a few hundred terms, in another order.
 FLOAT32_TOLERANCE = 1e-5
@@ -65,6 +70,18 @@ def grid_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module", params=list(PICTURE_MAKERS))
 def picture_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return PICTURE_MAKERS[request.param](tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module", params=list(AXIAL_MAKERS))
+def axial_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return AXIAL_MAKERS[request.param](tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module", params=[*GRID_MAKERS, *AXIAL_MAKERS])
+def any_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint whose pictures are of any size."""
+    make = {**GRID_MAKERS, **AXIAL_MAKERS}[request.param]
+    return make(tmp_path_factory.mktemp(request.param))
 
 
 @functools.cache
@@ -107,6 +124,19 @@ def make_pictures(path: Path) -> TowerInputs:
     # 16 of the whole, and 4 rows of 8 and a newline.
     tensors = {"pixel_values": pixels, "image_sizes": sizes}
     return TowerInputs(Modality.IMAGE, tensors, 1, 16 + 4 * 9)
+
+
+def make_axial_items(path: Path, grids: Sequence[tuple[int, int]]) -> list[TowerInputs]:
+    """Return random pictures of so many rows and columns of patches."""
+    merge_size: Any = load(path, "transformers").config.get("spatial_merge_size", 1)
+    generator = torch.Generator().manual_seed(0)
+    items = []
+    for rows, columns in grids:
+        size = (rows * PATCH_SIZE, columns * PATCH_SIZE)
+        pixels = torch.randn(3, *size, generator=generator)
+        tensors = {"pixel_values": pixels.flatten(), "image_sizes": torch.tensor([size])}
+        items.append(TowerInputs(Modality.IMAGE, tensors, 1, rows * columns // merge_size**2))
+    return items
 
 
 def make_clip(num_frames: int) -> TowerInputs:
@@ -180,6 +210,30 @@ def test_pictures_equal_transformers(picture_path: Path, kernels: KernelChoice) 
     check_parity(picture_path, [item], kernels)
 
 
+@pytest.mark.parametrize("grids", PICTURES.values(), ids=PICTURES)
+def test_pictures_of_any_size_equal_transformers(
+    axial_path: Path, kernels: KernelChoice, grids: list[tuple[int, int]]
+) -> None:
+    check_parity(axial_path, make_axial_items(axial_path, grids), kernels)
+
+
+def test_pictures_of_any_size_in_bfloat16_are_as_near(
+    axial_path: Path, kernels: KernelChoice
+) -> None:
+    check_bfloat16(axial_path, make_axial_items(axial_path, [(18, 14), (6, 20)]), kernels)
+
+
+def test_pictures_do_not_see_each_other(axial_path: Path, kernels: KernelChoice) -> None:
+    first, second = make_axial_items(axial_path, [(4, 6), (6, 2)])
+    other = replace(second, tensors={**second.tensors, "pixel_values": torch.zeros(3 * 84 * 28)})
+    tower = load(axial_path, "fused", kernels=kernels)
+
+    rows, changed = tower.encode([first, second]), tower.encode([first, other])
+
+    assert torch.equal(rows[0], changed[0])
+    assert not torch.equal(rows[1], changed[1])
+
+
 @pytest.mark.parametrize("num_frames", [1, 3])
 def test_clips_equal_transformers(tmp_path: Path, kernels: KernelChoice, num_frames: int) -> None:
     check_parity(make_llava_onevision(tmp_path), [make_clip(num_frames)], kernels)
@@ -214,18 +268,18 @@ def test_blocks_behind_the_last_that_is_read_are_dropped(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_no_weight_is_held_twice(grid_path: Path, dtype: torch.dtype) -> None:
-    before = load(grid_path, "transformers", dtype).num_parameter_bytes
-    tower = load(grid_path, "fused", dtype)
+def test_no_weight_is_held_twice(any_path: Path, dtype: torch.dtype) -> None:
+    before = load(any_path, "transformers", dtype).num_parameter_bytes
+    tower = load(any_path, "fused", dtype)
 
     assert count_packed_bytes(tower._model) > 0.5 * before
     # A layout may pad rows and columns to whole blocks.
     assert before <= tower.num_parameter_bytes <= 1.5 * before
 
 
-def test_the_implementation_is_part_of_the_fingerprint(grid_path: Path) -> None:
+def test_the_implementation_is_part_of_the_fingerprint(any_path: Path) -> None:
     fused, auto, plain = (
-        EncoderCheckpoint.load(grid_path, device="cpu", choice=choice)
+        EncoderCheckpoint.load(any_path, device="cpu", choice=choice)
         for choice in ("fused", "auto", "transformers")
     )
 
@@ -245,76 +299,18 @@ def test_kernels_are_part_of_the_fingerprint_and_their_instructions_are_not(
     assert other.fingerprint == (off if kernels == "off" else plain).fingerprint
 
 
-@pytest.mark.parametrize("choice", ["off", "plain"])
-def test_kernels_that_are_chosen_are_logged(picture_path: Path, choice: KernelChoice) -> None:
-    model = load_half(picture_path, "encoder")
-
-    with capture_logs() as logs:
-        kind = fuse_tower("fused", model, choice)
-
-    (log,) = (log for log in logs if log["event"] == "cpu_kernels_chosen")
-    assert (log["kernels"], kind) == {
-        "off": ("torch", "fused_torch"),
-        "plain": ("plain", "fused_kernels"),
-    }[choice]
-
-
-def test_elements_without_kernels_are_left_to_torch(picture_path: Path) -> None:
-    model = load_half(picture_path, "encoder", torch.float16)
-
-    assert fuse_tower("fused", model, "plain") == "fused_torch"
-
-
-def test_auto_fuses_what_is_tested_and_says_so(grid_path: Path, picture_path: Path) -> None:
-    for path, kind in ((grid_path, GridTower), (picture_path, PictureTower)):
-        model = load_half(path, "encoder")
-        with capture_logs() as logs:
-            assert fuse_tower("auto", model) != "transformers"
-
-        assert [log["tower"] for log in logs if log["event"] == "tower_chosen"] == ["fused"]
-        assert any(isinstance(module, kind) for module in model.modules())
-
-
-def test_auto_leaves_other_models_to_transformers_and_says_why(tmp_path: Path) -> None:
-    model = load_half(make_qwen2_audio(tmp_path), "encoder")
-
-    with capture_logs() as logs:
-        assert fuse_tower("auto", model) == "transformers"
-
-    (log,) = (log for log in logs if log["event"] == "tower_chosen")
-    assert "not among those" in log["reason"]
-    with pytest.raises(UnsupportedTowerError, match="not among those"):
-        fuse_tower("fused", model)
-
-
-@pytest.mark.parametrize("name", ["mlp.gate_proj", "norm1"])
-def test_a_tower_with_other_modules_stays_as_it_is(tmp_path: Path, name: str) -> None:
-    model = load_half(make_qwen2_5_vl(tmp_path), "encoder")
-    block = model.model.visual.blocks[1]
-    block.set_submodule(name, torch.nn.Linear(32, 64, bias=False))
-    names = [name for name, _ in model.named_parameters()]
-
-    with pytest.raises(UnsupportedTowerError):
-        fuse_tower("fused", model)
-
-    assert [name for name, _ in model.named_parameters()] == names
-
-
-def test_a_tower_of_transformers_looks_for_no_kernels(grid_path: Path) -> None:
-    model = load_half(grid_path, "encoder")
-
-    with capture_logs() as logs:
-        fuse_tower("transformers", model, "plain")
-
-    assert "cpu_kernels_chosen" not in [log["event"] for log in logs]
-
-
 @pytest.mark.parametrize("choice", ["fused", "transformers"])
-def test_a_callback_runs_before_each_block(grid_path: Path, choice: Any) -> None:
-    tower = Tower.load(grid_path, torch.float32, torch.device("cpu"), choice)
+def test_a_callback_runs_before_each_block(any_path: Path, choice: Any) -> None:
+    tower = Tower.load(any_path, torch.float32, torch.device("cpu"), choice)
+    config: Any = tower.config["vision_config"]
     calls: list[int] = []
     tower.call_before_layers(functools.partial(calls.append, 1))
+    is_axial = config["model_type"] == "pixtral"
+    depth = config["num_hidden_layers" if is_axial else "depth"]
 
-    tower.encode(make_items(grid_path, [(1, 4, 4)]))
+    if is_axial:
+        tower.encode(make_axial_items(any_path, [(4, 4)]))
+    else:
+        tower.encode(make_items(any_path, [(1, 4, 4)]))
 
-    assert len(calls) >= tower.config["vision_config"]["depth"]  # type: ignore[index]  # JSON
+    assert len(calls) >= depth
