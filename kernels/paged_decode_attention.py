@@ -2,9 +2,9 @@
 
 Math: ``out[h] = sum_t softmax_t(score(q[h] . k[t, g])) v[t, g]`` with ``g = h // (H / G)`` for
 ``H`` query heads and ``G`` key heads, over the last ``window`` positions ``t``, and
-``score(x) = x * scale`` or, capped, ``softcap * tanh(x * scale / softcap)``. The context is cut into
-splits; each gives the ``o``, ``m`` and ``l`` of ``online_softmax.py``. A second launch joins them:
-``out = sum_i 2^(m_i - m) o_i / sum_i 2^(m_i - m) l_i`` with ``m = max_i m_i``.
+``score(x) = x * scale`` or, capped, ``softcap * tanh(x * scale / softcap)``. The context is cut
+into splits; each gives the ``o``, ``m`` and ``l`` of ``online_softmax.py``. A second launch joins
+them: ``out = sum_i 2^(m_i - m) o_i / sum_i 2^(m_i - m) l_i`` with ``m = max_i m_i``.
 
 Layout: keys and values are [num_slots, num_kv_heads, head_dim], and position ``t`` of a sequence
 has the slot ``table[t // block_size] * block_size + t % block_size``.
@@ -26,6 +26,7 @@ import torch
 import triton
 import triton.language as tl
 
+from chiasm.kernels.launch_target import find_architecture
 from chiasm.kernels.online_softmax import LOG2_E, add_tile, score_tile
 from chiasm.kernels.tensor_checks import check_fit
 
@@ -59,7 +60,8 @@ class DecodeTiles:
     def of(cls, head_dim: int, dtype: torch.dtype) -> DecodeTiles:
         """Return tiles of at most 16 KiB of keys."""
         row_bytes = triton.next_power_of_2(max(head_dim, _MIN_DOT)) * dtype.itemsize
-        return cls(tile=max(_MIN_DOT, min(64, (16 << 10) // row_bytes)))
+        tile = max(_MIN_DOT, min(64, (16 << 10) // row_bytes))
+        return cls(tile, num_warps=8 if dtype is torch.float32 else 4)
 
 
 @triton.jit(do_not_specialize=["table_stride", "split_length", "num_splits"])
@@ -173,8 +175,10 @@ def _join_splits_kernel(
     stat_ptr = part_stat_ptr + (first + split) * 2
     maxima = tl.load(stat_ptr, mask=is_written, other=float("-inf"))
     maximum = tl.max(maxima, 0)
+    # A sequence of length 0 has no split.
+    base = tl.where(maximum == float("-inf"), 0.0, maximum)
     totals = tl.load(stat_ptr + 1, mask=is_written, other=0.0)
-    total = tl.sum(tl.where(is_written, totals * tl.exp2(maxima - maximum), 0.0), 0)
+    total = tl.sum(totals * tl.exp2(maxima - base), 0)
 
     column = tl.arange(0, COLUMNS)
     sums = tl.zeros([COLUMNS], tl.float32)
@@ -182,7 +186,7 @@ def _join_splits_kernel(
         part = start + tl.arange(0, TILE)
         is_part = part < num_written
         part_maxima = tl.load(part_stat_ptr + (first + part) * 2, mask=is_part, other=float("-inf"))
-        weights = tl.where(is_part, tl.exp2(part_maxima - maximum), 0.0)
+        weights = tl.exp2(part_maxima - base)
         is_read = is_part[:, None] & (column < HEAD_DIM)[None, :]
         offsets = (first + part)[:, None] * HEAD_DIM + column[None, :]
         parts = tl.load(part_ptr + offsets, mask=is_read, other=0.0)
@@ -236,7 +240,8 @@ def paged_decode_attention(
     if rule.window:
         longest = min(longest, rule.window)
     if num_splits is None:
-        num_splits = _choose_num_splits(num_sequences * num_kv_heads, longest, query.device)
+        num_programs = num_sequences * num_kv_heads
+        num_splits = choose_num_splits(num_programs, longest, _count_processors(query.device))
     tiles = tiles or DecodeTiles.of(head_dim, query.dtype)
     split_length = _round_up(-(-longest // num_splits), tiles.tile)
     num_splits = -(-longest // split_length)
@@ -272,7 +277,7 @@ def paged_decode_attention(
         BLOCK_SIZE=rule.block_size,
         HAS_SOFTCAP=rule.softcap > 0,
         IS_SPLIT=is_split,
-        UPCASTS=not isinstance(_paged_decode_kernel, triton.JITFunction),
+        UPCASTS=not find_architecture(_paged_decode_kernel),
         ROWS=max(_MIN_DOT, triton.next_power_of_2(group)),
         COLUMNS=columns,
         TILE=tiles.tile,
@@ -297,9 +302,15 @@ def paged_decode_attention(
     return output
 
 
-def _choose_num_splits(num_programs: int, longest: int, device: torch.device) -> int:
-    """Return into how many parts contexts are cut so that no multiprocessor is idle."""
-    wanted = _PROGRAMS_PER_PROCESSOR * _count_processors(device) // num_programs
+def choose_num_splits(num_programs: int, longest: int, num_processors: int) -> int:
+    """Return into how many parts contexts are cut so that no processor is idle.
+
+    Args:
+        num_programs: Programs of a launch without splits.
+        longest: Positions of the longest context.
+        num_processors: Multiprocessors of the device.
+    """
+    wanted = _PROGRAMS_PER_PROCESSOR * num_processors // num_programs
     return max(1, min(wanted, longest // _MIN_SPLIT_LENGTH, _MAX_SPLITS))
 
 

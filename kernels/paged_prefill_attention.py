@@ -27,6 +27,7 @@ import torch
 import triton
 import triton.language as tl
 
+from chiasm.kernels.launch_target import find_architecture
 from chiasm.kernels.online_softmax import LOG2_E, add_tile, score_tile
 from chiasm.kernels.tensor_checks import check_fit
 
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
 # The matrix units take no fewer rows or columns.
 _MIN_DOT = 16
+# Heads wider than this take twice the registers.
+_WIDE = 128
+# Architectures that multiply from shared memory, and so need fewer registers.
+_HOPPER, _BLACKWELL = range(90, 100), range(100, 120)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +59,22 @@ class PrefillTiles:
     num_stages: int
 
     @classmethod
-    def of(cls, head_dim: int, dtype: torch.dtype) -> PrefillTiles:
-        """Return what registers and shared memory hold for heads of a width."""
-        columns = triton.next_power_of_2(max(head_dim, _MIN_DOT))
+    def of(cls, head_dim: int, dtype: torch.dtype, architecture: int) -> PrefillTiles:
+        """Return what registers and shared memory hold for heads of a width.
+
+        Args:
+            head_dim: Width of a head.
+            dtype: Of queries and cache.
+            architecture: See ``find_architecture``.
+        """
+        is_wide = head_dim > _WIDE
         if dtype is torch.float32:
-            return cls(rows=32, tile=32 if columns <= 128 else 16, num_warps=4, num_stages=1)
-        if columns <= 128:
-            return cls(rows=128, tile=64, num_warps=8, num_stages=3)
-        return cls(rows=64, tile=32, num_warps=4, num_stages=2)
+            return cls(rows=32, tile=16 if is_wide else 32, num_warps=4, num_stages=1)
+        if architecture in _HOPPER:
+            return cls(rows=128, tile=32 if is_wide else 64, num_warps=8, num_stages=2)
+        if architecture in _BLACKWELL:
+            return cls(rows=128, tile=16 if is_wide else 64, num_warps=8, num_stages=2)
+        return cls(rows=64 if is_wide else 128, tile=32, num_warps=8, num_stages=2)
 
 
 @triton.jit
@@ -278,7 +291,8 @@ def paged_prefill_attention(
     _, num_q_heads, head_dim = query.shape
     num_kv_heads = keys.shape[1]
     group = num_q_heads // num_kv_heads
-    tiles = tiles or PrefillTiles.of(head_dim, query.dtype)
+    architecture = find_architecture(_paged_prefill_kernel)
+    tiles = tiles or PrefillTiles.of(head_dim, query.dtype, architecture)
     rows = max(tiles.rows, triton.next_power_of_2(group))
     tokens = rows // group
     # No chunk has more than one program that is not full; the rest find no chunk and end.
@@ -303,7 +317,7 @@ def paged_prefill_attention(
         HEAD_DIM=head_dim,
         BLOCK_SIZE=rule.block_size,
         HAS_SOFTCAP=rule.softcap > 0,
-        UPCASTS=not isinstance(_paged_prefill_kernel, triton.JITFunction),
+        UPCASTS=not architecture,
         CHUNKS=max(_MIN_DOT, triton.next_power_of_2(len(chunks))),
         TOKENS=tokens,
         ROWS=rows,

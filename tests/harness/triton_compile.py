@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ from chiasm.kernels.paged_decode_attention import paged_decode_attention
 from chiasm.kernels.paged_prefill_attention import paged_prefill_attention
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any
 
 ARCHITECTURES = (80, 90, 100)
@@ -59,9 +58,7 @@ def main(cases: list[str]) -> None:
     compiled: list[Any] = []
 
     def launch(kernel: Any, grid: object) -> Callable[..., None]:
-        return lambda *values, **named: compiled.append(
-            kernel.warmup(*values, grid=grid, **named)
-        )
+        return lambda *values, **named: compiled.append(kernel.warmup(*values, grid=grid, **named))
 
     triton.JITFunction.__getitem__ = launch
     for architecture in ARCHITECTURES:

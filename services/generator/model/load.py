@@ -10,10 +10,10 @@ import torch
 from chiasm.common.half_load import load_half
 from chiasm.common.loading_memory import give_back_loading_memory
 from chiasm.generator.model.cache_sizes import decide_sizes
+from chiasm.generator.model.find_cache_kernels import find_cache_kernels
 from chiasm.generator.model.kv_cache import KVCache
 from chiasm.generator.model.make_decoder import make_decoder
 from chiasm.generator.model.model_spec import read_model_spec
-from chiasm.kernels.cpu.native import DTYPES, find_kernels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,9 +65,7 @@ def load_model(
     spec = read_model_spec(model)
     layout, max_model_len = decide_sizes(spec, model.dtype, request)
     dtype = model.dtype
-    kernels = None
-    if device.type == "cpu" and dtype in DTYPES:
-        kernels = find_kernels(request.kernels)
+    kernels = find_cache_kernels(device, dtype, request.kernels)
     cache = KVCache(spec, layout, dtype, device, kernels)
     made = make_decoder(decoder, model, cache, quantization)
     give_back_loading_memory(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ from chiasm.generator.model.model_spec import ModelSpec
 from chiasm.kernels.cpu.native import CpuKernels
 from tests.fakes.embeddings import make_layout, make_ref
 from tests.fakes.generator_engine import make_prompt, make_sequence
+
+if TYPE_CHECKING:
+    from chiasm.kernels.cache_kernels import CacheKernels
 
 HEAD_DIM = 8
 NUM_Q_HEADS = 4
@@ -88,10 +92,16 @@ def _drop_unseen(sequence: Sequence, start: int, window: int) -> None:
         blocks[index] = NO_BLOCK
 
 
-@pytest.fixture(scope="module", params=["torch", "compiled"])
-def kernels(request: pytest.FixtureRequest) -> CpuKernels | None:
+@pytest.fixture(scope="module", params=["torch", "compiled", "triton"])
+def kernels(request: pytest.FixtureRequest) -> CacheKernels | None:
     if request.param == "torch":
         return None
+    if request.param == "triton":
+        if request.getfixturevalue("triton_device") != "cpu":
+            pytest.skip("tests of the GPU attend there")
+        from chiasm.kernels.triton_kernels import TritonKernels
+
+        return TritonKernels()
     return CpuKernels(request.getfixturevalue("kernel_library"))
 
 
@@ -101,7 +111,7 @@ def kernels(request: pytest.FixtureRequest) -> CpuKernels | None:
     "rule", [_Rule(), _Rule(window=3), _Rule(softcap=2.0), _Rule(window=5, softcap=1.5)]
 )
 def test_packed_batch_equals_sequences_alone(
-    num_kv_heads: int, rule: _Rule, keeps_window: bool, kernels: CpuKernels | None
+    num_kv_heads: int, rule: _Rule, keeps_window: bool, kernels: CacheKernels | None
 ) -> None:
     kept = (rule.window or 0) if keeps_window else 0
     generator = torch.Generator().manual_seed(0)
@@ -164,7 +174,7 @@ def test_packed_batch_equals_sequences_alone(
 @pytest.mark.parametrize("start", [0, 2, 5])
 @pytest.mark.parametrize("window", [0, 2, 6])
 def test_rows_that_attend_both_ways_see_one_another(
-    start: int, window: int, kernels: CpuKernels | None
+    start: int, window: int, kernels: CacheKernels | None
 ) -> None:
     length, offset, rows = 14, 4, range(5, 8)
     generator = torch.Generator().manual_seed(1)

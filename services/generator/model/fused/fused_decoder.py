@@ -24,6 +24,7 @@ from chiasm.generator.model.text_model_io import (
     position_ids_of,
     take_deepstack_levels,
 )
+from chiasm.kernels.cpu.native import CpuKernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,9 +72,9 @@ class FusedDecoder:
         """
         make_linear: Callable[..., PackedLinear | QuantizedLinear] = PackedLinear
         if quantization == "w8a8":
-            if not can_quantize(cache.keys[0].device, cache.kernels):
+            if not can_quantize(cache.keys[0].device, _cpu_kernels_of(cache)):
                 raise UnsupportedDecoderError("w8a8 needs a CPU, and our kernels or oneDNN")
-            make_linear = partial(QuantizedLinear, kernels=cache.kernels)
+            make_linear = partial(QuantizedLinear, kernels=_cpu_kernels_of(cache))
         text_model = model.get_decoder()  # type: ignore[no-untyped-call]  # transformers' own
         self._description = describe_decoder(model.config.get_text_config())
         check_layers(text_model.layers, self._description)
@@ -155,7 +156,7 @@ class FusedDecoder:
         return apply_logits_rule(self._head(hidden), self._spec.logits)
 
     def _make_operators(self) -> LayerOperators:
-        kernels = self._cache.kernels
+        kernels = _cpu_kernels_of(self._cache)
         if kernels is None:
             return TorchOperators(self._description, self._cache)
         return KernelOperators(self._description, self._cache, kernels)
@@ -170,3 +171,8 @@ class FusedDecoder:
             cos, sin = cast("tuple[torch.Tensor, torch.Tensor]", angles)
             rotations[rotary_type] = make_rotation(cos, sin)
         return rotations
+
+
+def _cpu_kernels_of(cache: KVCache) -> CpuKernels | None:
+    """Return the kernels that compute more than attention, if those of ``cache`` do."""
+    return cache.kernels if isinstance(cache.kernels, CpuKernels) else None
