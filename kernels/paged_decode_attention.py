@@ -38,6 +38,8 @@ _MIN_DOT = 16
 # Most splits of a context, and the fewest positions for which another is worth a second launch.
 _MAX_SPLITS = 64
 _MIN_SPLIT_LENGTH = 256
+# Splits that are joined at once.
+_JOINED_SPLITS = 16
 # Programs that keep a device busy, per multiprocessor.
 _PROGRAMS_PER_PROCESSOR = 2
 
@@ -159,7 +161,7 @@ def _join_splits_kernel(
     WINDOW: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     COLUMNS: tl.constexpr,  # HEAD_DIM, padded
-    SPLITS: tl.constexpr,  # at least num_splits
+    SPLITS: tl.constexpr,  # at least num_splits; the same always, so that it is compiled once
     TILE: tl.constexpr,  # splits that are joined at once
 ):
     head = tl.program_id(0).to(tl.int64)
@@ -215,8 +217,8 @@ def paged_decode_attention(
             [num_sequences]; int64, contiguous. A table covers its sequence's context. The row of a
             sequence of length 0 becomes 0.
         rule: How scores are made.
-        num_splits: Parts of each context that are attended to at once; ``None`` for what keeps the
-            device busy. It decides how sums are rounded.
+        num_splits: Parts of each context that are attended to at once, at most 64; ``None`` for what
+            keeps the device busy. It decides how sums are rounded.
         tiles: How the work is cut; ``None`` for what suits the width of the heads.
 
     Returns:
@@ -295,8 +297,8 @@ def paged_decode_attention(
             WINDOW=rule.window,
             HEAD_DIM=head_dim,
             COLUMNS=columns,
-            SPLITS=triton.next_power_of_2(num_splits),
-            TILE=min(16, triton.next_power_of_2(num_splits)),
+            SPLITS=_MAX_SPLITS,
+            TILE=_JOINED_SPLITS,
             num_warps=4,
         )
     return output

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # The matrix units take no fewer rows or columns.
 _MIN_DOT = 16
+# Chunks for which the kernel is compiled at least.
+_FEW_CHUNKS = 64
 # Heads wider than this take twice the registers.
 _WIDE = 128
 # Architectures that multiply from shared memory, and so need fewer registers.
@@ -318,7 +320,7 @@ def paged_prefill_attention(
         BLOCK_SIZE=rule.block_size,
         HAS_SOFTCAP=rule.softcap > 0,
         UPCASTS=not architecture,
-        CHUNKS=max(_MIN_DOT, triton.next_power_of_2(len(chunks))),
+        CHUNKS=max(_FEW_CHUNKS, triton.next_power_of_2(len(chunks))),
         TOKENS=tokens,
         ROWS=rows,
         COLUMNS=triton.next_power_of_2(max(head_dim, _MIN_DOT)),

@@ -30,17 +30,19 @@ class CacheShape:
         block_size: Tokens per block.
         windows: Positions that a token sees, by cache group; 0 is all before it.
         device: Where the tensors go.
+        gathers: Whether contexts are copied, so that similar lengths go together.
     """
 
     block_size: int
     windows: tuple[int, ...]
     device: torch.device
+    gathers: bool = True
 
     @classmethod
     def of(cls, decoder: Decoder) -> CacheShape:
         """Return the shape of a decoder's cache."""
         windows = tuple(group.window for group in decoder.spec.cache_groups)
-        return cls(decoder.block_size, windows, decoder.device)
+        return cls(decoder.block_size, windows, decoder.device, decoder.gathers_contexts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -327,11 +329,13 @@ def slots_of(
 
 
 def group_decodes(decodes: Items[ScheduledSequence], shape: CacheShape) -> list[DecodeGroup]:
-    """Cut ``decodes``, sorted by context length, where padding would waste too much."""
+    """Cut ``decodes``, sorted by context length, where padding of a gather would waste too much."""
     groups: list[DecodeGroup] = []
     first = 0
     for index in range(1, len(decodes) + 1):
         if index < len(decodes):
+            if not shape.gathers:
+                continue
             bound = max(_SHORT_CONTEXT, _MAX_LENGTH_RATIO * (decodes[first].start + 1))
             if decodes[index].start < bound:
                 continue

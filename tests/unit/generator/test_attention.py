@@ -148,7 +148,8 @@ def test_packed_batch_equals_sequences_alone(
         if kept:
             _drop_unseen(sequence, start, kept)
         scheduled.append(ScheduledSequence(sequence, start, length - start))
-    batch = build_forward_batch(scheduled, CacheShape(BLOCK_SIZE, (kept,), CPU))
+    shape = CacheShape(BLOCK_SIZE, (kept,), CPU, gathers=kernels is None)
+    batch = build_forward_batch(scheduled, shape)
     order = [item.sequence.seq_id for item in batch.sequences]
 
     def pack(tensors: list[torch.Tensor], whole: bool) -> torch.Tensor:
@@ -234,6 +235,20 @@ def test_sequences_of_similar_length_share_one_gather() -> None:
     groups = [group.context_lengths.tolist() for group in batch.decode_groups]
     assert groups == [[200, 300], [600, 601, 900], [5000]]
     assert [group.rows for group in batch.decode_groups] == [slice(0, 2), slice(2, 5), slice(5, 6)]
+
+
+def test_sequences_whose_contexts_are_read_in_place_stay_together() -> None:
+    free = list(range(100_000))
+    lengths = [600, 5000, 200]
+    scheduled = [
+        ScheduledSequence(_place(index, length, free), length - 1, 1)
+        for index, length in enumerate(lengths)
+    ]
+
+    batch = build_forward_batch(scheduled, dataclasses.replace(SHAPE, gathers=False))
+
+    (group,) = batch.decode_groups
+    assert group.context_lengths.tolist() == [200, 600, 5000]
 
 
 @pytest.mark.parametrize("name", ["attention_mask", "s_aux"])

@@ -119,6 +119,11 @@ class FusedDecoder:
         return self._cache.layout.block_size
 
     @property
+    def gathers_contexts(self) -> bool:
+        """Whether torch attends; see ``Decoder.gathers_contexts``."""
+        return self._cache.kernels is None
+
+    @property
     def num_weight_bytes(self) -> int:
         """Bytes of all weights that it holds."""
         embedding = sum(parameter.nbytes for parameter in self._embed.parameters())
