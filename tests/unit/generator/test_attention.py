@@ -251,6 +251,29 @@ def test_sequences_whose_contexts_are_read_in_place_stay_together() -> None:
     assert group.context_lengths.tolist() == [200, 600, 5000]
 
 
+def test_what_kernels_read_travels_once_for_all_layers_of_a_window() -> None:
+    free = list(range(100))
+    chunks = [
+        ScheduledSequence(_place(1, 6, free), 2, 4),
+        ScheduledSequence(_place(2, 3, free), 0, 3),
+    ]
+    decode = ScheduledSequence(_place(3, 9, free), 8, 1)
+    batch = build_forward_batch([*chunks, decode], SHAPE)
+
+    bounds, tables, seen = batch.prefills.context(0, 0)
+    windowed = batch.prefills.context(0, 2)
+
+    assert bounds.tolist() == [[0, 4], [4, 3]]
+    assert tables.shape == (2, 2)
+    assert seen.tolist() == [[0, 3], [0, 4], [0, 5], [0, 6], [0, 1], [0, 2], [0, 3]]
+    assert windowed[2].tolist() == [[1, 3], [2, 4], [3, 5], [4, 6], [0, 1], [0, 2], [1, 3]]
+    assert batch.prefills.context(0, 0)[2] is seen
+    assert batch.prefills.context(0, 2)[2] is windowed[2]
+    (decodes,) = batch.decode_groups
+    assert decodes.context(0)[0] is decodes.context(0)[0]
+    assert decodes.context(0)[1].tolist() == [9]
+
+
 @pytest.mark.parametrize("name", ["attention_mask", "s_aux"])
 def test_what_is_not_supported_is_refused(name: str) -> None:
     tensor = torch.zeros(1, 1, 1, HEAD_DIM)
