@@ -217,8 +217,8 @@ def paged_decode_attention(
             [num_sequences]; int64, contiguous. A table covers its sequence's context. The row of a
             sequence of length 0 becomes 0.
         rule: How scores are made.
-        num_splits: Parts of each context that are attended to at once, at most 64; ``None`` for what
-            keeps the device busy. It decides how sums are rounded.
+        num_splits: Parts of each context, at most 64, that are attended to at once; ``None`` for
+            what keeps the device busy. It decides how sums are rounded.
         tiles: How the work is cut; ``None`` for what suits the width of the heads.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The kernels for GPUs that attend to a paged KV cache."""
+"""The kernels for GPUs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from chiasm.kernels.cache_kernels import DecodeRule
+from chiasm.kernels.gated_activation import ACTIVATIONS, gated_activation
 from chiasm.kernels.paged_decode_attention import paged_decode_attention
 from chiasm.kernels.paged_prefill_attention import paged_prefill_attention
+from chiasm.kernels.rms_norm import add_rms_norm
+from chiasm.kernels.rope_store_kv import rope_store_kv
 
 if TYPE_CHECKING:
     from chiasm.kernels.cache_kernels import PrefillRule
@@ -18,7 +21,7 @@ _PROBE = DecodeRule(block_size=1, scale=1.0)
 
 
 class TritonKernels:
-    """Compiled on first use for each shape of heads; see ``CacheKernels``.
+    """Both ``CacheKernels`` and ``LayerKernels``, compiled on first use for each shape of heads.
 
     Each launch is queued on the current stream, and nothing waits for it.
     """
@@ -55,6 +58,36 @@ class TritonKernels:
     ) -> None:
         """See ``CacheKernels.paged_prefill``."""
         paged_prefill_attention(_with_rows(query), cached, contexts, rule, output)
+
+    def add_rms_norm(
+        self,
+        hidden: torch.Tensor,
+        addend: torch.Tensor | None,
+        weight: torch.Tensor,
+        epsilon: float,
+        scale: float,
+    ) -> torch.Tensor:
+        """See ``LayerKernels.add_rms_norm``."""
+        return add_rms_norm(hidden, addend, weight, epsilon, scale)
+
+    def can_gate(self, activation: str) -> bool:
+        """See ``LayerKernels.can_gate``."""
+        return activation in ACTIVATIONS
+
+    def gate(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+        """See ``LayerKernels.gate``."""
+        return gated_activation(gate_up, activation)
+
+    def rope_store(
+        self,
+        qkv: torch.Tensor,
+        tables: tuple[torch.Tensor, torch.Tensor],
+        slots: torch.Tensor,
+        cached: tuple[torch.Tensor, torch.Tensor],
+        norm: tuple[torch.Tensor, float] | None,
+    ) -> torch.Tensor:
+        """See ``LayerKernels.rope_store``."""
+        return rope_store_kv(qkv, tables, slots, cached, norm)
 
 
 def _with_rows(query: torch.Tensor) -> torch.Tensor:

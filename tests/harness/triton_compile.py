@@ -21,8 +21,11 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 
 from chiasm.kernels.cache_kernels import DecodeRule, PrefillRule
+from chiasm.kernels.gated_activation import gated_activation
 from chiasm.kernels.paged_decode_attention import paged_decode_attention
 from chiasm.kernels.paged_prefill_attention import paged_prefill_attention
+from chiasm.kernels.rms_norm import add_rms_norm
+from chiasm.kernels.rope_store_kv import rope_store_kv
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +86,9 @@ def _launch(name: str, *values: str) -> None:
         torch.zeros(_NUM_BLOCKS * _BLOCK_SIZE, _NUM_KV_HEADS, head_dim, dtype=dtype)
         for _ in range(2)
     )
+    if name == "layer":
+        _launch_layer(query)
+        return
     if name == "decode":
         contexts = (torch.zeros(64, 64, dtype=torch.int64), torch.ones(64, dtype=torch.int64))
         decode_rule = DecodeRule(_BLOCK_SIZE, 0.1, window, softcap)
@@ -94,6 +100,21 @@ def _launch(name: str, *values: str) -> None:
     rule = PrefillRule(_BLOCK_SIZE, 0.1, softcap)
     output = torch.empty_like(query)
     paged_prefill_attention(query, (keys, values_), (chunks, tables, seen), rule, output)
+
+
+def _launch_layer(query: torch.Tensor) -> None:
+    """Call what lies between the matrix products; rows are as wide as all queries of a token."""
+    num_tokens, num_q_heads, head_dim = query.shape
+    rows = query.flatten(1)
+    add_rms_norm(rows, rows, rows[0], 1e-6)
+    gated_activation(rows, "silu")
+    gated_activation(rows, "gelu_pytorch_tanh")
+    heads = torch.zeros(num_tokens, num_q_heads + 2, head_dim, dtype=query.dtype)
+    cached = (heads[:, :1].contiguous(),) * 2
+    tables = (torch.zeros(num_tokens, head_dim, dtype=query.dtype),) * 2
+    slots = torch.arange(num_tokens)
+    norm = (heads[0, 1:], 1e-6)
+    rope_store_kv(heads.flatten(1), tables, slots, cached, norm)
 
 
 def _read_usage(cubin: bytes) -> dict[str, int]:

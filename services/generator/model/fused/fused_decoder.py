@@ -12,6 +12,7 @@ from chiasm.common.rms_norm import RMSNorm
 from chiasm.generator.model.attention import AttentionContext
 from chiasm.generator.model.fused.decoder_layer import DecoderLayer
 from chiasm.generator.model.fused.description import UnsupportedDecoderError, describe_decoder
+from chiasm.generator.model.fused.gpu_operators import GpuOperators
 from chiasm.generator.model.fused.kernel_operators import KernelOperators
 from chiasm.generator.model.fused.layer_weights import check_layers, take_layer, take_norm_weight
 from chiasm.generator.model.fused.quantized_linear import QuantizedLinear, can_quantize
@@ -25,6 +26,7 @@ from chiasm.generator.model.text_model_io import (
     take_deepstack_levels,
 )
 from chiasm.kernels.cpu.native import CpuKernels
+from chiasm.kernels.layer_kernels import LayerKernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -161,10 +163,12 @@ class FusedDecoder:
         return apply_logits_rule(self._head(hidden), self._spec.logits)
 
     def _make_operators(self) -> LayerOperators:
-        kernels = _cpu_kernels_of(self._cache)
-        if kernels is None:
-            return TorchOperators(self._description, self._cache)
-        return KernelOperators(self._description, self._cache, kernels)
+        kernels = self._cache.kernels
+        if isinstance(kernels, CpuKernels):
+            return KernelOperators(self._description, self._cache, kernels)
+        if isinstance(kernels, LayerKernels):
+            return GpuOperators(self._description, self._cache, kernels)
+        return TorchOperators(self._description, self._cache)
 
     def _make_rotations(self, hidden: torch.Tensor, batch: ForwardBatch) -> dict[str, Rotation]:
         """Return the angles of the batch's tokens by rotary type."""
@@ -179,5 +183,5 @@ class FusedDecoder:
 
 
 def _cpu_kernels_of(cache: KVCache) -> CpuKernels | None:
-    """Return the kernels that compute more than attention, if those of ``cache`` do."""
+    """Return the kernels of ``cache`` if they are those for CPUs."""
     return cache.kernels if isinstance(cache.kernels, CpuKernels) else None
