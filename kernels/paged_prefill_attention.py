@@ -71,12 +71,14 @@ class PrefillTiles:
         """
         is_wide = head_dim > _WIDE
         if dtype is torch.float32:
-            return cls(rows=32, tile=16 if is_wide else 32, num_warps=4, num_stages=1)
+            return cls(rows=32, tile=16, num_warps=4, num_stages=1)
         if architecture in _HOPPER:
             return cls(rows=128, tile=32 if is_wide else 64, num_warps=8, num_stages=2)
         if architecture in _BLACKWELL:
             return cls(rows=128, tile=16 if is_wide else 64, num_warps=8, num_stages=2)
-        return cls(rows=64 if is_wide else 128, tile=32, num_warps=8, num_stages=2)
+        # Padded heads are compared with their width, which takes registers too.
+        has_padding = head_dim != triton.next_power_of_2(head_dim)
+        return cls(rows=64 if is_wide or has_padding else 128, tile=32, num_warps=8, num_stages=2)
 
 
 @triton.jit
