@@ -71,7 +71,7 @@ class PrefillTiles:
         """
         is_wide = head_dim > _WIDE
         if dtype is torch.float32:
-            return cls(rows=32, tile=16, num_warps=4, num_stages=1)
+            return cls(rows=32, tile=16, num_warps=8, num_stages=1)
         if architecture in _HOPPER:
             return cls(rows=128, tile=32 if is_wide else 64, num_warps=8, num_stages=2)
         if architecture in _BLACKWELL:

