@@ -16,6 +16,7 @@ WORK ?= build/demo
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(TORCH)
+TEST_STAMP := $(VENV)/.installed-tests-$(TORCH)
 STUBS := protos/gen
 PROTO_FILES := $(wildcard protos/chiasm/v1/*.proto)
 NATIVE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
@@ -41,6 +42,11 @@ $(STAMP): requirements/$(TORCH).lock pyproject.toml $(NATIVE)
 		     "CPU builds (PIP_EXTRA_INDEX_URL); with one, use make TORCH=cuda." >&2; exit 1; }
 	touch $@
 
+# What only tests need: who serves on a CPU does without.
+$(TEST_STAMP): $(STAMP) requirements/triton.lock
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements/triton.lock
+	touch $@
+
 .PHONY: install
 install: $(STAMP) ## Make .venv with the pinned packages (TORCH=cpu or cuda)
 
@@ -49,15 +55,15 @@ serve: $(STAMP) ## Start the whole stack (MODEL=, PORT=, ARGS='flags of chiasm u
 	exec $(BIN)/chiasm up $(MODEL) --port $(PORT) $(ARGS)
 
 .PHONY: test
-test: $(STAMP) ## Run the tests that need no GPU and no patience
+test: $(TEST_STAMP) ## Run the tests that need no GPU and no patience
 	$(PYTEST) -m "not slow and not gpu"
 
 .PHONY: test-slow
-test-slow: $(STAMP) ## Run the tests that take minutes
+test-slow: $(TEST_STAMP) ## Run the tests that take minutes
 	$(PYTEST) -m "slow and not gpu" || $(OR_NONE)
 
 .PHONY: test-gpu
-test-gpu: $(STAMP) ## Run the tests that need a CUDA device
+test-gpu: $(TEST_STAMP) ## Run the tests that need a CUDA device
 	$(PYTEST) -m gpu || $(OR_NONE)
 
 .PHONY: check

@@ -1,7 +1,8 @@
 r"""Write the lock files from what is installed in the running environment.
 
 ``python requirements/lock.py`` writes ``cpu.lock`` and ``gateway.lock``. With ``--cuda REPORT`` it
-writes ``cuda.lock`` too, from the report of a resolution that installs nothing::
+writes ``cuda.lock`` and ``triton.lock`` too, from the report of a resolution that installs
+nothing::
 
     pip install --dry-run --ignore-installed --only-binary :all: --report REPORT \
         torch==2.13.0 torchvision==0.28.0
@@ -31,6 +32,9 @@ _CUDA_HEAD = """\
 # Made without a GPU: the pins of cpu.lock, and for torch, triton and the CUDA libraries what pip
 # resolves for torch's default build. Nothing here was installed by those who wrote the file.
 """
+_TRITON_HEAD = """\
+# For the tests, beside cpu.lock.
+"""
 
 
 def main() -> None:
@@ -42,7 +46,9 @@ def main() -> None:
     _write("cpu", _CPU_HEAD, cpu)
     _write("gateway", "", _pins("gateway"))
     if arguments.cuda:
-        _write("cuda", _CUDA_HEAD, {**_reported(arguments.cuda), **cpu})
+        cuda = {**_reported(arguments.cuda), **cpu}
+        _write("cuda", _CUDA_HEAD, cuda)
+        _write("triton", _TRITON_HEAD, {"triton": cuda["triton"]})
 
 
 def _pins(name: str) -> dict[str, str]:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # Before anything imports torch: beside a busy process the threads of one operator spin for each
 # other, and tests take thirty times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before anything imports triton: without a GPU its kernels run in its interpreter.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

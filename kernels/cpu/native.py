@@ -7,15 +7,17 @@ result, callers compute the same with torch.
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 import torch
 
 from chiasm.kernels.cpu.elementwise import ElementwiseKernels
 from chiasm.kernels.cpu.quantized_linear import QuantizedKernel
+
+if TYPE_CHECKING:
+    from chiasm.kernels.cache_kernels import DecodeRule, PrefillRule
 
 Level = Literal["plain", "avx2", "avx512"]
 KernelChoice = Literal["auto", "off", "plain", "avx2", "avx512"]
@@ -31,38 +33,6 @@ log = structlog.get_logger("chiasm.kernels")
 
 class KernelsUnavailableError(Exception):
     """There are no compiled kernels, or they do not run here."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeRule:
-    """How a query attends to its context.
-
-    Attributes:
-        block_size: Tokens per block of the cache.
-        scale: Factor of the products.
-        window: Positions that a token sees, itself included; 0 is all.
-        softcap: Bound of the scores; 0 is none.
-    """
-
-    block_size: int
-    scale: float
-    window: int = 0
-    softcap: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillRule:
-    """How scores of chunks of prompts are made.
-
-    Attributes:
-        block_size: Tokens per block of the cache.
-        scale: Factor of the products.
-        softcap: Bound of the scores; 0 is none.
-    """
-
-    block_size: int
-    scale: float
-    softcap: float = 0.0
 
 
 class _DecodeShape(ctypes.Structure):
@@ -205,8 +175,8 @@ class CpuKernels:
 
         Args:
             query: [num_rows, num_q_heads, head_dim], one of ``DTYPES``.
-            cached: As in ``paged_decode``, but slots may lie apart, those of keys as far as those of
-                values.
+            cached: As in ``paged_decode``, but slots may lie apart, those of keys as far as those
+                of values.
             contexts: First row and number of rows of each chunk, [num_chunks, 2]; block tables,
                 [num_chunks, max_blocks]; and the range of positions that each row sees, never
                 empty, [num_rows, 2]; int64, contiguous. The caller vouches for what they hold.

@@ -75,6 +75,11 @@ class FakeDecoder:
         return torch.device("cpu")
 
     @property
+    def gathers_contexts(self) -> bool:
+        """Whether similar lengths go together: nothing is gathered here."""
+        return True
+
+    @property
     def block_size(self) -> int:
         """Tokens per block."""
         return self._block_size

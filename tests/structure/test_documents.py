@@ -52,6 +52,7 @@ def test_locks_agree_on_what_they_share() -> None:
 
     assert cpu.items() <= cuda.items()
     assert gateway.items() <= cpu.items()
+    assert pins("triton").items() <= cuda.items()
 
 
 def test_locks_hold_every_direct_dependency() -> None:
@@ -79,6 +80,16 @@ def test_security_page_names_tests_that_exist() -> None:
     assert {name for name in functions if f"def {name}(" not in sources} == set()
 
 
+def test_tests_have_triton_and_servers_on_a_cpu_do_not() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+
+    for target in ("test", "test-slow", "test-gpu"):
+        assert re.search(rf"^{target}: \$\(TEST_STAMP\)", makefile, re.MULTILINE)
+    assert re.search(r"^serve: \$\(STAMP\)", makefile, re.MULTILINE)
+    assert "triton" in pins("triton")
+    assert "triton" not in pins("cpu")
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_target_exists_and_says_what_it_does(target: str) -> None:
     makefile = (ROOT / "Makefile").read_text()
@@ -99,7 +110,7 @@ def test_ci_runs_the_check_and_may_be_executed() -> None:
         "Makefile",
         "docker-compose.yml",
         *(f"services/{service}/Dockerfile" for service in SERVICES),
-        *(f"requirements/{name}.lock" for name in ("cpu", "cuda", "gateway")),
+        *(f"requirements/{name}.lock" for name in ("cpu", "cuda", "gateway", "triton")),
     ],
 )
 def test_no_package_index_is_named(name: str) -> None:

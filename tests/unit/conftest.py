@@ -1,4 +1,4 @@
-"""Fixtures of unit tests: the kernels for CPUs, compiled once per run."""
+"""Fixtures of unit tests: compiled kernels, and where those of Triton run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.harness.native_build import compile_kernels, find_compiler
 
@@ -18,3 +19,14 @@ def kernel_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if find_compiler() is None:
         pytest.skip("no C++ compiler")
     return compile_kernels(tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture(scope="session")
+def triton_device() -> str:
+    """Return where Triton's kernels run: on a CPU, in its interpreter, or on a GPU."""
+    pytest.importorskip("triton")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "cpu"
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU that torch uses, and one that turns the interpreter off")
+    return "cuda"

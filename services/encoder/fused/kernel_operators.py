@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from chiasm.common.rms_norm import RMSNorm
 from chiasm.encoder.fused.linear import activate
 from chiasm.encoder.fused.torch_operators import TorchOperators
+from chiasm.kernels.cache_kernels import PrefillRule
 from chiasm.kernels.cpu.elementwise import NormRule, PairRule
-from chiasm.kernels.cpu.native import PrefillRule
 
 if TYPE_CHECKING:
     import torch

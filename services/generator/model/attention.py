@@ -1,4 +1,4 @@
-"""Attend over the paged KV cache, in plain torch or, on a CPU, by its kernels.
+"""Attend over the paged KV cache, by kernels that read it in place or in plain torch.
 
 This is the attention function that transformers calls in every layer. Keys and values of the new
 tokens go into the cache; each chunk of a prompt attends to the prompt up to its end, each decoding
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from chiasm.kernels.cpu.native import DecodeRule, PrefillRule
+from chiasm.kernels.cache_kernels import DecodeRule, PrefillRule
 
 if TYPE_CHECKING:
     from chiasm.generator.model.attention_plan import DecodeGroup, PrefillGroup, PrefillSegment
@@ -213,16 +213,10 @@ def _attend_prefills_in_place(
     """Attend with all chunks to their contexts; both [num_tokens, num_heads, head_dim]."""
     assert cache.kernels is not None
     cached = (cache.keys[layer], cache.values[layer])
-    tables = prefills.block_tables[cache.group_of[layer]]
-    arrays = (prefills.bounds(), tables, prefills.seen(rule.window))
-    bounds, block_tables, seen = map(torch.from_numpy, arrays)
+    contexts = prefills.context(cache.group_of[layer], rule.window)
     prefill_rule = PrefillRule(cache.layout.block_size, rule.scale, rule.softcap)
     cache.kernels.paged_prefill(
-        query[prefills.rows],
-        cached,
-        (bounds, block_tables, seen),
-        prefill_rule,
-        output[prefills.rows],
+        query[prefills.rows], cached, contexts, prefill_rule, output[prefills.rows]
     )
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from chiasm.generator.model.step_buffers import send
+
 if TYPE_CHECKING:
     from collections.abc import Sequence as Items
 
@@ -28,17 +30,19 @@ class CacheShape:
         block_size: Tokens per block.
         windows: Positions that a token sees, by cache group; 0 is all before it.
         device: Where the tensors go.
+        gathers: Whether contexts are copied, so that similar lengths go together.
     """
 
     block_size: int
     windows: tuple[int, ...]
     device: torch.device
+    gathers: bool = True
 
     @classmethod
     def of(cls, decoder: Decoder) -> CacheShape:
         """Return the shape of a decoder's cache."""
         windows = tuple(group.window for group in decoder.spec.cache_groups)
-        return cls(decoder.block_size, windows, decoder.device)
+        return cls(decoder.block_size, windows, decoder.device, decoder.gathers_contexts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,36 +171,43 @@ class PrefillGroup:
         start: First row.
         segments: The chunks, in the order of their rows.
         block_tables: Block tables by cache group, padded. [num_segments, max_blocks], int64.
-        ranges: What each row sees by sliding window, made on first use, shared by all layers.
+        device: Where kernels read them.
+        contexts: What kernels read, by cache group and sliding window, made on first use, shared
+            by all layers.
     """
 
     start: int
     segments: tuple[PrefillSegment, ...]
     block_tables: tuple[np.ndarray, ...]
-    ranges: dict[int, np.ndarray] = field(default_factory=dict)
+    device: torch.device
+    contexts: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(
+        default_factory=dict
+    )
 
     @property
     def rows(self) -> slice:
         """Rows of the group."""
         return slice(self.start, None)
 
-    def bounds(self) -> np.ndarray:
-        """Return first row, counted from ``start``, and length of each segment.
+    def context(self, group: int, window: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what the chunks attend to in one cache group, on the device.
+
+        Args:
+            group: Cache group of the layer.
+            window: Positions that a token sees in the layer; 0 is all before it.
 
         Returns:
-            [num_segments, 2], int64.
+            First row, counted from ``start``, and length of each segment, [num_segments, 2]; their
+            block tables, [num_segments, max_blocks]; and the range of positions that each row
+            sees, [num_rows, 2], see ``PrefillSegment.seen``. All int64.
         """
-        return np.array([(one.start - self.start, one.length) for one in self.segments])
-
-    def seen(self, window: int) -> np.ndarray:
-        """Return the range of positions that each row sees; see ``PrefillSegment.seen``.
-
-        Returns:
-            [num_rows, 2], int64.
-        """
-        if window not in self.ranges:
-            self.ranges[window] = np.concatenate([one.seen(window) for one in self.segments])
-        return self.ranges[window]
+        key = (group, window)
+        if key not in self.contexts:
+            bounds = np.array([(one.start - self.start, one.length) for one in self.segments])
+            seen = np.concatenate([one.seen(window) for one in self.segments])
+            sent = (send(one, self.device) for one in (bounds, self.block_tables[group], seen))
+            self.contexts[key] = (next(sent), next(sent), next(sent))
+        return self.contexts[key]
 
 
 @dataclass(slots=True, eq=False)
@@ -224,7 +235,8 @@ class DecodeGroup:
             [num_sequences], int64.
         block_tables: Block tables by cache group, padded. [num_sequences, max_blocks], int64.
         block_size: Tokens per block.
-        contexts: Block tables and context lengths as tensors by cache group, made on first use,
+        device: Where kernels read them.
+        contexts: Block tables and context lengths on the device by cache group, made on first use,
             shared by all layers.
         plans: Gathers by cache group and sliding window, made and shared likewise.
     """
@@ -233,6 +245,7 @@ class DecodeGroup:
     context_lengths: np.ndarray
     block_tables: tuple[np.ndarray, ...]
     block_size: int
+    device: torch.device
     contexts: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     plans: dict[tuple[int, int], GatherPlan] = field(default_factory=dict)
 
@@ -247,10 +260,10 @@ class DecodeGroup:
         return slice(self.start, self.start + self.num_sequences)
 
     def context(self, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return block tables and context lengths of one cache group, on the host."""
+        """Return block tables and context lengths of one cache group, on the device."""
         if group not in self.contexts:
-            arrays = (self.block_tables[group], self.context_lengths)
-            self.contexts[group] = (torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]))
+            tables = send(self.block_tables[group], self.device)
+            self.contexts[group] = (tables, send(self.context_lengths, self.device))
         return self.contexts[group]
 
     def plan(self, group: int, window: int, dtype: torch.dtype, device: torch.device) -> GatherPlan:
@@ -292,7 +305,7 @@ def group_chunks(chunks: Items[ScheduledSequence], start: int, shape: CacheShape
         _pad([segment.block_tables[group] for segment in segments])
         for group in range(len(shape.windows))
     )
-    return PrefillGroup(start, tuple(segments), tables)
+    return PrefillGroup(start, tuple(segments), tables, shape.device)
 
 
 def slots_of(
@@ -316,11 +329,13 @@ def slots_of(
 
 
 def group_decodes(decodes: Items[ScheduledSequence], shape: CacheShape) -> list[DecodeGroup]:
-    """Cut ``decodes``, sorted by context length, where padding would waste too much."""
+    """Cut ``decodes``, sorted by context length, where padding of a gather would waste too much."""
     groups: list[DecodeGroup] = []
     first = 0
     for index in range(1, len(decodes) + 1):
         if index < len(decodes):
+            if not shape.gathers:
+                continue
             bound = max(_SHORT_CONTEXT, _MAX_LENGTH_RATIO * (decodes[first].start + 1))
             if decodes[index].start < bound:
                 continue
@@ -348,7 +363,7 @@ def _make_group(members: Items[ScheduledSequence], start: int, shape: CacheShape
         _pad([item.sequence.tables[group].blocks for item in members])
         for group in range(len(shape.windows))
     )
-    return DecodeGroup(start, context_lengths, tables, shape.block_size)
+    return DecodeGroup(start, context_lengths, tables, shape.block_size, shape.device)
 
 
 def _pad(tables: Items[Items[int] | np.ndarray]) -> np.ndarray:

@@ -32,6 +32,11 @@ class Decoder(Protocol):
         """Tokens per block of its KV cache."""
         ...
 
+    @property
+    def gathers_contexts(self) -> bool:
+        """Whether contexts are copied out of the cache, so that similar lengths go together."""
+        ...
+
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Compute the tokens of ``batch`` and write their keys and values into the cache.
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from chiasm.generator.engine.block_group import GroupSize
     from chiasm.generator.engine.block_manager import BlockCopy
     from chiasm.generator.model.model_spec import CacheGroup, ModelSpec
-    from chiasm.kernels.cpu.native import CpuKernels
+    from chiasm.kernels.cache_kernels import CacheKernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class KVCache:
         layout: KVCacheLayout,
         dtype: torch.dtype,
         device: torch.device,
-        kernels: CpuKernels | None = None,
+        kernels: CacheKernels | None = None,
     ) -> None:
         self.layout = layout
         self.kernels = kernels

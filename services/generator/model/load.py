@@ -10,11 +10,11 @@ import torch
 from chiasm.common.half_load import load_half
 from chiasm.common.loading_memory import give_back_loading_memory
 from chiasm.generator.model.cache_sizes import decide_sizes
+from chiasm.generator.model.find_cache_kernels import find_cache_kernels
 from chiasm.generator.model.kv_cache import KVCache
 from chiasm.generator.model.make_decoder import make_decoder
 from chiasm.generator.model.memory_budget import decide_budget, read_device_memory
 from chiasm.generator.model.model_spec import read_model_spec
-from chiasm.kernels.cpu.native import DTYPES, find_kernels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,9 +69,7 @@ def load_model(
         model.config.get_text_config(), dtype, request, read_device_memory(device)
     )
     layout, max_model_len = decide_sizes(spec, dtype, request, budget_bytes)
-    kernels = None
-    if device.type == "cpu" and dtype in DTYPES:
-        kernels = find_kernels(request.kernels)
+    kernels = find_cache_kernels(device, dtype, request.kernels)
     cache = KVCache(spec, layout, dtype, device, kernels)
     made = make_decoder(decoder, model, cache, quantization)
     give_back_loading_memory(path)

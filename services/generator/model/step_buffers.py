@@ -51,7 +51,7 @@ class StepBuffers:
         """
         array = np.asarray(values, dtype=np.int64)
         if array.shape[-1] > self._num_columns:
-            return torch.from_numpy(array).to(self._device)
+            return send(array, self._device)
         host, device = self._buffer(name, array.shape[:-1])
         part = (..., slice(0, array.shape[-1]))
         host[part].copy_(torch.from_numpy(array))
@@ -67,3 +67,16 @@ class StepBuffers:
             host = torch.zeros(shape, dtype=torch.int64, pin_memory=self._is_pinned)
             buffers[name] = (host, host.to(self._device))
         return buffers[name]
+
+
+def send(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return ``values`` on ``device``; on a CPU the same memory, on a GPU without waiting for it.
+
+    Args:
+        values: Integers of any shape, contiguous.
+        device: Where they are read.
+    """
+    tensor = torch.from_numpy(values)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -59,6 +59,11 @@ class TransformersDecoder:
         """Tokens per block of its KV cache."""
         return self._cache.layout.block_size
 
+    @property
+    def gathers_contexts(self) -> bool:
+        """Whether torch attends; see ``Decoder.gathers_contexts``."""
+        return self._cache.kernels is None
+
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Compute the tokens of ``batch``; see ``Decoder.forward``."""
         levels = take_deepstack_levels(batch, self._spec.num_deepstack_levels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ from chiasm.generator.model.model_spec import ModelSpec
 from chiasm.kernels.cpu.native import CpuKernels
 from tests.fakes.embeddings import make_layout, make_ref
 from tests.fakes.generator_engine import make_prompt, make_sequence
+
+if TYPE_CHECKING:
+    from chiasm.kernels.cache_kernels import CacheKernels
 
 HEAD_DIM = 8
 NUM_Q_HEADS = 4
@@ -88,10 +92,16 @@ def _drop_unseen(sequence: Sequence, start: int, window: int) -> None:
         blocks[index] = NO_BLOCK
 
 
-@pytest.fixture(scope="module", params=["torch", "compiled"])
-def kernels(request: pytest.FixtureRequest) -> CpuKernels | None:
+@pytest.fixture(scope="module", params=["torch", "compiled", "triton"])
+def kernels(request: pytest.FixtureRequest) -> CacheKernels | None:
     if request.param == "torch":
         return None
+    if request.param == "triton":
+        if request.getfixturevalue("triton_device") != "cpu":
+            pytest.skip("tests of the GPU attend there")
+        from chiasm.kernels.triton_kernels import TritonKernels
+
+        return TritonKernels()
     return CpuKernels(request.getfixturevalue("kernel_library"))
 
 
@@ -101,7 +111,7 @@ def kernels(request: pytest.FixtureRequest) -> CpuKernels | None:
     "rule", [_Rule(), _Rule(window=3), _Rule(softcap=2.0), _Rule(window=5, softcap=1.5)]
 )
 def test_packed_batch_equals_sequences_alone(
-    num_kv_heads: int, rule: _Rule, keeps_window: bool, kernels: CpuKernels | None
+    num_kv_heads: int, rule: _Rule, keeps_window: bool, kernels: CacheKernels | None
 ) -> None:
     kept = (rule.window or 0) if keeps_window else 0
     generator = torch.Generator().manual_seed(0)
@@ -138,7 +148,8 @@ def test_packed_batch_equals_sequences_alone(
         if kept:
             _drop_unseen(sequence, start, kept)
         scheduled.append(ScheduledSequence(sequence, start, length - start))
-    batch = build_forward_batch(scheduled, CacheShape(BLOCK_SIZE, (kept,), CPU))
+    shape = CacheShape(BLOCK_SIZE, (kept,), CPU, gathers=kernels is None)
+    batch = build_forward_batch(scheduled, shape)
     order = [item.sequence.seq_id for item in batch.sequences]
 
     def pack(tensors: list[torch.Tensor], whole: bool) -> torch.Tensor:
@@ -164,7 +175,7 @@ def test_packed_batch_equals_sequences_alone(
 @pytest.mark.parametrize("start", [0, 2, 5])
 @pytest.mark.parametrize("window", [0, 2, 6])
 def test_rows_that_attend_both_ways_see_one_another(
-    start: int, window: int, kernels: CpuKernels | None
+    start: int, window: int, kernels: CacheKernels | None
 ) -> None:
     length, offset, rows = 14, 4, range(5, 8)
     generator = torch.Generator().manual_seed(1)
@@ -224,6 +235,43 @@ def test_sequences_of_similar_length_share_one_gather() -> None:
     groups = [group.context_lengths.tolist() for group in batch.decode_groups]
     assert groups == [[200, 300], [600, 601, 900], [5000]]
     assert [group.rows for group in batch.decode_groups] == [slice(0, 2), slice(2, 5), slice(5, 6)]
+
+
+def test_sequences_whose_contexts_are_read_in_place_stay_together() -> None:
+    free = list(range(100_000))
+    lengths = [600, 5000, 200]
+    scheduled = [
+        ScheduledSequence(_place(index, length, free), length - 1, 1)
+        for index, length in enumerate(lengths)
+    ]
+
+    batch = build_forward_batch(scheduled, dataclasses.replace(SHAPE, gathers=False))
+
+    (group,) = batch.decode_groups
+    assert group.context_lengths.tolist() == [200, 600, 5000]
+
+
+def test_what_kernels_read_travels_once_for_all_layers_of_a_window() -> None:
+    free = list(range(100))
+    chunks = [
+        ScheduledSequence(_place(1, 6, free), 2, 4),
+        ScheduledSequence(_place(2, 3, free), 0, 3),
+    ]
+    decode = ScheduledSequence(_place(3, 9, free), 8, 1)
+    batch = build_forward_batch([*chunks, decode], SHAPE)
+
+    bounds, tables, seen = batch.prefills.context(0, 0)
+    windowed = batch.prefills.context(0, 2)
+
+    assert bounds.tolist() == [[0, 4], [4, 3]]
+    assert tables.shape == (2, 2)
+    assert seen.tolist() == [[0, 3], [0, 4], [0, 5], [0, 6], [0, 1], [0, 2], [0, 3]]
+    assert windowed[2].tolist() == [[1, 3], [2, 4], [3, 5], [4, 6], [0, 1], [0, 2], [1, 3]]
+    assert batch.prefills.context(0, 0)[2] is seen
+    assert batch.prefills.context(0, 2)[2] is windowed[2]
+    (decodes,) = batch.decode_groups
+    assert decodes.context(0)[0] is decodes.context(0)[0]
+    assert decodes.context(0)[1].tolist() == [9]
 
 
 @pytest.mark.parametrize("name", ["attention_mask", "s_aux"])

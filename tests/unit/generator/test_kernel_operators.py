@@ -12,6 +12,7 @@ from chiasm.common.families import PositionScheme
 from chiasm.common.rms_norm import RMSNorm
 from chiasm.generator.engine.block_group import GroupSize
 from chiasm.generator.model.fused.description import DecoderDescription, LayerDescription
+from chiasm.generator.model.fused.gpu_operators import GpuOperators
 from chiasm.generator.model.fused.kernel_operators import KernelOperators
 from chiasm.generator.model.fused.rotary import make_rotation
 from chiasm.generator.model.fused.torch_operators import TorchOperators
@@ -20,9 +21,8 @@ from chiasm.generator.model.model_spec import ModelSpec
 from chiasm.kernels.cpu.native import CpuKernels
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from chiasm.generator.model.fused.layer_operators import LayerOperators
+    from chiasm.kernels.triton_kernels import TritonKernels
 
 HEAD_DIM = 8
 WIDTH = 48
@@ -41,14 +41,22 @@ DESCRIPTION = DecoderDescription(
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
-@pytest.fixture(scope="module")
-def kernels(kernel_library: Path) -> CpuKernels:
-    return CpuKernels(kernel_library)
+@pytest.fixture(scope="module", params=["compiled", "triton"])
+def kernels(request: pytest.FixtureRequest) -> CpuKernels | TritonKernels:
+    if request.param == "compiled":
+        return CpuKernels(request.getfixturevalue("kernel_library"))
+    if request.getfixturevalue("triton_device") != "cpu":
+        pytest.skip("tests of the GPU compare there")
+    from chiasm.kernels.triton_kernels import TritonKernels
+
+    return TritonKernels()
 
 
 @pytest.fixture(params=TOLERANCES, ids=str)
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+def dtype(request: pytest.FixtureRequest, kernels: CpuKernels | TritonKernels) -> torch.dtype:
     chosen: torch.dtype = request.param
+    if chosen is torch.bfloat16 and not isinstance(kernels, CpuKernels):
+        pytest.skip("the interpreter truncates to bfloat16")
     return chosen
 
 
@@ -75,11 +83,21 @@ def _make_cache(dtype: torch.dtype) -> KVCache:
     return cache
 
 
+def _make_operators(
+    kernels: CpuKernels | TritonKernels, description: DecoderDescription, cache: KVCache
+) -> LayerOperators:
+    if isinstance(kernels, CpuKernels):
+        return KernelOperators(description, cache, kernels)
+    return GpuOperators(description, cache, kernels)
+
+
 def _make_both(
-    kernels: CpuKernels, dtype: torch.dtype, description: DecoderDescription = DESCRIPTION
+    kernels: CpuKernels | TritonKernels,
+    dtype: torch.dtype,
+    description: DecoderDescription = DESCRIPTION,
 ) -> tuple[LayerOperators, LayerOperators]:
     return (
-        KernelOperators(description, _make_cache(dtype), kernels),
+        _make_operators(kernels, description, _make_cache(dtype)),
         TorchOperators(description, _make_cache(dtype)),
     )
 
@@ -94,7 +112,7 @@ def _assert_close(output: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("has_addend", [False, True])
 @pytest.mark.parametrize("weight_dtype", [None, torch.float32])
 def test_norms_of_sums_are_equal(
-    kernels: CpuKernels,
+    kernels: CpuKernels | TritonKernels,
     dtype: torch.dtype,
     scale: float,
     has_addend: bool,
@@ -114,7 +132,7 @@ def test_norms_of_sums_are_equal(
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh", "relu"])
 def test_gates_are_equal_with_or_without_a_kernel(
-    kernels: CpuKernels, dtype: torch.dtype, activation: str
+    kernels: CpuKernels | TritonKernels, dtype: torch.dtype, activation: str
 ) -> None:
     description = replace(DESCRIPTION, activation=activation)
 
@@ -129,7 +147,7 @@ def test_gates_are_equal_with_or_without_a_kernel(
 @pytest.mark.parametrize("rotary_dim", [4, HEAD_DIM])
 @pytest.mark.parametrize("has_norm", [False, True])
 def test_heads_are_placed_equally(
-    kernels: CpuKernels, dtype: torch.dtype, rotary_dim: int, has_norm: bool
+    kernels: CpuKernels | TritonKernels, dtype: torch.dtype, rotary_dim: int, has_norm: bool
 ) -> None:
     angles = _random(4, 1, NUM_TOKENS, rotary_dim // 2, dtype=torch.float32).repeat(1, 1, 2)
     rotation = make_rotation(angles.cos().to(dtype), angles.sin().to(dtype))
@@ -138,7 +156,7 @@ def test_heads_are_placed_equally(
     results = []
     caches = (_make_cache(dtype), _make_cache(dtype))
     both: tuple[LayerOperators, LayerOperators] = (
-        KernelOperators(DESCRIPTION, caches[0], kernels),
+        _make_operators(kernels, DESCRIPTION, caches[0]),
         TorchOperators(DESCRIPTION, caches[1]),
     )
     for operators, cache in zip(both, caches, strict=True):

@@ -12,6 +12,7 @@ from chiasm.common.rms_norm import RMSNorm
 from chiasm.generator.model.attention import AttentionContext
 from chiasm.generator.model.fused.decoder_layer import DecoderLayer
 from chiasm.generator.model.fused.description import UnsupportedDecoderError, describe_decoder
+from chiasm.generator.model.fused.gpu_operators import GpuOperators
 from chiasm.generator.model.fused.kernel_operators import KernelOperators
 from chiasm.generator.model.fused.layer_weights import check_layers, take_layer, take_norm_weight
 from chiasm.generator.model.fused.quantized_linear import QuantizedLinear, can_quantize
@@ -24,6 +25,8 @@ from chiasm.generator.model.text_model_io import (
     position_ids_of,
     take_deepstack_levels,
 )
+from chiasm.kernels.cpu.native import CpuKernels
+from chiasm.kernels.layer_kernels import LayerKernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,9 +74,9 @@ class FusedDecoder:
         """
         make_linear: Callable[..., PackedLinear | QuantizedLinear] = PackedLinear
         if quantization == "w8a8":
-            if not can_quantize(cache.keys[0].device, cache.kernels):
+            if not can_quantize(cache.keys[0].device, _cpu_kernels_of(cache)):
                 raise UnsupportedDecoderError("w8a8 needs a CPU, and our kernels or oneDNN")
-            make_linear = partial(QuantizedLinear, kernels=cache.kernels)
+            make_linear = partial(QuantizedLinear, kernels=_cpu_kernels_of(cache))
         text_model = model.get_decoder()  # type: ignore[no-untyped-call]  # transformers' own
         self._description = describe_decoder(model.config.get_text_config())
         check_layers(text_model.layers, self._description)
@@ -118,6 +121,11 @@ class FusedDecoder:
         return self._cache.layout.block_size
 
     @property
+    def gathers_contexts(self) -> bool:
+        """Whether torch attends; see ``Decoder.gathers_contexts``."""
+        return self._cache.kernels is None
+
+    @property
     def num_weight_bytes(self) -> int:
         """Bytes of all weights that it holds."""
         embedding = sum(parameter.nbytes for parameter in self._embed.parameters())
@@ -156,9 +164,11 @@ class FusedDecoder:
 
     def _make_operators(self) -> LayerOperators:
         kernels = self._cache.kernels
-        if kernels is None:
-            return TorchOperators(self._description, self._cache)
-        return KernelOperators(self._description, self._cache, kernels)
+        if isinstance(kernels, CpuKernels):
+            return KernelOperators(self._description, self._cache, kernels)
+        if isinstance(kernels, LayerKernels):
+            return GpuOperators(self._description, self._cache, kernels)
+        return TorchOperators(self._description, self._cache)
 
     def _make_rotations(self, hidden: torch.Tensor, batch: ForwardBatch) -> dict[str, Rotation]:
         """Return the angles of the batch's tokens by rotary type."""
@@ -170,3 +180,8 @@ class FusedDecoder:
             cos, sin = cast("tuple[torch.Tensor, torch.Tensor]", angles)
             rotations[rotary_type] = make_rotation(cos, sin)
         return rotations
+
+
+def _cpu_kernels_of(cache: KVCache) -> CpuKernels | None:
+    """Return the kernels of ``cache`` if they are those for CPUs."""
+    return cache.kernels if isinstance(cache.kernels, CpuKernels) else None

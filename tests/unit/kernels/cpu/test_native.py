@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,60 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from chiasm.kernels.cache_kernels import DecodeRule
 from chiasm.kernels.cpu import native
 from chiasm.kernels.cpu.native import (
     CpuKernels,
-    DecodeRule,
     KernelsUnavailableError,
     find_kernels,
 )
-from tests.fakes.paged_context import attend_exactly, make_paged_context
+from tests.fakes.attention_cases import make_decode_case
 from tests.harness.native_build import compile_kernels
 
 TOLERANCES = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-2, 1e-2)}
-
-
-@dataclass(frozen=True)
-class _Case:
-    """Inputs of a decode step; what no sequence owns is NaN."""
-
-    query: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-    tables: torch.Tensor
-    lengths: torch.Tensor
-
-    def run(self, kernels: CpuKernels, rule: DecodeRule, rows: slice = slice(None)) -> torch.Tensor:
-        contexts = (self.tables[rows], self.lengths[rows])
-        return kernels.paged_decode(self.query[rows], (self.keys, self.values), contexts, rule)
-
-
-def _make_case(
-    lengths: list[int],
-    heads: tuple[int, int, int] = (4, 2, 64),
-    block_size: int = 16,
-    dtype: torch.dtype = torch.float32,
-) -> _Case:
-    num_q_heads, num_kv_heads, head_dim = heads
-    generator = torch.Generator().manual_seed(len(lengths) + head_dim)
-    positions = [(0, length) for length in lengths]
-    tables, keys, values = make_paged_context(
-        positions, (num_kv_heads, head_dim), block_size, dtype, generator
-    )
-    # As the decoder's: a view of a wider tensor.
-    wide = torch.randn(len(lengths), num_q_heads + 3, head_dim, generator=generator).to(dtype)
-    return _Case(wide[:, :num_q_heads], keys, values, tables, torch.tensor(lengths))
-
-
-def _reference(case: _Case, rule: DecodeRule) -> torch.Tensor:
-    """Attend in float64, one sequence after the other."""
-    outputs = []
-    for row, length in enumerate(case.lengths.tolist()):
-        first = max(0, length - rule.window) if rule.window else 0
-        query, seen = case.query[row : row + 1], torch.tensor([[first, length]])
-        cached = (case.keys, case.values)
-        outputs.append(attend_exactly(query, cached, case.tables[row], seen, rule))
-    return torch.cat(outputs).to(case.query.dtype)
 
 
 def _assert_close(output: torch.Tensor, expected: torch.Tensor) -> None:
@@ -102,13 +58,13 @@ def test_paged_decode_equals_torch(
     softcap: float,
 ) -> None:
     heads = (num_kv_heads * group, num_kv_heads, head_dim)
-    case = _make_case(lengths, heads, block_size, dtype)
+    case = make_decode_case(lengths, heads, block_size, dtype)
     rule = DecodeRule(block_size, head_dim**-0.5, window, softcap)
 
     output = case.run(kernels, rule)
 
     assert output.is_contiguous()
-    _assert_close(output, _reference(case, rule))
+    _assert_close(output, case.attend_exactly(rule))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -116,7 +72,7 @@ def test_paged_decode_equals_torch(
 def test_row_is_the_same_to_the_bit_in_any_batch_and_with_any_threads(
     kernels: CpuKernels, dtype: torch.dtype, num_threads: int
 ) -> None:
-    case = _make_case([700, 1, 129, 128, 300], dtype=dtype)
+    case = make_decode_case([700, 1, 129, 128, 300], dtype=dtype)
     rule = DecodeRule(16, 0.125)
     together = case.run(kernels, rule)
     before = torch.get_num_threads()
@@ -131,23 +87,23 @@ def test_row_is_the_same_to_the_bit_in_any_batch_and_with_any_threads(
 
 @pytest.mark.parametrize("factor", [1e-3, 100.0, 1e4])
 def test_scores_of_any_size_give_finite_outputs(kernels: CpuKernels, factor: float) -> None:
-    case = _make_case([300, 20])
+    case = make_decode_case([300, 20])
     rule = DecodeRule(16, factor)
 
     output = case.run(kernels, rule)
 
     assert output.isfinite().all()
-    torch.testing.assert_close(output, _reference(case, rule), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(output, case.attend_exactly(rule), rtol=1e-3, atol=1e-3)
 
 
 def test_no_sequences_give_no_rows(kernels: CpuKernels) -> None:
-    case = _make_case([5])
+    case = make_decode_case([5])
 
     assert case.run(kernels, DecodeRule(16, 1.0), slice(0, 0)).shape == (0, 4, 64)
 
 
 def test_kernels_bring_no_second_openmp_runtime(kernels: CpuKernels) -> None:
-    _make_case([5]).run(kernels, DecodeRule(16, 1.0))
+    make_decode_case([5]).run(kernels, DecodeRule(16, 1.0))
 
     mapped = Path("/proc/self/maps").read_text("utf-8").splitlines()
     runtimes = {line.split()[-1] for line in mapped if "libgomp" in line or "libiomp" in line}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,85 +11,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chiasm.kernels.cpu.native import CpuKernels, PrefillRule
-from tests.fakes.paged_context import attend_exactly, make_paged_context
+from chiasm.kernels.cache_kernels import PrefillRule
+from tests.fakes.attention_cases import Chunk, PrefillCase, make_prefill_case
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from chiasm.kernels.cpu.native import CpuKernels
 
 # In bfloat16 the weights are rounded too, with its dot products.
 TOLERANCES = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-2, 2e-2)}
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Positions of a sequence from ``start`` to before ``end``, of which each sees a window."""
-
-    start: int
-    end: int
-    window: int = 0
-
-    def seen(self) -> torch.Tensor:
-        positions = torch.arange(self.start, self.end)
-        first = (positions - self.window + 1).clamp(min=0) if self.window else positions * 0
-        return torch.stack((first, positions + 1), dim=1)
-
-
-@dataclass(frozen=True)
-class _Case:
-    """Chunks of sequences, packed; what no row sees is NaN, and blocks that none sees are not."""
-
-    query: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-    tables: torch.Tensor
-    chunks: torch.Tensor
-    seen: torch.Tensor
-
-    def run(
-        self, kernels: CpuKernels, rule: PrefillRule, chunks: slice = slice(None)
-    ) -> torch.Tensor:
-        """Return the rows of ``chunks``; the others are NaN."""
-        output = torch.full(self.query.shape, float("nan"), dtype=self.query.dtype)
-        contexts = (self.chunks[chunks], self.tables[chunks], self.seen)
-        kernels.paged_prefill(self.query, (self.keys, self.values), contexts, rule, output)
-        return output
-
-    def rows(self) -> Iterator[slice]:
-        """Yield the rows of each chunk."""
-        for first, count in self.chunks.tolist():
-            yield slice(first, first + count)
-
-
-def _make_case(
-    chunks: Sequence[_Chunk],
-    heads: tuple[int, int, int] = (4, 2, 64),
-    block_size: int = 16,
-    dtype: torch.dtype = torch.float32,
-) -> _Case:
-    num_q_heads, num_kv_heads, head_dim = heads
-    generator = torch.Generator().manual_seed(len(chunks) + head_dim)
-    positions = [(int(chunk.seen()[:, 0].min()), chunk.end) for chunk in chunks]
-    tables, keys, values = make_paged_context(
-        positions, (num_kv_heads, head_dim), block_size, dtype, generator
-    )
-    counts = [chunk.end - chunk.start for chunk in chunks]
-    firsts = itertools.accumulate(counts, initial=0)
-    bounds = torch.tensor(list(zip(firsts, counts, strict=False)))
-    # As the decoders': a view of a wider tensor, heads before rows.
-    wide = torch.randn(num_q_heads + 3, sum(counts), head_dim, generator=generator).to(dtype)
-    seen = torch.cat([chunk.seen() for chunk in chunks])
-    return _Case(wide[:num_q_heads].transpose(0, 1), keys, values, tables, bounds, seen)
-
-
-def _reference(case: _Case, rule: PrefillRule) -> torch.Tensor:
-    """Attend in float64, one chunk after the other."""
-    cached = (case.keys, case.values)
-    outputs = [
-        attend_exactly(case.query[rows], cached, table, case.seen[rows], rule)
-        for table, rows in zip(case.tables, case.rows(), strict=True)
-    ]
-    return torch.cat(outputs).to(case.query.dtype)
 
 
 def assert_close(output: torch.Tensor, expected: torch.Tensor) -> None:
@@ -98,9 +27,9 @@ def assert_close(output: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @st.composite
-def _chunks(draw: st.DrawFn) -> _Chunk:
+def _chunks(draw: st.DrawFn) -> Chunk:
     end = draw(st.integers(1, 300))
-    return _Chunk(draw(st.integers(0, end - 1)), end, draw(st.sampled_from([0, 1, 7, 64, 1000])))
+    return Chunk(draw(st.integers(0, end - 1)), end, draw(st.sampled_from([0, 1, 7, 64, 1000])))
 
 
 @settings(
@@ -119,7 +48,7 @@ def _chunks(draw: st.DrawFn) -> _Chunk:
 )
 def test_paged_prefill_equals_torch(
     kernels: CpuKernels,
-    chunks: list[_Chunk],
+    chunks: list[Chunk],
     num_kv_heads: int,
     group: int,
     head_dim: int,
@@ -128,22 +57,22 @@ def test_paged_prefill_equals_torch(
     softcap: float,
 ) -> None:
     heads = (num_kv_heads * group, num_kv_heads, head_dim)
-    case = _make_case(chunks, heads, block_size, dtype)
+    case = make_prefill_case(chunks, heads, block_size, dtype)
     rule = PrefillRule(block_size, head_dim**-0.5, softcap)
 
-    assert_close(case.run(kernels, rule), _reference(case, rule))
+    assert_close(case.run(kernels, rule), case.attend_exactly(rule))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_rows_that_see_what_is_behind_them_equal_torch(
     kernels: CpuKernels, dtype: torch.dtype
 ) -> None:
-    case = _make_case([_Chunk(0, 150), _Chunk(30, 100)], dtype=dtype)
+    case = make_prefill_case([Chunk(0, 150), Chunk(30, 100)], dtype=dtype)
     case.seen[40:90, 1] = 90
     case.seen[200:, 0] = 61
     rule = PrefillRule(16, 0.125)
 
-    assert_close(case.run(kernels, rule), _reference(case, rule))
+    assert_close(case.run(kernels, rule), case.attend_exactly(rule))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -161,16 +90,16 @@ def test_slots_that_lie_apart_equal_torch(
     ends = lengths.repeat_interleave(lengths)
     seen = torch.stack((torch.zeros_like(ends), ends), dim=1)
     bounds = torch.stack((starts, lengths), dim=1)
-    case = _Case(query, keys, values, tables, bounds, seen)
+    case = PrefillCase(query, keys, values, tables, bounds, seen)
     rule = PrefillRule(1, head_dim**-0.5)
 
-    assert_close(case.run(kernels, rule), _reference(case, rule))
+    assert_close(case.run(kernels, rule), case.attend_exactly(rule))
 
 
 def test_slots_of_keys_that_lie_otherwise_than_those_of_values_are_refused(
     kernels: CpuKernels,
 ) -> None:
-    case = _make_case([_Chunk(0, 20)])
+    case = make_prefill_case([Chunk(0, 20)])
     apart = case.values.new_zeros(len(case.values), 2, 2, 64)[:, 0]
     turned = case.keys.transpose(0, 1).contiguous().transpose(0, 1)
 
@@ -185,8 +114,8 @@ def test_slots_of_keys_that_lie_otherwise_than_those_of_values_are_refused(
 def test_row_is_the_same_to_the_bit_in_any_batch_and_with_any_threads(
     kernels: CpuKernels, dtype: torch.dtype, num_threads: int
 ) -> None:
-    chunks = [_Chunk(0, 300), _Chunk(5, 6), _Chunk(130, 290, 40), _Chunk(0, 64), _Chunk(64, 129)]
-    case = _make_case(chunks, dtype=dtype)
+    chunks = [Chunk(0, 300), Chunk(5, 6), Chunk(130, 290, 40), Chunk(0, 64), Chunk(64, 129)]
+    case = make_prefill_case(chunks, dtype=dtype)
     rule = PrefillRule(16, 0.125)
     together = case.run(kernels, rule)
     before = torch.get_num_threads()
@@ -208,7 +137,7 @@ def test_row_is_the_same_to_the_bit_in_any_batch_and_with_any_threads(
 def test_row_is_the_same_to_the_bit_however_a_prompt_is_cut(
     kernels: CpuKernels, dtype: torch.dtype, cuts: tuple[int, ...], window: int
 ) -> None:
-    case = _make_case([_Chunk(0, 200, window)], dtype=dtype)
+    case = make_prefill_case([Chunk(0, 200, window)], dtype=dtype)
     rule = PrefillRule(16, 0.125)
     whole = case.run(kernels, rule)
     output = torch.empty_like(whole)
@@ -223,16 +152,16 @@ def test_row_is_the_same_to_the_bit_however_a_prompt_is_cut(
 
 @pytest.mark.parametrize("factor", [1e-3, 100.0, 1e4])
 def test_scores_of_any_size_give_finite_outputs(kernels: CpuKernels, factor: float) -> None:
-    case = _make_case([_Chunk(0, 100), _Chunk(90, 200, 20)])
+    case = make_prefill_case([Chunk(0, 100), Chunk(90, 200, 20)])
     rule = PrefillRule(16, factor)
 
     output = case.run(kernels, rule)
 
     assert output.isfinite().all()
-    torch.testing.assert_close(output, _reference(case, rule), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(output, case.attend_exactly(rule), rtol=1e-3, atol=1e-3)
 
 
 def test_no_chunks_write_nothing(kernels: CpuKernels) -> None:
-    case = _make_case([_Chunk(0, 5)])
+    case = make_prefill_case([Chunk(0, 5)])
 
     assert case.run(kernels, PrefillRule(16, 1.0), slice(0, 0)).isnan().all()
