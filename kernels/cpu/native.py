@@ -205,8 +205,8 @@ class CpuKernels:
 
         Args:
             query: [num_rows, num_q_heads, head_dim], one of ``DTYPES``.
-            cached: As in ``paged_decode``, but slots may lie apart, those of keys as far as those of
-                values.
+            cached: As in ``paged_decode``, but slots may lie apart, those of keys as far as those
+                of values.
             contexts: First row and number of rows of each chunk, [num_chunks, 2]; block tables,
                 [num_chunks, max_blocks]; and the range of positions that each row sees, never
                 empty, [num_rows, 2]; int64, contiguous. The caller vouches for what they hold.
