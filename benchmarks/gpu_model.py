@@ -16,6 +16,7 @@ from chiasm.generator.engine.sampler import Sampler
 from chiasm.generator.engine.sampling_params import SamplingParams
 from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
 from chiasm.generator.engine.sequence import Prompt, Sequence
+from chiasm.generator.model.find_cache_kernels import find_cache_kernels
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.make_decoder import make_decoder
 from chiasm.generator.model.model_spec import read_model_spec
@@ -78,7 +79,8 @@ def make_decoders(sizes: dict[str, Any], num_tokens: int) -> dict[str, Decoder]:
     for choice in choices:
         model = make_model(sizes).requires_grad_(False)
         layout = KVCacheLayout((GroupSize(-(-num_tokens // BLOCK_SIZE)),), BLOCK_SIZE)
-        cache = KVCache(read_model_spec(model), layout, DTYPE, CUDA)
+        kernels = find_cache_kernels(CUDA, DTYPE, "auto")
+        cache = KVCache(read_model_spec(model), layout, DTYPE, CUDA, kernels)
         for tensor in (*cache.keys, *cache.values):
             tensor.normal_()
         decoders[choice] = make_decoder(choice, model, cache)

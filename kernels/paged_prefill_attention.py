@@ -73,7 +73,9 @@ class PrefillTiles:
         if dtype is torch.float32:
             return cls(rows=32, tile=16, num_warps=8, num_stages=1)
         if architecture in _HOPPER:
-            return cls(rows=128, tile=32 if is_wide else 64, num_warps=8, num_stages=2)
+            if is_wide:
+                return cls(rows=128, tile=32, num_warps=8, num_stages=2)
+            return cls(rows=64, tile=64, num_warps=4, num_stages=3)
         if architecture in _BLACKWELL:
             return cls(rows=128, tile=16 if is_wide else 64, num_warps=8, num_stages=2)
         # Padded heads are compared with their width, which takes registers too.

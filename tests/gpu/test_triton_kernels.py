@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import gelu, silu
 
 from chiasm.common.rms_norm import RMSNorm
+from chiasm.generator.model.find_cache_kernels import find_cache_kernels
 from chiasm.generator.model.fused.rotary import make_rotation, rotate
 from chiasm.kernels.cache_kernels import DecodeRule, PrefillRule
 from tests.fakes import rounding
@@ -47,6 +48,12 @@ def kernels() -> TritonKernels:
     kernels = TritonKernels()
     kernels.check(torch.device("cuda"))
     return kernels
+
+
+def test_a_cache_on_the_device_is_read_by_triton(kernels: TritonKernels) -> None:
+    found = find_cache_kernels(torch.device("cuda"), torch.bfloat16, "auto")
+
+    assert isinstance(found, type(kernels))
 
 
 def assert_close(output: torch.Tensor, expected: torch.Tensor) -> None:
