@@ -80,6 +80,5 @@ def test_kernels_compile_for_every_architecture_without_spills(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.slow
 def test_kernels_of_any_shape_compile_without_spills(tmp_path: Path) -> None:
     assert compile_kernels(AWKWARD, tmp_path)
