@@ -15,6 +15,10 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -150,8 +154,48 @@ namespace avx512 {
 #undef VECTOR_FLOATS
 }  // namespace avx512
 #pragma GCC pop_options
-#define RUN_AT(level, ...) \
-  (level == 2 ? avx512::__VA_ARGS__ : level == 1 ? avx2::__VA_ARGS__ : plain::__VA_ARGS__)
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,prefer-vector-width=512,amx-tile,amx-int8,amx-bf16")
+namespace amx {
+#define VECTOR_FLOATS 16
+#define DOT_BFLOAT16
+#define TILES
+#include "vectors.h"
+#include "paged_decode.h"
+#include "packing.h"
+#include "paged_prefill.h"
+#include "elementwise.h"
+#include "quantized_linear.h"
+#undef TILES
+#undef DOT_BFLOAT16
+#undef VECTOR_FLOATS
+}  // namespace amx
+#pragma GCC pop_options
+
+#define RUN_AT(level, ...)            \
+  (level == 3   ? amx::__VA_ARGS__    \
+   : level == 2 ? avx512::__VA_ARGS__ \
+   : level == 1 ? avx2::__VA_ARGS__   \
+                : plain::__VA_ARGS__)
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq");
+}
+
+// Whether the processor has tiles and Linux lets this process use them, which it does on request.
+bool has_tiles() {
+#if defined(__linux__)
+  constexpr long kAskForPermission = 0x1023, kTileData = 18;
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
+         __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kAskForPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #else
 #define RUN_AT(level, ...) (void)level, plain::__VA_ARGS__
 #endif
@@ -162,17 +206,14 @@ namespace avx512 {
 extern "C" {
 
 // Changes with every change of the interface below.
-int chiasm_interface_version() { return 7; }
+int chiasm_interface_version() { return 8; }
 
 // The best instruction set of this machine: 0 plain, 1 AVX2, 2 AVX-512 with bfloat16
-// and products of 8-bit integers.
+// and products of 8-bit integers, 3 the same with tiles (AMX).
 int chiasm_best_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq"))
-    return 2;
+  if (has_avx512()) return has_tiles() ? 3 : 2;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
   return 0;
@@ -186,6 +227,7 @@ void chiasm_paged_decode(int level, int is_bfloat16, const DecodeShape* shape, c
 #if defined(__x86_64__)
   if (level == 1) run = is_bfloat16 ? avx2::decode<uint16_t> : avx2::decode<float>;
   if (level == 2) run = is_bfloat16 ? avx512::decode<uint16_t> : avx512::decode<float>;
+  if (level == 3) run = is_bfloat16 ? amx::decode<uint16_t> : amx::decode<float>;
 #endif
   run(*shape, query, keys, values, tables, lengths, output);
 }
@@ -198,6 +240,7 @@ void chiasm_paged_prefill(int level, int is_bfloat16, const PrefillShape* shape,
 #if defined(__x86_64__)
   if (level == 1) run = is_bfloat16 ? avx2::prefill<uint16_t> : avx2::prefill<float>;
   if (level == 2) run = is_bfloat16 ? avx512::prefill<uint16_t> : avx512::prefill<float>;
+  if (level == 3) run = is_bfloat16 ? amx::prefill<uint16_t> : amx::prefill<float>;
 #endif
   run(*shape, query, keys, values, tables, chunks, seen, output);
 }

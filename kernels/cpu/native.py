@@ -19,13 +19,13 @@ from chiasm.kernels.cpu.quantized_linear import QuantizedKernel
 if TYPE_CHECKING:
     from chiasm.kernels.cache_kernels import DecodeRule, PrefillRule
 
-Level = Literal["plain", "avx2", "avx512"]
-KernelChoice = Literal["auto", "off", "plain", "avx2", "avx512"]
+Level = Literal["plain", "avx2", "avx512", "amx"]
+KernelChoice = Literal["auto", "off", "plain", "avx2", "avx512", "amx"]
 # In the order in which native.cpp numbers them.
-LEVELS: tuple[Level, ...] = ("plain", "avx2", "avx512")
+LEVELS: tuple[Level, ...] = ("plain", "avx2", "avx512", "amx")
 DTYPES = (torch.bfloat16, torch.float32)
 
-_INTERFACE_VERSION = 7
+_INTERFACE_VERSION = 8
 _REMEDY = "install g++ and then chiasm again: make install, or pip install -e ."
 
 log = structlog.get_logger("chiasm.kernels")

@@ -34,7 +34,7 @@ class ModelSettings(SettingsGroup):
             " ones for every model type whose parity is tested."
         ),
     )
-    cpu_kernels: Literal["auto", "off", "plain", "avx2", "avx512"] = Field(
+    cpu_kernels: Literal["auto", "off", "plain", "avx2", "avx512", "amx"] = Field(
         "auto",
         description=(
             "Instruction set of our compiled kernels in the fused tower on a CPU; auto takes the"

@@ -42,7 +42,7 @@ class ModelSettings(SettingsGroup):
             " half the memory and 0.5 to 0.6 of the time, for a little accuracy; CPU only."
         ),
     )
-    cpu_kernels: Literal["auto", "off", "plain", "avx2", "avx512"] = Field(
+    cpu_kernels: Literal["auto", "off", "plain", "avx2", "avx512", "amx"] = Field(
         default="auto",
         description=(
             "Instruction set of our compiled kernels on a CPU; auto takes the machine's best, and"
