@@ -161,6 +161,7 @@ namespace amx {
 #define VECTOR_FLOATS 16
 #define DOT_BFLOAT16
 #define TILES
+#include "tiles.h"
 #include "vectors.h"
 #include "paged_decode.h"
 #include "packing.h"
