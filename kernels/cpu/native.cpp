@@ -12,6 +12,8 @@
 #include <type_traits>
 #include <vector>
 
+#include <omp.h>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -79,6 +81,12 @@ struct QuantizedShape {
   const int8_t* weight;
   const int32_t* sums;  // Of the weights of each output.
   const float *scales, *bias;  // Of each output; without a bias, null.
+};
+
+struct TiledShape {
+  int64_t num_inputs, num_outputs;
+  const void* weight;
+  const float* bias;  // Without one, null.
 };
 
 constexpr int kRows = 6;          // Query rows that are multiplied at once.
@@ -167,7 +175,9 @@ namespace amx {
 #include "packing.h"
 #include "paged_prefill.h"
 #include "elementwise.h"
+#include "tile_product.h"
 #include "quantized_linear.h"
+#include "tiled_linear.h"
 #undef TILES
 #undef DOT_BFLOAT16
 #undef VECTOR_FLOATS
@@ -279,6 +289,15 @@ void chiasm_turn_pairs(int level, const PairShape* shape, int64_t num_rows, void
 void chiasm_quantized_linear(int level, const QuantizedShape* shape, int64_t num_rows,
                              const void* rows, void* output) {
   RUN_AT(level, quantized_linear(*shape, num_rows, rows, output));
+}
+
+// See tiled_linear.h. Only where the best level is 3. Rows lie one behind the other, as many of
+// them as the shape says are inputs; a bias is as long as all panels together.
+void chiasm_tiled_linear(const TiledShape* shape, int64_t num_rows, const void* rows,
+                         void* output) {
+#if defined(__x86_64__)
+  amx::tiled_linear(*shape, num_rows, rows, output);
+#endif
 }
 }
 #pragma GCC visibility pop

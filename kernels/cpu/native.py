@@ -15,6 +15,7 @@ import torch
 
 from chiasm.kernels.cpu.elementwise import ElementwiseKernels
 from chiasm.kernels.cpu.quantized_linear import QuantizedKernel
+from chiasm.kernels.cpu.tiled_linear import TiledKernel
 
 if TYPE_CHECKING:
     from chiasm.kernels.cache_kernels import DecodeRule, PrefillRule
@@ -78,6 +79,7 @@ class CpuKernels:
     Attributes:
         elementwise: Those that compute rows one by one.
         quantized: Products of 8-bit integers.
+        tiled: Products of bfloat16; ``None`` where the instruction set has no tiles.
     """
 
     def __init__(self, path: Path, level: Level | None = None) -> None:
@@ -110,6 +112,7 @@ class CpuKernels:
         self._library.chiasm_paged_prefill.restype = None
         self.elementwise = ElementwiseKernels(self._library, self._level)
         self.quantized = QuantizedKernel(self._library, self._level)
+        self.tiled = TiledKernel(self._library) if self.level == "amx" else None
 
     @property
     def level(self) -> Level:

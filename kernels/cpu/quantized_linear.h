@@ -5,7 +5,7 @@
 //   integer[i][k] = nearest(row[i][k] * (127 / max_k |row[i][k]|)), ties to even
 //   output[i][j]  = (sum_k integer[i][k] * weight[j][k]) * weight_scale[j] * scale[i] + bias[j]
 //
-//   packed weight   [j / kPanel][k / 4][j % kPanel][k % 4]
+//   packed weight   [j / kPanel][k / 4][j % kPanel][k % 4]     inputs filled up to 64 with zeros
 //
 // So four inputs of a row are multiplied with those of all outputs of a panel without sums across
 // vectors. A panel is read from memory once and stays in the cache while all rows pass it. Sums are
@@ -34,10 +34,11 @@ static inline void store_bytes(uint8_t* target, Ints integers, int64_t count) {
 #endif
 }
 
-// Writes the integers of a row and returns its scale, which is not finite if the row is not. What
-// is behind the last integer stays: the weights that it meets are 0.
-template <typename T>
-static inline float quantize_row(const T* row, int64_t width, uint8_t* integers) {
+// Writes the integers of a row, those from k on to place(k) for every vector, and returns the row's
+// scale, which is not finite if the row is not. What is behind the last integer stays: the weights
+// that it meets are 0.
+template <typename T, typename Place>
+static inline float quantize_row(const T* row, int64_t width, Place place) {
   // Without their sign, floats are ordered as integers, with NaN above infinity.
   Ints tops{};
   for_vectors(width, [&](int64_t i, auto count) {
@@ -54,7 +55,7 @@ static inline float quantize_row(const T* row, int64_t width, uint8_t* integers)
   const Floats magic = broadcast(12582912.0f + kZeroPoint);
   for_vectors(width, [&](int64_t i, auto count) {
     const Floats shifted = rounded(load_part(row + i, count) * factor) + magic;
-    store_bytes(integers + i, (Ints)shifted, count);
+    store_bytes(place(i), (Ints)shifted, count);
   });
   return top / 127.0f;
 }
@@ -150,22 +151,43 @@ static inline MultiplyPanel multiply_panel_for(int64_t count) {
   return multiply_panel<kMost>;
 }
 
-// Turns the sums of one row and one panel into outputs.
+// Turns the sums of one row and `count` outputs, or those that there are, into outputs.
 template <typename T>
 static inline void scale_sums(const QuantizedShape& shape, const int32_t* sums, float scale,
-                              int64_t column, T* output) {
-  const int64_t width = std::min<int64_t>(kPanel, shape.num_outputs - column);
-  for_vectors(width, [&](int64_t j, auto count) {
+                              int64_t column, int64_t count, T* output) {
+  const int64_t width = std::min(count, shape.num_outputs - column);
+  for_vectors(width, [&](int64_t j, auto part) {
     Ints exact, weights;
     std::memcpy(&exact, sums + j, sizeof exact);
     std::memcpy(&weights, shape.sums + column + j, sizeof weights);
     const Floats products = __builtin_convertvector(exact - kZeroPoint * weights, Floats);
     Floats values = products * load(shape.scales + column + j) * scale;
     if (shape.bias != nullptr) values = rounded(values) + load(shape.bias + column + j);
-    store_part(output + j, values, count);
+    store_part(output + j, values, part);
   });
 }
 
+#ifdef TILES
+template <typename T>
+static void quantized_linear(const QuantizedShape& shape, int64_t num_rows, const void* row_data,
+                             void* output_data) {
+  const T* rows = static_cast<const T*>(row_data);
+  T* output = static_cast<T*>(output_data);
+  const TileWeight weight = {shape.weight, (shape.num_inputs + 63) / 64,
+                             (shape.num_outputs + kPanel - 1) / kPanel};
+  const auto prepare = [&](int64_t row, auto line) {
+    return quantize_row(rows + row * shape.num_inputs, shape.num_inputs, [&](int64_t k) {
+      return reinterpret_cast<uint8_t*>(line(k / 64)) + k % 64;
+    });
+  };
+  const auto finish = [&](int64_t row, int64_t column, int64_t count, const int32_t* sums,
+                          float scale) {
+    if (column < shape.num_outputs)
+      scale_sums(shape, sums, scale, column, count, output + row * shape.num_outputs + column);
+  };
+  multiply_by_tiles<true>(weight, num_rows, prepare, finish);
+}
+#else
 // Rows as integers, and what belongs to them.
 struct QuantizedRows {
   const uint8_t* integers;
@@ -177,7 +199,7 @@ struct QuantizedRows {
 template <typename T>
 static inline void multiply_rows(const QuantizedShape& shape, const QuantizedRows& rows,
                                  int64_t panel, int64_t first, int64_t last, T* output) {
-  const int64_t num_quads = (shape.num_inputs + 3) / 4, column = panel * kPanel;
+  const int64_t num_quads = (shape.num_inputs + 63) / 64 * 16, column = panel * kPanel;
   const int64_t num_bytes = kPanel * 4 * num_quads;
   const int8_t* weight = shape.weight + panel * num_bytes;
   int64_t tiles = (last - first + kTileRows - 1) / kTileRows;
@@ -194,7 +216,7 @@ static inline void multiply_rows(const QuantizedShape& shape, const QuantizedRow
     ahead.next += ahead.lines * 64 * num_quads;
     if (ahead.next >= weight + 2 * num_bytes) ahead.lines = 0;
     for (int64_t i = 0; i < count; ++i, ++first)
-      scale_sums(shape, sums[i], rows.scales[first], column,
+      scale_sums(shape, sums[i], rows.scales[first], column, kPanel,
                  output + first * shape.num_outputs + column);
   }
 }
@@ -209,7 +231,8 @@ static void quantized_linear(const QuantizedShape& shape, int64_t num_rows, cons
   Aligned<float> scales(num_rows);
   for_rows(num_rows, shape.num_inputs, [&](int64_t i) {
     scales.data()[i] =
-        quantize_row(source + i * shape.num_inputs, shape.num_inputs, integers.data() + i * stride);
+        quantize_row(source + i * shape.num_inputs, shape.num_inputs,
+                     [&](int64_t k) { return integers.data() + i * stride + k; });
   });
   const QuantizedRows rows = {integers.data(), scales.data(), stride};
   const int64_t num_panels = (shape.num_outputs + kPanel - 1) / kPanel;
@@ -224,6 +247,8 @@ static void quantized_linear(const QuantizedShape& shape, int64_t num_rows, cons
                   output);
   }
 }
+
+#endif
 
 static void quantized_linear(const QuantizedShape& shape, int64_t num_rows, const void* rows,
                              void* output) {

@@ -9,8 +9,8 @@ import ctypes
 
 import torch
 
-# As in native.cpp: outputs of a panel, and inputs that are multiplied at once.
-_PANEL, _DEPTH = 64, 4
+from chiasm.kernels.cpu.weight_panels import WeightMemory, pack_panels, pad_outputs
+
 # With more inputs, a sum of products might not fit 32 bits.
 MAX_INPUTS = 65_536
 
@@ -40,6 +40,7 @@ class QuantizedWeight:
         scales: torch.Tensor,
         bias: torch.Tensor | None,
         dtype: torch.dtype,
+        memory: WeightMemory | None = None,
     ) -> None:
         """Copy all that is given.
 
@@ -48,6 +49,7 @@ class QuantizedWeight:
             scales: [num_outputs], float32.
             bias: [num_outputs], or ``None``.
             dtype: Of the rows: bfloat16 or float32.
+            memory: Where the integers lie; ``None`` for memory of their own.
 
         Raises:
             ValueError: There are more than ``MAX_INPUTS`` inputs.
@@ -56,13 +58,11 @@ class QuantizedWeight:
         if self.num_inputs > MAX_INPUTS:
             raise ValueError(f"{self.num_inputs} inputs are more than {MAX_INPUTS}")
         self.dtype = dtype
-        self._packed = _pack(integers)
+        self._packed = pack_panels(integers, memory or WeightMemory())
         vectors = [integers.sum(1, dtype=torch.int32), scales]
         if bias is not None:
             vectors.append(bias.float())
-        # As long as all panels together, since a kernel reads whole vectors.
-        num_missing = -self.num_outputs % _PANEL
-        self._vectors = [torch.nn.functional.pad(vector, (0, num_missing)) for vector in vectors]
+        self._vectors = [pad_outputs(vector) for vector in vectors]
         addresses = [vector.data_ptr() for vector in self._vectors]
         self._shape = _QuantizedShape(
             dtype is torch.bfloat16,
@@ -113,17 +113,3 @@ class QuantizedKernel:
         output = rows.new_empty(num_rows, weight.num_outputs)
         self._multiply(self._level, weight.address, num_rows, rows.data_ptr(), output.data_ptr())
         return output
-
-
-def _pack(integers: torch.Tensor) -> torch.Tensor:
-    """Return panels of outputs, padded with zeros. [num_panels, num_quads, panel, depth], int8."""
-    num_outputs, num_inputs = integers.shape
-    num_panels, num_quads = -(-num_outputs // _PANEL), -(-num_inputs // _DEPTH)
-    packed = torch.empty(num_panels, num_quads, _PANEL, _DEPTH, dtype=torch.int8)
-    panel = torch.zeros(_PANEL, num_quads * _DEPTH, dtype=torch.int8)
-    for index, target in enumerate(packed):
-        part = integers[index * _PANEL : (index + 1) * _PANEL]
-        panel[len(part) :] = 0
-        panel[: len(part), :num_inputs] = part
-        target[:] = panel.view(_PANEL, num_quads, _DEPTH).transpose(0, 1)
-    return packed

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
-from chiasm.common.packed_linear import PackedLinear
 from chiasm.common.rms_norm import RMSNorm
 from chiasm.generator.model.attention import AttentionContext
+from chiasm.generator.model.fused.choose_linear import Quantization, choose_linear
 from chiasm.generator.model.fused.decoder_layer import DecoderLayer
 from chiasm.generator.model.fused.description import UnsupportedDecoderError, describe_decoder
 from chiasm.generator.model.fused.gpu_operators import GpuOperators
 from chiasm.generator.model.fused.kernel_operators import KernelOperators
 from chiasm.generator.model.fused.layer_weights import check_layers, take_layer, take_norm_weight
-from chiasm.generator.model.fused.quantized_linear import QuantizedLinear, can_quantize
 from chiasm.generator.model.fused.rotary import make_rotation
 from chiasm.generator.model.fused.torch_operators import TorchOperators
 from chiasm.generator.model.model_spec import read_model_spec
@@ -39,8 +37,6 @@ if TYPE_CHECKING:
     from chiasm.generator.model.fused.rotary import Rotation
     from chiasm.generator.model.kv_cache import KVCache
     from chiasm.generator.model.model_spec import ModelSpec
-
-Quantization = Literal["none", "w8a8"]
 
 # Rows of a step that are sampled from.
 _TYPICAL_HEAD_ROWS = 16
@@ -72,11 +68,7 @@ class FusedDecoder:
             UnsupportedDecoderError: The model is of another kind, or the device has no such
                 products; it is unchanged and usable.
         """
-        make_linear: Callable[..., PackedLinear | QuantizedLinear] = PackedLinear
-        if quantization == "w8a8":
-            if not can_quantize(cache.keys[0].device, _cpu_kernels_of(cache)):
-                raise UnsupportedDecoderError("w8a8 needs a CPU, and our kernels or oneDNN")
-            make_linear = partial(QuantizedLinear, kernels=_cpu_kernels_of(cache))
+        make_linear = choose_linear(cache, quantization)
         text_model = model.get_decoder()  # type: ignore[no-untyped-call]  # transformers' own
         self._description = describe_decoder(model.config.get_text_config())
         check_layers(text_model.layers, self._description)
@@ -180,8 +172,3 @@ class FusedDecoder:
             cos, sin = cast("tuple[torch.Tensor, torch.Tensor]", angles)
             rotations[rotary_type] = make_rotation(cos, sin)
         return rotations
-
-
-def _cpu_kernels_of(cache: KVCache) -> CpuKernels | None:
-    """Return the kernels of ``cache`` if they are those for CPUs."""
-    return cache.kernels if isinstance(cache.kernels, CpuKernels) else None

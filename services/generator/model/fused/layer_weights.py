@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from chiasm.common.packed_linear import PackedLinear
     from chiasm.generator.model.fused.description import DecoderDescription
     from chiasm.generator.model.fused.quantized_linear import QuantizedLinear
+    from chiasm.generator.model.fused.tiled_linear import TiledLinear
 
-    Linear = PackedLinear | QuantizedLinear
-    MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
+    Linear = PackedLinear | QuantizedLinear | TiledLinear
+    # Of a weight, its bias, and, if it is known, the number of rows that is typical for it.
+    MakeLinear = Callable[..., Linear]
 
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _POST_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")

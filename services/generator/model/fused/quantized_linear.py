@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chiasm.kernels.cpu.native import CpuKernels
+    from chiasm.kernels.cpu.weight_panels import WeightMemory
 
 _MAX_INT8 = 127.0
 # oneDNN holds rows as unsigned integers around this: it has no other fast product without AMX.
@@ -41,6 +42,7 @@ class QuantizedLinear:
         bias: torch.Tensor | None = None,
         typical_rows: int = _TYPICAL_ROWS,
         kernels: CpuKernels | None = None,
+        memory: WeightMemory | None = None,
     ) -> None:
         """Quantize and pack ``weight``; the layer keeps no reference to it.
 
@@ -49,6 +51,7 @@ class QuantizedLinear:
             bias: [num_outputs], or ``None``.
             typical_rows: Rows of the inputs for which oneDNN chooses the layout.
             kernels: What multiplies; ``None`` for oneDNN.
+            memory: Where the packed weight of our kernels lies; ``None`` for memory of its own.
         """
         self._num_inputs = weight.shape[1]
         integers, scales = _quantize_weight(weight)
@@ -58,7 +61,7 @@ class QuantizedLinear:
             self._weight = _OneDnnWeight(integers, scales, bias, typical_rows)
             self._multiply = self._weight.multiply
         else:
-            self._weight = QuantizedWeight(integers, scales, bias, weight.dtype)
+            self._weight = QuantizedWeight(integers, scales, bias, weight.dtype, memory)
             self._multiply = partial(kernels.quantized.multiply, self._weight)
 
     @property

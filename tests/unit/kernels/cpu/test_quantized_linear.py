@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from chiasm.kernels.cpu.native import CpuKernels
 
 DTYPES = (torch.float32, torch.bfloat16)
-# Tiles are of up to 6 rows; the kernel cuts more than 96 rows into blocks.
-ROW_COUNTS = (0, 1, 2, 3, 4, 5, 6, 7, 11, 13, 25, 97)
+# Tiles are of up to 6 rows, or of 16; the kernel cuts more than 96 rows into blocks.
+ROW_COUNTS = (0, 1, 2, 3, 4, 5, 6, 7, 11, 13, 16, 17, 25, 32, 33, 97)
 
 
 class _Case:
@@ -182,6 +182,6 @@ def test_weight_whose_sums_may_not_fit_is_refused() -> None:
 
 
 def test_weight_takes_a_byte_each_and_three_numbers_for_each_output() -> None:
-    case = _Case(7, (1, 96, 128), torch.bfloat16)
+    case = _Case(7, (1, 192, 128), torch.bfloat16)
 
-    assert case.weight().num_bytes == 128 * 96 + 3 * 4 * 128
+    assert case.weight().num_bytes == 128 * 192 + 3 * 4 * 128

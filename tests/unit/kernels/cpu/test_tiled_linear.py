@@ -1,0 +1,145 @@
+"""Products of bfloat16 by tiles against the same sums in torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chiasm.kernels.cpu.native import CpuKernels, KernelsUnavailableError
+from chiasm.kernels.cpu.tiled_linear import TiledKernel, TiledWeight
+from chiasm.kernels.cpu.weight_panels import WeightMemory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Tiles have 16 rows, and two of them are multiplied at once.
+ROW_COUNTS = (0, 1, 2, 15, 16, 17, 31, 32, 33, 48, 49, 97)
+
+
+@pytest.fixture(scope="module")
+def kernel(kernel_library: Path) -> TiledKernel:
+    try:
+        tiled = CpuKernels(kernel_library, "amx").tiled
+    except KernelsUnavailableError as error:
+        pytest.skip(str(error))
+    assert tiled is not None
+    return tiled
+
+
+def _random(seed: int, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).bfloat16()
+
+
+def _check(product: torch.Tensor, exact: torch.Tensor, num_inputs: int) -> None:
+    """Half a unit in the last place, and what sums of float32 lose."""
+    error = (product.double() - exact).abs()
+    assert product.dtype is torch.bfloat16
+    assert bool((error <= exact.abs() * 2**-8 + 1e-6 * num_inputs).all())
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    seed=st.integers(0, 1 << 30),
+    num_rows=st.sampled_from(ROW_COUNTS),
+    num_inputs=st.sampled_from([1, 2, 3, 31, 32, 33, 64, 130]),
+    num_outputs=st.sampled_from([1, 15, 16, 17, 32, 33, 63, 64, 65, 130]),
+    has_bias=st.booleans(),
+)
+def test_product_equals_torch(
+    kernel: TiledKernel,
+    seed: int,
+    num_rows: int,
+    num_inputs: int,
+    num_outputs: int,
+    has_bias: bool,
+) -> None:
+    matrix, rows = _random(seed, num_outputs, num_inputs), _random(seed + 1, num_rows, num_inputs)
+    bias = _random(seed + 2, num_outputs) if has_bias else None
+
+    product = kernel.multiply(TiledWeight(matrix, bias, WeightMemory()), rows)
+
+    exact = rows.double() @ matrix.double().T
+    _check(product, exact if bias is None else exact + bias.double(), num_inputs)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_row_is_the_same_to_the_bit_beside_any_rows_and_with_any_threads(
+    kernel: TiledKernel, num_threads: int
+) -> None:
+    # Wide enough for several groups of rows.
+    weight = TiledWeight(_random(1, 200, 8200), _random(2, 200), WeightMemory())
+    rows = _random(3, 203, 8200)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        together = kernel.multiply(weight, rows)
+        few = [kernel.multiply(weight, some) for some in torch.split(rows, 16)]
+        alone = [kernel.multiply(weight, row) for row in torch.split(rows[:40], 1)]
+    finally:
+        torch.set_num_threads(before)
+
+    _check(together, rows.double() @ _random(1, 200, 8200).double().T + _random(2, 200), 8200)
+    assert torch.equal(torch.cat(few), together)
+    assert torch.equal(torch.cat(alone), together[:40])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("num_rows", [3, 20])
+def test_value_that_is_not_finite_is_seen_in_its_own_row_only(
+    kernel: TiledKernel, value: float, num_rows: int
+) -> None:
+    weight = TiledWeight(_random(4, 66, 70), None, WeightMemory())
+    rows = _random(5, num_rows, 70)
+    expected = kernel.multiply(weight, rows)
+    rows[1, 69] = value
+
+    product = kernel.multiply(weight, rows)
+
+    assert not product[1].isfinite().any()
+    assert torch.equal(product[0], expected[0])
+    assert torch.equal(product[2:], expected[2:])
+
+
+def test_torch_and_tiles_take_turns_on_the_same_threads(kernel: TiledKernel) -> None:
+    matrix, rows = _random(6, 512, 512), _random(7, 256, 512)
+    weight, exact = TiledWeight(matrix, None, WeightMemory()), rows.double() @ matrix.double().T
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(5):
+            # oneDNN uses the same registers, and sets them up in another way.
+            _check(rows @ matrix.T, exact, 512)
+            _check(kernel.multiply(weight, rows), exact, 512)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_rows_that_do_not_fit_the_weight_are_refused(kernel: TiledKernel) -> None:
+    weight = TiledWeight(_random(8, 3, 8), None, WeightMemory())
+
+    with pytest.raises(AssertionError):
+        kernel.multiply(weight, torch.zeros(2, 8))
+    with pytest.raises(AssertionError):
+        kernel.multiply(weight, torch.zeros(2, 9, dtype=torch.bfloat16))
+    with pytest.raises(AssertionError):
+        kernel.multiply(weight, torch.zeros(2, 16, dtype=torch.bfloat16)[:, ::2])
+
+
+def test_other_instruction_sets_have_no_tiles(kernel_library: Path) -> None:
+    assert CpuKernels(kernel_library, "plain").tiled is None
+
+
+def test_weight_takes_two_bytes_each_and_a_number_for_each_bias() -> None:
+    matrix = _random(9, 128, 96)
+
+    assert TiledWeight(matrix, None, WeightMemory()).num_bytes == 2 * 128 * 96
+    assert TiledWeight(matrix, matrix[:, 0], WeightMemory()).num_bytes == 2 * 128 * 96 + 4 * 128
