@@ -75,8 +75,12 @@ constexpr int64_t kSharedRows = 96, kParallelProducts = 1 << 18;
 // Least size of what a row is scaled by, so that rows of zeros are rows of zeros.
 constexpr float kLeastTop = 1e-12f;
 
+// What is made of the outputs of a product; see outputs.h.
+enum class Gate : int32_t { kNone, kSilu, kGelu };
+
 struct QuantizedShape {
   int32_t is_bfloat16;  // Rows and outputs.
+  Gate gate;
   int64_t num_inputs, num_outputs;
   const int8_t* weight;
   const int32_t* sums;  // Of the weights of each output.
@@ -84,6 +88,7 @@ struct QuantizedShape {
 };
 
 struct TiledShape {
+  Gate gate;
   int64_t num_inputs, num_outputs;
   const void* weight;
   const float* bias;  // Without one, null.
@@ -128,6 +133,7 @@ namespace plain {
 #include "packing.h"
 #include "paged_prefill.h"
 #include "elementwise.h"
+#include "outputs.h"
 #include "quantized_linear.h"
 #undef VECTOR_FLOATS
 }  // namespace plain
@@ -142,6 +148,7 @@ namespace avx2 {
 #include "packing.h"
 #include "paged_prefill.h"
 #include "elementwise.h"
+#include "outputs.h"
 #include "quantized_linear.h"
 #undef VECTOR_FLOATS
 }  // namespace avx2
@@ -157,6 +164,7 @@ namespace avx512 {
 #include "packing.h"
 #include "paged_prefill.h"
 #include "elementwise.h"
+#include "outputs.h"
 #include "quantized_linear.h"
 #undef DOT_BFLOAT16
 #undef VECTOR_FLOATS
@@ -175,6 +183,7 @@ namespace amx {
 #include "packing.h"
 #include "paged_prefill.h"
 #include "elementwise.h"
+#include "outputs.h"
 #include "tile_product.h"
 #include "quantized_linear.h"
 #include "tiled_linear.h"

@@ -3,14 +3,14 @@
 //
 //   scale[i]      = max_k |row[i][k]| / 127
 //   integer[i][k] = nearest(row[i][k] * (127 / max_k |row[i][k]|)), ties to even
-//   output[i][j]  = (sum_k integer[i][k] * weight[j][k]) * weight_scale[j] * scale[i] + bias[j]
+//   value[i][j]   = (sum_k integer[i][k] * weight[j][k]) * weight_scale[j] * scale[i] + bias[j]
 //
 //   packed weight   [j / kPanel][k / 4][j % kPanel][k % 4]     inputs filled up to 64 with zeros
 //
 // So four inputs of a row are multiplied with those of all outputs of a panel without sums across
 // vectors. A panel is read from memory once and stays in the cache while all rows pass it. Sums are
 // exact, and what follows them is computed one by one and never contracted: neither other rows nor
-// threads nor the instruction set change an output.
+// threads nor the instruction set change a value. See outputs.h for what becomes of values.
 
 // VPDPBUSD multiplies unsigned by signed integers: rows are held as integers around 128, and 128
 // times the sum of each output's weights is subtracted.
@@ -151,20 +151,19 @@ static inline MultiplyPanel multiply_panel_for(int64_t count) {
   return multiply_panel<kMost>;
 }
 
-// Turns the sums of one row and `count` outputs, or those that there are, into outputs.
+// Turns `count` sums of one row, those from `column` on, into outputs.
 template <typename T>
 static inline void scale_sums(const QuantizedShape& shape, const int32_t* sums, float scale,
-                              int64_t column, int64_t count, T* output) {
-  const int64_t width = std::min(count, shape.num_outputs - column);
-  for_vectors(width, [&](int64_t j, auto part) {
-    Ints exact, weights;
-    std::memcpy(&exact, sums + j, sizeof exact);
-    std::memcpy(&weights, shape.sums + column + j, sizeof weights);
-    const Floats products = __builtin_convertvector(exact - kZeroPoint * weights, Floats);
-    Floats values = products * load(shape.scales + column + j) * scale;
-    if (shape.bias != nullptr) values = rounded(values) + load(shape.bias + column + j);
-    store_part(output + j, values, part);
-  });
+                              int64_t column, int64_t count, T* row) {
+  write_outputs<ExactRounding<T>>(
+      shape.gate, shape.num_outputs, column, count, row, [&](int64_t j) {
+        Ints exact, weights;
+        std::memcpy(&exact, sums + j, sizeof exact);
+        std::memcpy(&weights, shape.sums + column + j, sizeof weights);
+        const Floats products = __builtin_convertvector(exact - kZeroPoint * weights, Floats);
+        const Floats values = products * load(shape.scales + column + j) * scale;
+        return shape.bias ? rounded(values) + load(shape.bias + column + j) : values;
+      });
 }
 
 #ifdef TILES
@@ -174,7 +173,7 @@ static void quantized_linear(const QuantizedShape& shape, int64_t num_rows, cons
   const T* rows = static_cast<const T*>(row_data);
   T* output = static_cast<T*>(output_data);
   const TileWeight weight = {shape.weight, (shape.num_inputs + 63) / 64,
-                             (shape.num_outputs + kPanel - 1) / kPanel};
+                             num_panels_of(shape.gate, shape.num_outputs)};
   const auto prepare = [&](int64_t row, auto line) {
     return quantize_row(rows + row * shape.num_inputs, shape.num_inputs, [&](int64_t k) {
       return reinterpret_cast<uint8_t*>(line(k / 64)) + k % 64;
@@ -182,8 +181,7 @@ static void quantized_linear(const QuantizedShape& shape, int64_t num_rows, cons
   };
   const auto finish = [&](int64_t row, int64_t column, int64_t count, const int32_t* sums,
                           float scale) {
-    if (column < shape.num_outputs)
-      scale_sums(shape, sums, scale, column, count, output + row * shape.num_outputs + column);
+    scale_sums(shape, sums, scale, column, count, output + row * shape.num_outputs);
   };
   multiply_by_tiles<true>(weight, num_rows, prepare, finish);
 }
@@ -205,7 +203,7 @@ static inline void multiply_rows(const QuantizedShape& shape, const QuantizedRow
   int64_t tiles = (last - first + kTileRows - 1) / kTileRows;
   // The first tiles fetch the next panel, so that memory does not rest while they are computed. One
   // tile alone waits for memory only, and the processor reads ahead by itself.
-  const bool is_last = column + kPanel >= shape.num_outputs;
+  const bool is_last = panel + 1 == num_panels_of(shape.gate, shape.num_outputs);
   Ahead ahead = {weight + num_bytes, is_last || tiles == 1 ? 0 : tiles < 4 ? 2 : 1};
   int32_t sums[kTileRows][kPanel];
   // Tiles of about the same number of rows.
@@ -217,7 +215,7 @@ static inline void multiply_rows(const QuantizedShape& shape, const QuantizedRow
     if (ahead.next >= weight + 2 * num_bytes) ahead.lines = 0;
     for (int64_t i = 0; i < count; ++i, ++first)
       scale_sums(shape, sums[i], rows.scales[first], column, kPanel,
-                 output + first * shape.num_outputs + column);
+                 output + first * shape.num_outputs);
   }
 }
 
@@ -235,10 +233,10 @@ static void quantized_linear(const QuantizedShape& shape, int64_t num_rows, cons
                      [&](int64_t k) { return integers.data() + i * stride + k; });
   });
   const QuantizedRows rows = {integers.data(), scales.data(), stride};
-  const int64_t num_panels = (shape.num_outputs + kPanel - 1) / kPanel;
+  const int64_t num_panels = num_panels_of(shape.gate, shape.num_outputs);
   const int64_t num_blocks = (num_rows + kSharedRows - 1) / kSharedRows;
   const int64_t num_shared = num_blocks == 0 ? 0 : (num_rows + num_blocks - 1) / num_blocks;
-  const int64_t num_products = num_rows * shape.num_inputs * shape.num_outputs;
+  const int64_t num_products = num_rows * shape.num_inputs * num_panels * kPanel;
   // One after the other, blocks have the same panel.
 #pragma omp parallel for schedule(static) if (num_products >= kParallelProducts)
   for (int64_t item = 0; item < num_panels * num_blocks; ++item) {

@@ -6,10 +6,15 @@ See ``quantized_linear.h`` for the formula and the layout of a packed weight.
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
 
 import torch
 
+from chiasm.kernels.cpu.output_gate import gate_number, interleave_gate
 from chiasm.kernels.cpu.weight_panels import WeightMemory, pack_panels, pad_outputs
+
+if TYPE_CHECKING:
+    from chiasm.kernels.cpu.elementwise import Activation
 
 # With more inputs, a sum of products might not fit 32 bits.
 MAX_INPUTS = 65_536
@@ -20,6 +25,7 @@ class _QuantizedShape(ctypes.Structure):
 
     _fields_ = (
         ("is_bfloat16", ctypes.c_int32),
+        ("gate", ctypes.c_int32),
         ("num_inputs", ctypes.c_int64),
         ("num_outputs", ctypes.c_int64),
         ("weight", ctypes.c_void_p),
@@ -41,15 +47,18 @@ class QuantizedWeight:
         bias: torch.Tensor | None,
         dtype: torch.dtype,
         memory: WeightMemory | None = None,
+        gate: Activation | None = None,
     ) -> None:
         """Copy all that is given.
 
         Args:
-            integers: [num_outputs, num_inputs], int8, none of them -128.
-            scales: [num_outputs], float32.
-            bias: [num_outputs], or ``None``.
+            integers: [num_outputs, num_inputs], int8, none of them -128; with a gate, those of the
+                gates and then those of their factors, [2 * num_outputs, num_inputs].
+            scales: [num_outputs], or as many as there are rows of integers, float32.
+            bias: As ``scales``, or ``None``.
             dtype: Of the rows: bfloat16 or float32.
             memory: Where the integers lie; ``None`` for memory of their own.
+            gate: Function of a gate that outputs go through; ``None`` for none.
 
         Raises:
             ValueError: There are more than ``MAX_INPUTS`` inputs.
@@ -58,14 +67,18 @@ class QuantizedWeight:
         if self.num_inputs > MAX_INPUTS:
             raise ValueError(f"{self.num_inputs} inputs are more than {MAX_INPUTS}")
         self.dtype = dtype
-        self._packed = pack_panels(integers, memory or WeightMemory())
         vectors = [integers.sum(1, dtype=torch.int32), scales]
         if bias is not None:
             vectors.append(bias.float())
+        if gate is not None:
+            self.num_outputs //= 2
+            integers, vectors = interleave_gate(integers), [*map(interleave_gate, vectors)]
+        self._packed = pack_panels(integers, memory or WeightMemory())
         self._vectors = [pad_outputs(vector) for vector in vectors]
         addresses = [vector.data_ptr() for vector in self._vectors]
         self._shape = _QuantizedShape(
             dtype is torch.bfloat16,
+            gate_number(gate),
             self.num_inputs,
             self.num_outputs,
             self._packed.data_ptr(),

@@ -14,7 +14,7 @@ constexpr int64_t kStepBytes = 4 * kSide * kPanel;  // Of the weights of a panel
 // Packed rows that stay near a thread while panels pass them.
 constexpr int64_t kGroupBytes = 1 << 20;
 // Distance at which weights are fetched that only one tile of rows waits for.
-constexpr int64_t kFetchBytes = 8192;
+constexpr int64_t kFetchBytes = 2048;
 
 // Weights that are fetched while others are multiplied, the same number of lines with every step.
 class WeightsAhead {
@@ -38,6 +38,11 @@ class WeightsAhead {
   else                                         \
     _tile_dpbf16ps(sums, rows, weights)
 
+// Fetches as much as a tile of weights is long.
+static inline void fetch_tile(const char* weights) {
+  for (int64_t i = 0; i < kTileBytes; i += 64) _mm_prefetch(weights + i, _MM_HINT_T0);
+}
+
 // One tile of rows by a panel: sums are [16][kPanel].
 template <bool kIntegers>
 static inline void multiply_tile_row(const char* rows, const char* panel, int64_t num_steps,
@@ -48,15 +53,18 @@ static inline void multiply_tile_row(const char* rows, const char* panel, int64_
   _tile_zero(3);
   constexpr int64_t kStride = 4 * kPanel;
   for (int64_t step = 0; step < num_steps; ++step, rows += kTileBytes, panel += kStepBytes) {
-    for (int64_t i = 0; i < kStepBytes; i += 64)
-      _mm_prefetch(panel + kFetchBytes + i, _MM_HINT_T0);
+    const char* ahead = panel + kFetchBytes;
     _tile_loadd(4, rows, 64);
+    fetch_tile(ahead);
     _tile_loadd(5, panel, kStride);
     MULTIPLY_TILES(0, 4, 5);
+    fetch_tile(ahead + kTileBytes);
     _tile_loadd(6, panel + 64, kStride);
     MULTIPLY_TILES(1, 4, 6);
+    fetch_tile(ahead + 2 * kTileBytes);
     _tile_loadd(7, panel + 128, kStride);
     MULTIPLY_TILES(2, 4, 7);
+    fetch_tile(ahead + 3 * kTileBytes);
     _tile_loadd(5, panel + 192, kStride);
     MULTIPLY_TILES(3, 4, 5);
   }

@@ -6,16 +6,23 @@ See ``tiled_linear.h`` for the formula and ``tile_product.h`` for the layout of 
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
 
 import torch
 
-from chiasm.kernels.cpu.weight_panels import WeightMemory, pack_panels, pad_outputs
+from chiasm.kernels.cpu.output_gate import gate_number, interleave_gate
+from chiasm.kernels.cpu.weight_panels import pack_panels, pad_outputs
+
+if TYPE_CHECKING:
+    from chiasm.kernels.cpu.elementwise import Activation
+    from chiasm.kernels.cpu.weight_panels import WeightMemory
 
 
 class _TiledShape(ctypes.Structure):
     """``TiledShape`` of native.cpp."""
 
     _fields_ = (
+        ("gate", ctypes.c_int32),
         ("num_inputs", ctypes.c_int64),
         ("num_outputs", ctypes.c_int64),
         ("weight", ctypes.c_void_p),
@@ -29,20 +36,31 @@ class TiledWeight:
     __slots__ = ("_bias", "_packed", "_shape", "address", "num_inputs", "num_outputs")
 
     def __init__(
-        self, matrix: torch.Tensor, bias: torch.Tensor | None, memory: WeightMemory
+        self,
+        matrix: torch.Tensor,
+        bias: torch.Tensor | None,
+        memory: WeightMemory,
+        gate: Activation | None = None,
     ) -> None:
         """Copy both.
 
         Args:
-            matrix: [num_outputs, num_inputs], bfloat16.
-            bias: [num_outputs], or ``None``.
+            matrix: [num_outputs, num_inputs], bfloat16; with a gate, the rows of the gates and then
+                those of their factors, [2 * num_outputs, num_inputs].
+            bias: [num_outputs], or as many as the matrix has rows, or ``None``.
             memory: Where the matrix lies.
+            gate: Function of a gate that outputs go through; ``None`` for none.
         """
         assert matrix.dtype is torch.bfloat16, "tiles multiply bfloat16"
         self.num_outputs, self.num_inputs = matrix.shape
+        if gate is not None:
+            self.num_outputs //= 2
+            matrix = interleave_gate(matrix)
+            bias = None if bias is None else interleave_gate(bias)
         self._packed = pack_panels(matrix, memory)
         self._bias = None if bias is None else pad_outputs(bias.float())
         self._shape = _TiledShape(
+            gate_number(gate),
             self.num_inputs,
             self.num_outputs,
             self._packed.data_ptr(),
@@ -66,7 +84,7 @@ class TiledKernel:
         self._multiply.restype = None
 
     def multiply(self, weight: TiledWeight, rows: torch.Tensor) -> torch.Tensor:
-        """Return ``rows @ matrix.T + bias``, summed in float32 and rounded once.
+        """Return ``rows @ matrix.T + bias``, summed in float32, rounded, and then gated.
 
         Args:
             weight: What they are multiplied with.

@@ -23,7 +23,7 @@ from tests.fakes.generator_engine import output_of
 
 if TYPE_CHECKING:
     from chiasm.generator.engine.outputs import EngineState, StepStatistics
-    from chiasm.generator.model.fused.choose_linear import Quantization
+    from chiasm.generator.model.fused.linear_maker import Quantization
     from chiasm.generator.model.make_decoder import DecoderChoice
     from chiasm.kernels.cpu.native import KernelChoice
     from tests.fakes.whole_model import MediaPrompt, WholeModel

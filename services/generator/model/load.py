@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from chiasm.generator.model.cache_sizes import CacheRequest
     from chiasm.generator.model.decoder import Decoder
-    from chiasm.generator.model.fused.choose_linear import Quantization
+    from chiasm.generator.model.fused.linear_maker import Quantization
     from chiasm.generator.model.kv_cache import KVCacheLayout
     from chiasm.generator.model.make_decoder import DecoderChoice
 

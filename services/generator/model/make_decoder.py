@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import transformers
 
     from chiasm.generator.model.decoder import Decoder
-    from chiasm.generator.model.fused.choose_linear import Quantization
+    from chiasm.generator.model.fused.linear_maker import Quantization
     from chiasm.generator.model.kv_cache import KVCache
 
 DecoderChoice = Literal["auto", "fused", "transformers"]

@@ -43,7 +43,6 @@ class DecoderLayer:
         self._mlp_norm = operators.add_norm(weights.mlp_norm, scale)
         self._post_attention_norm = _make_norm(weights.post_attention_norm, operators)
         self._post_mlp_norm = _make_norm(weights.post_mlp_norm, operators)
-        self._gate = operators.gate(weights.down.num_inputs)
         self._place = operators.place(index, weights.qk_norm)
 
     @property
@@ -82,7 +81,7 @@ class DecoderLayer:
         return self._post_attention_norm(output)
 
     def _feed_forward(self, normed: torch.Tensor) -> torch.Tensor:
-        output = self._weights.down(self._gate(self._weights.gate_up(normed)))
+        output = self._weights.down(self._weights.gate_up(normed))
         return self._post_mlp_norm(output)
 
 

@@ -8,12 +8,12 @@ import torch
 
 from chiasm.common.rms_norm import RMSNorm
 from chiasm.generator.model.attention import AttentionContext
-from chiasm.generator.model.fused.choose_linear import Quantization, choose_linear
 from chiasm.generator.model.fused.decoder_layer import DecoderLayer
 from chiasm.generator.model.fused.description import UnsupportedDecoderError, describe_decoder
 from chiasm.generator.model.fused.gpu_operators import GpuOperators
 from chiasm.generator.model.fused.kernel_operators import KernelOperators
 from chiasm.generator.model.fused.layer_weights import check_layers, take_layer, take_norm_weight
+from chiasm.generator.model.fused.linear_maker import LinearMaker
 from chiasm.generator.model.fused.rotary import make_rotation
 from chiasm.generator.model.fused.torch_operators import TorchOperators
 from chiasm.generator.model.model_spec import read_model_spec
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from chiasm.generator.engine.block_manager import BlockCopy
     from chiasm.generator.model.forward_batch import ForwardBatch
     from chiasm.generator.model.fused.layer_operators import LayerOperators
+    from chiasm.generator.model.fused.linear_maker import Quantization
     from chiasm.generator.model.fused.rotary import Rotation
     from chiasm.generator.model.kv_cache import KVCache
     from chiasm.generator.model.model_spec import ModelSpec
@@ -68,7 +69,7 @@ class FusedDecoder:
             UnsupportedDecoderError: The model is of another kind, or the device has no such
                 products; it is unchanged and usable.
         """
-        make_linear = choose_linear(cache, quantization)
+        maker = LinearMaker(cache, quantization)
         text_model = model.get_decoder()  # type: ignore[no-untyped-call]  # transformers' own
         self._description = describe_decoder(model.config.get_text_config())
         check_layers(text_model.layers, self._description)
@@ -84,7 +85,7 @@ class FusedDecoder:
             DecoderLayer(
                 index,
                 self._description,
-                take_layer(layer, self._description, make_linear),
+                take_layer(layer, self._description, maker, operators.gate),
                 operators,
             )
             for index, layer in enumerate(text_model.layers)
@@ -93,7 +94,7 @@ class FusedDecoder:
         self._norm = RMSNorm(norm_weight, self._description.norm_epsilon)
         self._last_norm = operators.add_norm(self._norm, self._description.residual_scale)
         # The weight of a tied head stays with the embedding.
-        self._head = make_linear(head.weight.detach(), head.bias, _TYPICAL_HEAD_ROWS)
+        self._head = maker.linear(head.weight.detach(), head.bias, _TYPICAL_HEAD_ROWS)
         del head.weight
         self._before_layer: Callable[[], None] = lambda: None
 

@@ -13,14 +13,9 @@ from chiasm.generator.model.fused.description import UnsupportedDecoderError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from chiasm.common.packed_linear import PackedLinear
     from chiasm.generator.model.fused.description import DecoderDescription
-    from chiasm.generator.model.fused.quantized_linear import QuantizedLinear
-    from chiasm.generator.model.fused.tiled_linear import TiledLinear
-
-    Linear = PackedLinear | QuantizedLinear | TiledLinear
-    # Of a weight, its bias, and, if it is known, the number of rows that is typical for it.
-    MakeLinear = Callable[..., Linear]
+    from chiasm.generator.model.fused.layer_operators import Gate
+    from chiasm.generator.model.fused.linear_maker import GateAfter, Linear, LinearMaker
 
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _POST_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -36,7 +31,7 @@ class LayerWeights:
     Attributes:
         qkv: Query, key and value projections, one above the other.
         output: Projection of the attended values.
-        gate_up: Gate and up projections, one above the other.
+        gate_up: Gate and up projections, and the gate.
         down: Projection back to the hidden size.
         attention_norm: Norm of what the attention block reads.
         mlp_norm: Norm of what the feed-forward block reads.
@@ -47,7 +42,7 @@ class LayerWeights:
 
     qkv: Linear
     output: Linear
-    gate_up: Linear
+    gate_up: Linear | GateAfter
     down: Linear
     attention_norm: RMSNorm
     mlp_norm: RMSNorm
@@ -82,18 +77,22 @@ def check_layers(layers: Iterable[torch.nn.Module], description: DecoderDescript
 
 
 def take_layer(
-    layer: torch.nn.Module, description: DecoderDescription, make_linear: MakeLinear
+    layer: torch.nn.Module,
+    description: DecoderDescription,
+    maker: LinearMaker,
+    make_gate: Callable[[int], Gate],
 ) -> LayerWeights:
     """Move the weights of ``layer`` into their fused form; its modules lose their parameters.
 
     Args:
         layer: Decoder layer that ``check_layers`` has accepted.
         description: What the layer computes.
-        make_linear: Lays out a weight and its bias.
+        maker: Lays out weights and their biases.
+        make_gate: Makes a gate from its width.
     """
 
-    def linear(*names: str) -> Linear:
-        return make_linear(*take_linears([layer.get_submodule(name) for name in names]))
+    def take(*names: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return take_linears([layer.get_submodule(name) for name in names])
 
     def norm(name: str) -> RMSNorm:
         weight = take_norm_weight(layer.get_submodule(name), description)
@@ -101,10 +100,14 @@ def take_layer(
 
     is_fused, has_post = description.is_stored_fused, description.has_post_norms
     return LayerWeights(
-        qkv=linear(*(("self_attn.qkv_proj",) if is_fused else _SEPARATE_LINEARS)),
-        output=linear("self_attn.o_proj"),
-        gate_up=linear(*(("mlp.gate_up_proj",) if is_fused else _SEPARATE_GATE_UP)),
-        down=linear("mlp.down_proj"),
+        qkv=maker.linear(*take(*(("self_attn.qkv_proj",) if is_fused else _SEPARATE_LINEARS))),
+        output=maker.linear(*take("self_attn.o_proj")),
+        gate_up=maker.gated(
+            *take(*(("mlp.gate_up_proj",) if is_fused else _SEPARATE_GATE_UP)),
+            description.activation,
+            make_gate,
+        ),
+        down=maker.linear(*take("mlp.down_proj")),
         attention_norm=norm("input_layernorm"),
         mlp_norm=norm("pre_feedforward_layernorm" if has_post else "post_attention_layernorm"),
         post_attention_norm=norm("post_attention_layernorm") if has_post else None,

@@ -17,6 +17,7 @@ from chiasm.kernels.cpu.quantized_linear import QuantizedWeight
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from chiasm.kernels.cpu.elementwise import Activation
     from chiasm.kernels.cpu.native import CpuKernels
     from chiasm.kernels.cpu.weight_panels import WeightMemory
 
@@ -43,6 +44,7 @@ class QuantizedLinear:
         typical_rows: int = _TYPICAL_ROWS,
         kernels: CpuKernels | None = None,
         memory: WeightMemory | None = None,
+        gate: Activation | None = None,
     ) -> None:
         """Quantize and pack ``weight``; the layer keeps no reference to it.
 
@@ -52,6 +54,7 @@ class QuantizedLinear:
             typical_rows: Rows of the inputs for which oneDNN chooses the layout.
             kernels: What multiplies; ``None`` for oneDNN.
             memory: Where the packed weight of our kernels lies; ``None`` for memory of its own.
+            gate: With kernels, the function of a gate that outputs go through; ``None`` for none.
         """
         self._num_inputs = weight.shape[1]
         integers, scales = _quantize_weight(weight)
@@ -61,7 +64,7 @@ class QuantizedLinear:
             self._weight = _OneDnnWeight(integers, scales, bias, typical_rows)
             self._multiply = self._weight.multiply
         else:
-            self._weight = QuantizedWeight(integers, scales, bias, weight.dtype, memory)
+            self._weight = QuantizedWeight(integers, scales, bias, weight.dtype, memory, gate)
             self._multiply = partial(kernels.quantized.multiply, self._weight)
 
     @property
@@ -75,7 +78,7 @@ class QuantizedLinear:
         return self._weight.num_bytes
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return ``rows @ weight.T + bias``, nearly.
+        """Return nearly ``rows @ weight.T + bias``, or what a gate makes of it.
 
         Args:
             rows: [num_rows, num_inputs], dtype of the weight; may have no rows.

@@ -9,6 +9,7 @@ from chiasm.kernels.cpu.tiled_linear import TiledWeight
 if TYPE_CHECKING:
     import torch
 
+    from chiasm.kernels.cpu.elementwise import Activation
     from chiasm.kernels.cpu.tiled_linear import TiledKernel
     from chiasm.kernels.cpu.weight_panels import WeightMemory
 
@@ -24,16 +25,18 @@ class TiledLinear:
         *,
         kernel: TiledKernel,
         memory: WeightMemory,
+        gate: Activation | None = None,
     ) -> None:
         """Pack ``weight``; the layer keeps no reference to it.
 
         Args:
-            weight: [num_outputs, num_inputs], bfloat16, on a CPU.
+            weight: [num_outputs, num_inputs], bfloat16, on a CPU; see ``TiledWeight`` for gates.
             bias: [num_outputs], or ``None``.
             kernel: What multiplies.
             memory: Where the packed weight lies.
+            gate: Function of a gate that outputs go through; ``None`` for none.
         """
-        self._weight = TiledWeight(weight, bias, memory)
+        self._weight = TiledWeight(weight, bias, memory, gate)
         self._kernel = kernel
 
     @property
@@ -47,7 +50,7 @@ class TiledLinear:
         return self._weight.num_bytes
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return ``rows @ weight.T + bias``.
+        """Return ``rows @ weight.T + bias``, or what a gate makes of it.
 
         Args:
             rows: [num_rows, num_inputs], bfloat16; may have no rows.

@@ -9,9 +9,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chiasm.kernels.cpu.elementwise import ACTIVATIONS, GateRule
 from chiasm.kernels.cpu.quantized_linear import MAX_INPUTS, QuantizedWeight
 
 if TYPE_CHECKING:
+    from chiasm.kernels.cpu.elementwise import Activation
     from chiasm.kernels.cpu.native import CpuKernels
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -85,6 +87,22 @@ def test_product_equals_torch_to_the_bit(
 
     assert product.dtype is dtype
     assert torch.equal(product, case.reference())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 33, 80])
+@pytest.mark.parametrize("num_rows", [1, 8, 40])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gated_product_is_the_gate_of_the_product_to_the_bit(
+    kernels: CpuKernels, activation: Activation, width: int, num_rows: int, dtype: torch.dtype
+) -> None:
+    case = _Case(8, (num_rows, 70, 2 * width), dtype)
+    weight = QuantizedWeight(case.integers, case.scales, case.bias, dtype, gate=activation)
+
+    gated = kernels.quantized.multiply(weight, case.rows)
+
+    rule = GateRule(activation, width, dtype)
+    assert torch.equal(gated, kernels.elementwise.gate(rule, case.run(kernels)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

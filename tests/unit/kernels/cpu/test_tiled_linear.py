@@ -9,12 +9,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chiasm.kernels.cpu.elementwise import ACTIVATIONS, GateRule
 from chiasm.kernels.cpu.native import CpuKernels, KernelsUnavailableError
 from chiasm.kernels.cpu.tiled_linear import TiledKernel, TiledWeight
 from chiasm.kernels.cpu.weight_panels import WeightMemory
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from chiasm.kernels.cpu.elementwise import Activation
 
 # Tiles have 16 rows, and two of them are multiplied at once.
 ROW_COUNTS = (0, 1, 2, 15, 16, 17, 31, 32, 33, 48, 49, 97)
@@ -69,6 +72,28 @@ def test_product_equals_torch(
 
     exact = rows.double() @ matrix.double().T
     _check(product, exact if bias is None else exact + bias.double(), num_inputs)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 33, 48, 80])
+@pytest.mark.parametrize("num_rows", [1, 16, 17, 40])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_gated_product_is_the_gate_of_the_product_to_the_bit(
+    kernel: TiledKernel,
+    kernel_library: Path,
+    activation: Activation,
+    width: int,
+    num_rows: int,
+    has_bias: bool,
+) -> None:
+    matrix, rows = _random(10, 2 * width, 48), _random(11, num_rows, 48)
+    bias = _random(12, 2 * width) if has_bias else None
+
+    gated = kernel.multiply(TiledWeight(matrix, bias, WeightMemory(), activation), rows)
+
+    product = kernel.multiply(TiledWeight(matrix, bias, WeightMemory()), rows)
+    rule = GateRule(activation, width, torch.bfloat16)
+    assert torch.equal(gated, CpuKernels(kernel_library, "amx").elementwise.gate(rule, product))
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch.nn.functional import gelu, relu, silu
 
 from chiasm.common.families import PositionScheme
 from chiasm.common.packed_linear import PackedLinear
 from chiasm.generator.engine.block_group import GroupSize
-from chiasm.generator.model.fused.choose_linear import choose_linear
 from chiasm.generator.model.fused.description import UnsupportedDecoderError
+from chiasm.generator.model.fused.linear_maker import GateAfter, LinearMaker
 from chiasm.generator.model.fused.quantized_linear import QuantizedLinear
 from chiasm.generator.model.fused.tiled_linear import TiledLinear
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
@@ -19,8 +21,11 @@ from chiasm.generator.model.model_spec import ModelSpec
 from chiasm.kernels.cpu.native import LEVELS, CpuKernels, KernelsUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from chiasm.generator.model.fused.layer_operators import Gate
+    from chiasm.generator.model.fused.linear_maker import Quantization
     from chiasm.kernels.cpu.native import Level
 
 SPEC = ModelSpec(
@@ -53,7 +58,7 @@ def test_tiles_multiply_bfloat16_where_the_processor_has_them(
         pytest.skip(str(error))
     weight = torch.randn(24, 8).to(dtype)
 
-    linear = choose_linear(_make_cache(kernels, dtype), "none")(weight, None, 16)
+    linear = LinearMaker(_make_cache(kernels, dtype), "none").linear(weight, None, 16)
 
     is_tiled = level == "amx" and dtype is torch.bfloat16
     assert type(linear) is (TiledLinear if is_tiled else PackedLinear)
@@ -64,7 +69,7 @@ def test_tiles_multiply_bfloat16_where_the_processor_has_them(
 
 
 def test_without_kernels_onednn_multiplies() -> None:
-    linear = choose_linear(_make_cache(None), "none")(torch.randn(24, 8).bfloat16(), None)
+    linear = LinearMaker(_make_cache(None), "none").linear(torch.randn(24, 8).bfloat16(), None)
 
     assert type(linear) is PackedLinear
 
@@ -72,11 +77,46 @@ def test_without_kernels_onednn_multiplies() -> None:
 def test_integers_multiply_if_they_are_asked_for(kernel_library: Path) -> None:
     cache = _make_cache(CpuKernels(kernel_library))
 
-    linear = choose_linear(cache, "w8a8")(torch.randn(24, 8).bfloat16(), None)
+    linear = LinearMaker(cache, "w8a8").linear(torch.randn(24, 8).bfloat16(), None)
 
     assert type(linear) is QuantizedLinear
 
 
 def test_integers_on_another_device_are_refused() -> None:
     with pytest.raises(UnsupportedDecoderError, match="w8a8 needs a CPU"):
-        choose_linear(_make_cache(None, device="meta"), "w8a8")
+        LinearMaker(_make_cache(None, device="meta"), "w8a8")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "activation", "is_fused"),
+    [
+        ("none", "silu", False),
+        ("w8a8", "silu", True),
+        ("w8a8", "gelu_pytorch_tanh", True),
+        ("w8a8", "relu", False),
+    ],
+)
+def test_products_gate_themselves_where_a_kernel_can(
+    kernel_library: Path, quantization: Quantization, activation: str, is_fused: bool
+) -> None:
+    cache = _make_cache(CpuKernels(kernel_library, "plain"), torch.float32)
+    functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "silu": silu,
+        "gelu_pytorch_tanh": partial(gelu, approximate="tanh"),
+        "relu": relu,
+    }
+    widths = []
+
+    def make_gate(width: int) -> Gate:
+        widths.append(width)
+        return lambda rows: functions[activation](rows[:, :width]) * rows[:, width:]
+
+    weight, rows = torch.randn(24, 8), torch.randn(3, 8)
+    maker = LinearMaker(cache, quantization)
+    linear = maker.gated(weight, None, activation, make_gate)
+
+    assert isinstance(linear, GateAfter) is not is_fused
+    assert widths == ([] if is_fused else [12])
+    assert linear.num_bytes >= 24 * 8
+    expected = make_gate(12)(maker.linear(weight, None)(rows))
+    assert torch.allclose(linear(rows), expected, atol=1e-5)
