@@ -12,7 +12,7 @@ constexpr int64_t kSide = 16;        // Rows of a tile, and words of one of its 
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kStepBytes = 4 * kSide * kPanel;  // Of the weights of a panel in one step.
 // Packed rows that stay near a thread while panels pass them.
-constexpr int64_t kGroupBytes = 1 << 20;
+constexpr int64_t kGroupBytes = 1 << 19;
 // Distance at which weights are fetched that only one tile of rows waits for.
 constexpr int64_t kFetchBytes = 2048;
 
