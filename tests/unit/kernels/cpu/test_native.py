@@ -183,6 +183,7 @@ def test_kernels_touch_only_their_own_memory(tmp_path: Path, kernel_library: Pat
         str(Path(__file__).with_name("test_paged_prefill.py")),
         str(Path(__file__).with_name("test_elementwise.py")),
         str(Path(__file__).with_name("test_quantized_linear.py")),
+        str(Path(__file__).with_name("test_tiled_linear.py")),
     )
     command = [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", *files]
 
