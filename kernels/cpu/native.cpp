@@ -5,6 +5,7 @@
 // loaded, so that there is one pool of threads and torch.set_num_threads holds here too.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
