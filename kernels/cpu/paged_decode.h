@@ -131,9 +131,12 @@ static inline void prefetch(const T* rows, const int64_t* slots, int count, int6
 
 static inline void find_slots(const DecodeShape& shape, const int64_t* table, const Chunk& chunk,
                               int64_t* slots) {
+  int64_t block = chunk.first / shape.block_size, offset = chunk.first % shape.block_size;
   for (int i = 0; i < chunk.count; ++i) {
-    const int64_t position = chunk.first + i;
-    slots[i] = table[position / shape.block_size] * shape.block_size + position % shape.block_size;
+    slots[i] = table[block] * shape.block_size + offset;
+    if (++offset < shape.block_size) continue;
+    offset = 0;
+    ++block;
   }
 }
 
