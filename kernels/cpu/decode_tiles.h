@@ -228,8 +228,8 @@ class TileDecoder {
     }
   }
 
-  // Finds 16 rows of one head, or copies what does not lie as a tile reads it, the last row repeated
-  // behind the end.
+  // Finds 16 rows of one head, or copies what does not lie as a tile reads it, the last row
+  // repeated behind the end.
   TileRows find_tile(const uint16_t* data, const ChunkRows& rows, int tile, bool in_place) {
     const int64_t* slots = rows.slots + tile * kTile;
     const int count = rows.chunk->count - tile * kTile;
