@@ -29,14 +29,23 @@ inline Floats round_to<float>(Floats values) {
 
 template <>
 inline Floats round_to<uint16_t>(Floats values) {
+#ifdef DOT_BFLOAT16
+  const __m256i halves = (__m256i)_mm512_cvtneps_pbh((__m512)values);
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+#else
   return (Floats)(nearest_bits(values) & ~0xffff);
+#endif
 }
 
 static inline void store_nearest(float* target, Floats values) { store(target, values); }
 
 static inline void store_nearest(uint16_t* target, Floats values) {
+#ifdef DOT_BFLOAT16
+  store(target, values);
+#else
   const Halves halves = __builtin_convertvector(nearest_bits(values) >> 16, Halves);
   std::memcpy(target, &halves, sizeof halves);
+#endif
 }
 
 // The first `count` values; the others are 0.

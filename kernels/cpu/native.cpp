@@ -5,9 +5,11 @@
 // loaded, so that there is one pool of threads and torch.set_num_threads holds here too.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <type_traits>
 #include <vector>

@@ -129,19 +129,28 @@ static inline void prefetch(const T* rows, const int64_t* slots, int count, int6
       __builtin_prefetch(rows + slots[i] * row + d + part);
 }
 
+static inline void find_slots(const DecodeShape& shape, const int64_t* table, const Chunk& chunk,
+                              int64_t* slots) {
+  int64_t block = chunk.first / shape.block_size, offset = chunk.first % shape.block_size;
+  for (int i = 0; i < chunk.count; ++i) {
+    slots[i] = table[block] * shape.block_size + offset;
+    if (++offset < shape.block_size) continue;
+    offset = 0;
+    ++block;
+  }
+}
+
 // One chunk of one sequence, all heads: the cache is read in the order in which it lies.
 template <typename T>
 static void attend_chunk(const DecodeShape& shape, const T* query, const T* keys, const T* values,
-                         const int64_t* table, int64_t first, int count, float* scores,
+                         const int64_t* table, const Chunk& chunk, float* scores,
                          float* partial) {
   const int64_t head_dim = shape.head_dim, group = shape.num_q_heads / shape.num_kv_heads;
   const int64_t row = shape.num_kv_heads * head_dim;
   const T *key_rows[kTile], *value_rows[kTile];
+  const int count = chunk.count;
   int64_t slots[kChunk];
-  for (int i = 0; i < count; ++i) {
-    const int64_t position = first + i;
-    slots[i] = table[position / shape.block_size] * shape.block_size + position % shape.block_size;
-  }
+  find_slots(shape, table, chunk, slots);
   for (int start = 0; start < count; start += kTile) {
     const int next = start + kTile < count ? start + kTile : 0;
     const T* ahead = next ? keys : values;
@@ -179,6 +188,23 @@ static void attend_chunk(const DecodeShape& shape, const T* query, const T* keys
   }
 }
 
+// Attends to all chunks, which threads take in order; called by all threads of a team.
+template <typename T>
+static void attend_chunks(const DecodeShape& shape, const T* query, const T* keys, const T* values,
+                          const int64_t* tables, const std::vector<Chunk>& chunks,
+                          std::atomic<int64_t>& taken, float* partials) {
+  std::vector<float> scores(shape.num_q_heads * kChunk);
+  const int64_t stride = shape.num_q_heads * (shape.head_dim + 2), count = chunks.size();
+  for (int64_t c; (c = taken.fetch_add(1, std::memory_order_relaxed)) < count;)
+    attend_chunk(shape, query + chunks[c].sequence * shape.query_stride, keys, values,
+                 tables + chunks[c].sequence * shape.table_stride, chunks[c], scores.data(),
+                 partials + c * stride);
+}
+
+#ifdef TILES
+#include "decode_tiles.h"
+#endif
+
 // Joins the chunks of one head in order; `sums` has room for head_dim floats.
 template <typename T>
 static void join_chunks(const float* partials, int64_t stride, int64_t num_chunks, int64_t head_dim,
@@ -214,22 +240,18 @@ static void decode(const DecodeShape& shape, const void* query_data, const void*
   first_chunks.push_back(chunks.size());
   const int64_t num_chunks = chunks.size();
   std::vector<float> partials(num_chunks * stride);
+  std::atomic<int64_t> taken(0);
 #pragma omp parallel
   {
-    std::vector<float> scores(std::max(shape.num_q_heads * kChunk, shape.head_dim));
-#pragma omp for schedule(dynamic)
-    for (int64_t c = 0; c < num_chunks; ++c) {
-      const Chunk& chunk = chunks[c];
-      attend_chunk(shape, query + chunk.sequence * shape.query_stride, keys, values,
-                   tables + chunk.sequence * shape.table_stride, chunk.first, chunk.count,
-                   scores.data(), partials.data() + c * stride);
-    }
+    attend_chunks(shape, query, keys, values, tables, chunks, taken, partials.data());
+    std::vector<float> sums(shape.head_dim);
+#pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < shape.num_sequences * shape.num_q_heads; ++i) {
       const int64_t sequence = i / shape.num_q_heads, head = i % shape.num_q_heads;
       const int64_t begin = first_chunks[sequence];
       join_chunks(partials.data() + begin * stride + head * (shape.head_dim + 2), stride,
-                  first_chunks[sequence + 1] - begin, shape.head_dim, scores.data(),
+                  first_chunks[sequence + 1] - begin, shape.head_dim, sums.data(),
                   output + i * shape.head_dim);
     }
   }

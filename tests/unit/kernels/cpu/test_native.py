@@ -39,9 +39,9 @@ def _assert_close(output: torch.Tensor, expected: torch.Tensor) -> None:
 @given(
     lengths=st.lists(st.integers(1, 400), min_size=1, max_size=4),
     num_kv_heads=st.integers(1, 3),
-    group=st.integers(1, 3),
-    head_dim=st.sampled_from([1, 3, 8, 16, 33, 40, 64, 80, 96, 128, 130]),
-    block_size=st.sampled_from([1, 3, 16]),
+    group=st.sampled_from([1, 2, 3, 4, 7, 8, 9]),
+    head_dim=st.sampled_from([1, 3, 8, 16, 33, 40, 64, 80, 96, 128, 130, 256]),
+    block_size=st.sampled_from([1, 3, 16, 32]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     window=st.sampled_from([0, 1, 7, 128, 1000]),
     softcap=st.sampled_from([0.0, 2.0, 50.0]),
@@ -69,10 +69,11 @@ def test_paged_decode_equals_torch(
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("group", [2, 7])
 def test_row_is_the_same_to_the_bit_in_any_batch_and_with_any_threads(
-    kernels: CpuKernels, dtype: torch.dtype, num_threads: int
+    kernels: CpuKernels, dtype: torch.dtype, num_threads: int, group: int
 ) -> None:
-    case = make_decode_case([700, 1, 129, 128, 300], dtype=dtype)
+    case = make_decode_case([700, 1, 129, 128, 300], (2 * group, 2, 64), dtype=dtype)
     rule = DecodeRule(16, 0.125)
     together = case.run(kernels, rule)
     before = torch.get_num_threads()
@@ -83,6 +84,22 @@ def test_row_is_the_same_to_the_bit_in_any_batch_and_with_any_threads(
         torch.set_num_threads(before)
 
     assert torch.equal(torch.cat(alone), together)
+
+
+@pytest.mark.parametrize("window", [0, 200])
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("group", [1, 2, 4, 7, 8, 17])
+def test_groups_of_queries_equal_torch_whether_rows_are_read_in_place_or_not(
+    kernels: CpuKernels, group: int, head_dim: int, window: int
+) -> None:
+    # A window of 200 begins at a multiple of sixteen for one of the sequences only.
+    case = make_decode_case([296, 301, 16, 1], (2 * group, 2, head_dim), 16, torch.bfloat16)
+    rule = DecodeRule(16, head_dim**-0.5, window)
+
+    output = case.run(kernels, rule)
+
+    assert output.isfinite().all()
+    _assert_close(output, case.attend_exactly(rule))
 
 
 @pytest.mark.parametrize("factor", [1e-3, 100.0, 1e4])
