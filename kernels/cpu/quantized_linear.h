@@ -155,7 +155,7 @@ static inline MultiplyPanel multiply_panel_for(int64_t count) {
 template <typename T>
 static inline void scale_sums(const QuantizedShape& shape, const int32_t* sums, float scale,
                               int64_t column, int64_t count, T* row) {
-  write_outputs<ExactRounding<T>>(
+  write_outputs(
       shape.gate, shape.num_outputs, column, count, row, [&](int64_t j) {
         Ints exact, weights;
         std::memcpy(&exact, sums + j, sizeof exact);

@@ -23,12 +23,11 @@ static void tiled_linear(const TiledShape& shape, int64_t num_rows, const void* 
     return 0.0f;
   };
   const auto finish = [&](int64_t row, int64_t column, int64_t count, const float* sums, float) {
-    write_outputs<FastRounding>(shape.gate, shape.num_outputs, column, count,
-                                output + row * shape.num_outputs, [&](int64_t j) {
-                                  const Floats values = load(sums + j);
-                                  return shape.bias ? values + load(shape.bias + column + j)
-                                                    : values;
-                                });
+    write_outputs(shape.gate, shape.num_outputs, column, count, output + row * shape.num_outputs,
+                  [&](int64_t j) {
+                    const Floats values = load(sums + j);
+                    return shape.bias ? values + load(shape.bias + column + j) : values;
+                  });
   };
   multiply_by_tiles<false>(weight, num_rows, prepare, finish);
 }
