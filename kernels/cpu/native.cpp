@@ -166,6 +166,7 @@ namespace amx {
 #include "paged_decode.h"
 #include "packing.h"
 #include "paged_prefill.h"
+#include "prefill_tiles.h"
 #include "elementwise.h"
 #include "quantized_linear.h"
 #undef TILES
