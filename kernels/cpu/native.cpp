@@ -184,6 +184,7 @@ namespace amx {
 #include "paged_decode.h"
 #include "packing.h"
 #include "paged_prefill.h"
+#include "prefill_tiles.h"
 #include "elementwise.h"
 #include "outputs.h"
 #include "tile_product.h"

@@ -76,6 +76,39 @@ static void pack_values(const uint16_t* const* values, int64_t count, int64_t he
     }
   }
 }
+
+#ifdef TILES
+// Packs sixteen keys as tiles, one behind the other, of sixteen pairs of elements each.
+static void pack_key_tiles(const uint16_t* const* keys, int64_t head_dim, uint16_t* packed) {
+  for (int64_t d = 0; d < head_dim; d += 32, packed += 512) {
+    const int64_t left = head_dim - d;
+    const __mmask32 mask = left >= 32 ? ~0u : (1u << left) - 1;
+    __m512i rows[16];
+    for (int i = 0; i < 16; ++i)
+      rows[i] = keys[i] == nullptr ? _mm512_setzero_si512()
+                                   : _mm512_maskz_loadu_epi16(mask, keys[i] + d);
+    transpose(rows);
+    for (int i = 0; i < 16; ++i) _mm512_store_si512(packed + 32 * i, rows[i]);
+  }
+}
+
+// Packs 32 values as tiles, `stride` tiles apart, of sixteen elements of each.
+static void pack_value_tiles(const uint16_t* const* values, int64_t head_dim, int64_t stride,
+                             uint16_t* packed) {
+  for (int64_t d = 0; d < head_dim; d += 16, packed += 512 * stride) {
+    const int64_t left = head_dim - d;
+    const __mmask16 mask = left >= 16 ? 0xffff : (1u << left) - 1;
+    __m512i rows[32];
+    for (int i = 0; i < 32; ++i)
+      rows[i] = values[i] == nullptr
+                    ? _mm512_setzero_si512()
+                    : _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, values[i] + d));
+    for (int i = 0; i < 16; ++i)
+      _mm512_store_si512(packed + 32 * i, _mm512_or_si512(rows[2 * i], _mm512_slli_epi32(
+                                                                         rows[2 * i + 1], 16)));
+  }
+}
+#endif
 #else
 template <typename T>
 static void pack_keys(const T* const* keys, int64_t head_dim, void* packed) {

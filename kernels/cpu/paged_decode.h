@@ -28,22 +28,31 @@ static inline void score_tile(const T* query, const T* const* keys, int head_dim
 }
 
 #ifdef DOT_BFLOAT16
-// Sums of sixteen vectors, by four rounds of adding halves.
-static inline __m512 sum_each(const __m512* rows) {
+// What `join` makes of the lanes of each of sixteen vectors, by four rounds of joining halves.
+template <typename Join>
+static inline __m512 join_each(const __m512* rows, Join join) {
   __m512 pairs[8], fours[4];
   for (int i = 0; i < 8; ++i)
-    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]),
-                             _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
+    pairs[i] = join(_mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]),
+                    _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
   for (int i = 0; i < 4; ++i) {
     const __m512d low = _mm512_castps_pd(pairs[2 * i]), high = _mm512_castps_pd(pairs[2 * i + 1]);
-    fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
-                             _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+    fours[i] = join(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
   }
-  const __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(fours[0], fours[1], 0x88),
-                                 _mm512_shuffle_f32x4(fours[0], fours[1], 0xdd));
-  const __m512 b = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2], fours[3], 0x88),
-                                 _mm512_shuffle_f32x4(fours[2], fours[3], 0xdd));
-  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  const __m512 a = join(_mm512_shuffle_f32x4(fours[0], fours[1], 0x88),
+                        _mm512_shuffle_f32x4(fours[0], fours[1], 0xdd));
+  const __m512 b = join(_mm512_shuffle_f32x4(fours[2], fours[3], 0x88),
+                        _mm512_shuffle_f32x4(fours[2], fours[3], 0xdd));
+  return join(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
+static inline __m512 sum_each(const __m512* rows) {
+  return join_each(rows, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
+}
+
+static inline __m512 max_each(const __m512* rows) {
+  return join_each(rows, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); });
 }
 
 static inline void score_tile(const uint16_t* query, const uint16_t* const* keys, int head_dim,

@@ -96,6 +96,70 @@ static inline void multiply(const E* left, int64_t left_stride, const E* right,
   }
 }
 
+struct Span {
+  int64_t first, last;
+};
+
+// Rows of one chunk that share a key head: token by token, head by head.
+template <typename T>
+class SharedRows {
+ public:
+  SharedRows(const PrefillShape& shape, const QueryBlock& block, const int64_t* seen)
+      : shape_(shape),
+        block_(block),
+        seen_(seen + 2 * block.first),
+        group_(shape.num_q_heads / shape.num_kv_heads),
+        count_(block.count * group_) {}
+
+  const PrefillShape& shape() const { return shape_; }
+  int64_t count() const { return count_; }
+
+  // The positions that a row sees.
+  Span seen(int64_t row) const {
+    const int64_t* seen = seen_ + 2 * (row / group_);
+    return {seen[0], seen[1]};
+  }
+
+  // What any of the rows sees.
+  Span span(int64_t row, int64_t end) const {
+    Span span = {INT64_MAX, 0};
+    for (int64_t token = row / group_; token <= (end - 1) / group_; ++token) {
+      span.first = std::min(span.first, seen_[2 * token]);
+      span.last = std::max(span.last, seen_[2 * token + 1]);
+    }
+    return span;
+  }
+
+  const T* query(const T* query, int64_t row) const {
+    return query + (block_.first + row / group_) * shape_.query_stride +
+           (block_.head * group_ + row % group_) * shape_.query_head_stride;
+  }
+
+  T* output(T* output, int64_t row) const {
+    return output + ((block_.first + row / group_) * shape_.num_q_heads + block_.head * group_ +
+                     row % group_) * shape_.head_dim;
+  }
+
+  // Where the keys, or values, of the positions of `span` lie.
+  void locate(const T* cached, const int64_t* table, Span span, const T** rows) const {
+    int64_t entry = span.first / shape_.block_size, offset = span.first % shape_.block_size;
+    for (int64_t position = span.first; position < span.last; ++position) {
+      const int64_t slot = table[entry] * shape_.block_size + offset;
+      *rows++ = cached + slot * shape_.slot_stride + block_.head * shape_.head_dim;
+      if (++offset == shape_.block_size) {
+        offset = 0;
+        ++entry;
+      }
+    }
+  }
+
+ private:
+  const PrefillShape& shape_;
+  const QueryBlock& block_;
+  const int64_t* seen_;
+  const int64_t group_, count_;
+};
+
 // What one thread works with.
 template <typename E>
 struct PrefillScratch {
@@ -156,33 +220,30 @@ static inline float weigh_row(const PrefillShape& shape, int64_t first, int64_t 
   return factor[0];
 }
 
-// Rows of one chunk that share a key head.
+// Attends with rows that share a key head.
 template <typename T>
-class BlockOfRows {
+class VectorBlock {
   typedef typename Packed<T>::Type E;
 
  public:
-  BlockOfRows(const PrefillShape& shape, const QueryBlock& block, const int64_t* seen,
-              PrefillScratch<E>& scratch)
-      : shape_(shape),
-        block_(block),
-        seen_(seen + 2 * block.first),
-        group_(shape.num_q_heads / shape.num_kv_heads),
-        num_rows_(block.count * group_),
-        num_padded_((num_rows_ + kRows - 1) / kRows * kRows),
-        scratch_(scratch) {}
+  typedef PrefillScratch<E> Scratch;
+  // Rows that share what is packed, and those that may fill up the last.
+  static constexpr int64_t kMostRows = kBlockRows, kLeftOver = kRows;
+
+  VectorBlock(const SharedRows<T>& rows, Scratch& scratch)
+      : rows_(rows), num_padded_((rows.count() + kRows - 1) / kRows * kRows), scratch_(scratch) {}
 
   void attend(const T* query, const T* keys, const T* values, const int64_t* table, T* output) {
     pack_queries(query);
     std::fill_n(scratch_.outputs.data(), num_padded_ * scratch_.width, 0.0f);
     std::fill_n(scratch_.tops.data(), num_padded_, -INFINITY);
     std::fill_n(scratch_.totals.data(), num_padded_ * kWidth, 0.0f);
-    const Span all = span_of(0, num_rows_);
+    const Span all = rows_.span(0, rows_.count());
     for (int64_t base = all.first / kKeys * kKeys; base < all.last; base += kKeys) {
-      const int64_t count = std::min<int64_t>(kKeys, all.last - base);
-      pack_context(keys, values, table, base, std::max(all.first, base), base + count);
-      for (int64_t row = 0; row < num_rows_; row += kRows) {
-        const Span span = span_of(row, std::min(row + kRows, num_rows_));
+      const int64_t last = std::min(all.last, base + kKeys);
+      pack_context(keys, values, table, base, {std::max(all.first, base), last});
+      for (int64_t row = 0; row < rows_.count(); row += kRows) {
+        const Span span = rows_.span(row, std::min(row + kRows, rows_.count()));
         if (span.first < base + kKeys && span.last > base)
           attend_tile(row, base, std::min<int64_t>(kKeys, span.last - base));
       }
@@ -191,45 +252,22 @@ class BlockOfRows {
   }
 
  private:
-  struct Span {
-    int64_t first, last;
-  };
-
-  // What any of the rows sees.
-  Span span_of(int64_t row, int64_t end) const {
-    Span span = {INT64_MAX, 0};
-    for (int64_t token = row / group_; token <= (end - 1) / group_; ++token) {
-      span.first = std::min(span.first, seen_[2 * token]);
-      span.last = std::max(span.last, seen_[2 * token + 1]);
-    }
-    return span;
-  }
-
   void pack_queries(const T* query) {
     std::fill_n(scratch_.queries.data(), num_padded_ * scratch_.depth, E{});
-    for (int64_t row = 0; row < num_rows_; ++row)
-      pack_row(query + (block_.first + row / group_) * shape_.query_stride +
-                   (block_.head * group_ + row % group_) * shape_.query_head_stride,
-               shape_.head_dim, scratch_.queries.data() + row * scratch_.depth);
+    for (int64_t row = 0; row < rows_.count(); ++row)
+      pack_row(rows_.query(query, row), rows_.shape().head_dim,
+               scratch_.queries.data() + row * scratch_.depth);
   }
 
-  // Packs the positions from `first` to before `last`; those from `base` to `first` become 0.
+  // Packs the positions of `span`; those from `base` to it become 0.
   void pack_context(const T* keys, const T* values, const int64_t* table, int64_t base,
-                    int64_t first, int64_t last) {
+                    Span span) {
     const T *key_rows[kKeys] = {}, *value_rows[kKeys] = {};
-    int64_t entry = first / shape_.block_size, offset = first % shape_.block_size;
-    for (int64_t position = first; position < last; ++position) {
-      const int64_t slot = table[entry] * shape_.block_size + offset;
-      const int64_t start = slot * shape_.slot_stride + block_.head * shape_.head_dim;
-      key_rows[position - base] = keys + start;
-      value_rows[position - base] = values + start;
-      if (++offset == shape_.block_size) {
-        offset = 0;
-        ++entry;
-      }
-    }
-    pack_keys(key_rows, shape_.head_dim, scratch_.keys.data());
-    pack_values(value_rows, last - base, shape_.head_dim, scratch_.width, scratch_.values.data());
+    rows_.locate(keys, table, span, key_rows + span.first - base);
+    rows_.locate(values, table, span, value_rows + span.first - base);
+    const int64_t head_dim = rows_.shape().head_dim;
+    pack_keys(key_rows, head_dim, scratch_.keys.data());
+    pack_values(value_rows, span.last - base, head_dim, scratch_.width, scratch_.values.data());
   }
 
   // kRows rows from `row` and the first `count` keys from `base`.
@@ -243,10 +281,9 @@ class BlockOfRows {
     float factors[kRows];
     for (int64_t i = 0; i < kRows; ++i) {
       // Rows that fill up the last tile see nothing.
-      const int64_t* seen = seen_ + 2 * ((row + i) / group_);
-      const int64_t first = row + i < num_rows_ ? seen[0] - base : kKeys;
-      const int64_t last = row + i < num_rows_ ? seen[1] - base : 0;
-      factors[i] = weigh_row(shape_, first, last, num_vectors, scratch.scores.data() + i * kKeys,
+      const Span seen = row + i < rows_.count() ? rows_.seen(row + i) : Span{base + kKeys, base};
+      factors[i] = weigh_row(rows_.shape(), seen.first - base, seen.last - base, num_vectors,
+                             scratch.scores.data() + i * kKeys,
                              scratch.tops.data() + row + i,
                              scratch.totals.data() + (row + i) * kWidth,
                              scratch.weights.data() + i * kKeys);
@@ -257,31 +294,35 @@ class BlockOfRows {
   }
 
   void write(T* output) {
-    const int64_t head_dim = shape_.head_dim;
-    for (int64_t row = 0; row < num_rows_; ++row) {
+    const int64_t head_dim = rows_.shape().head_dim;
+    for (int64_t row = 0; row < rows_.count(); ++row) {
       const float* sums = scratch_.outputs.data() + row * scratch_.width;
       const float total = sum(load(scratch_.totals.data() + row * kWidth));
-      T* target = output + ((block_.first + row / group_) * shape_.num_q_heads +
-                            block_.head * group_ + row % group_) * head_dim;
+      T* target = rows_.output(output, row);
       int64_t d = 0;
       for (; d + kWidth <= head_dim; d += kWidth) store(target + d, load(sums + d) / total);
       for (; d < head_dim; ++d) narrow(sums[d] / total, target + d);
     }
   }
 
-  const PrefillShape& shape_;
-  const QueryBlock& block_;
-  const int64_t* seen_;
-  const int64_t group_, num_rows_, num_padded_;
-  PrefillScratch<E>& scratch_;
+  const SharedRows<T>& rows_;
+  const int64_t num_padded_;
+  Scratch& scratch_;
+};
+
+// What attends to elements of a type.
+template <typename T>
+struct BlockOf {
+  typedef VectorBlock<T> Type;
 };
 
 template <typename T>
 static void prefill(const PrefillShape& shape, const void* query, const void* keys,
                     const void* values, const int64_t* tables, const int64_t* chunks,
                     const int64_t* seen, void* output) {
+  typedef typename BlockOf<T>::Type Block;
   const int64_t group = shape.num_q_heads / shape.num_kv_heads;
-  const int64_t tokens = std::max<int64_t>(1, kBlockRows / group);
+  const int64_t tokens = std::max<int64_t>(1, Block::kMostRows / group);
   std::vector<QueryBlock> blocks;
   for (int64_t s = 0; s < shape.num_chunks; ++s) {
     const int64_t first = chunks[2 * s], count = chunks[2 * s + 1];
@@ -291,15 +332,17 @@ static void prefill(const PrefillShape& shape, const void* query, const void* ke
         blocks.push_back({s, head, first + start, std::min(tokens, count - start)});
   }
   const int64_t num_blocks = blocks.size();
-  const int64_t max_rows = tokens * group + kRows;
+  const int64_t max_rows = tokens * group + Block::kLeftOver;
 #pragma omp parallel
   {
-    PrefillScratch<typename Packed<T>::Type> scratch(shape.head_dim, max_rows);
+    typename Block::Scratch scratch(shape.head_dim, max_rows);
 #pragma omp for schedule(dynamic)
-    for (int64_t b = 0; b < num_blocks; ++b)
-      BlockOfRows<T>(shape, blocks[b], seen, scratch)
+    for (int64_t b = 0; b < num_blocks; ++b) {
+      const SharedRows<T> rows(shape, blocks[b], seen);
+      Block(rows, scratch)
           .attend(static_cast<const T*>(query), static_cast<const T*>(keys),
                   static_cast<const T*>(values), tables + blocks[b].chunk * shape.table_stride,
                   static_cast<T*>(output));
+    }
   }
 }
