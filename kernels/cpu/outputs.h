@@ -7,7 +7,8 @@
 constexpr int64_t kGateBlock = 16;
 
 static inline int64_t num_panels_of(Gate gate, int64_t num_outputs) {
-  if (gate != Gate::kNone) num_outputs = (num_outputs + kGateBlock - 1) / kGateBlock * 2 * kGateBlock;
+  if (gate != Gate::kNone)
+    num_outputs = (num_outputs + kGateBlock - 1) / kGateBlock * 2 * kGateBlock;
   return (num_outputs + kPanel - 1) / kPanel;
 }
 

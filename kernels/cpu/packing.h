@@ -60,6 +60,7 @@ static void pack_keys(const T* const* keys, int64_t head_dim, void* packed) {
   }
 }
 
+#ifndef TILES
 static void pack_values(const uint16_t* const* values, int64_t count, int64_t head_dim,
                         int64_t width, uint16_t* packed) {
   for (int64_t key = 0; key < count; key += 2, packed += 2 * width) {
@@ -76,6 +77,7 @@ static void pack_values(const uint16_t* const* values, int64_t count, int64_t he
     }
   }
 }
+#endif
 
 #ifdef TILES
 // Packs sixteen keys as tiles, one behind the other, of sixteen pairs of elements each.

@@ -15,10 +15,7 @@
 
 constexpr int64_t kEdge = 16;            // Rows of a tile, and words of 32 bits of each.
 constexpr int64_t kTileDepth = 32;       // Elements of bfloat16 of a row of a tile.
-#ifndef PART
-#define PART 256
-#endif
-constexpr int64_t kPart = PART;           // Keys whose scores are weighed at once.
+constexpr int64_t kPart = 256;           // Keys whose scores are weighed at once.
 constexpr int64_t kTileFloats = 256, kTileHalves = 512;
 constexpr int64_t kMaxBlockRows = 512;
 
@@ -232,9 +229,12 @@ class TiledBlock {
     _mm512_store_ps(base_of, bases);
     _mm512_store_ps(factors, shrunk);
     float* totals = scratch_.totals.data() + tile * kTileFloats;
-    for (int64_t row = 0; row < kEdge; ++row, totals += kEdge)
+    for (int64_t row = 0; row < kEdge; ++row, totals += kEdge) {
+      const __m512 sums = weigh(scores + row * kEdge, factor, base_of[row], num_vectors,
+                                weights + row * kTileDepth);
       _mm512_store_ps(totals, _mm512_fmadd_ps(_mm512_load_ps(totals), _mm512_set1_ps(factors[row]),
-                                              weigh(scores + row * kEdge, factor, base_of[row], num_vectors, weights + row * kTileDepth)));
+                                              sums));
+    }
     if (adds && _mm512_cmp_ps_mask(shrunk, _mm512_set1_ps(1.0f), _CMP_NEQ_UQ) != 0)
       for (int64_t d = 0; d < scratch_.width; ++d) {
         float* output = scratch_.outputs.data() + (tile * scratch_.width + d) * kTileFloats;

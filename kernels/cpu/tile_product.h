@@ -175,14 +175,15 @@ static void multiply_by_tiles(const TileWeight& weight, int64_t num_rows, Prepar
         if (work < begin || work >= end) continue;
         for (int64_t i = 0; i < group.num_rows && !is_packed; ++i) {
           char* lines = packed.data() + i / kSide * row_bytes + i % kSide * 64;
-          prepared.data()[i] = prepare(first + i, [&](int64_t step) { return lines + step * kTileBytes; });
+          const auto line = [&](int64_t step) { return lines + step * kTileBytes; };
+          prepared.data()[i] = prepare(first + i, line);
         }
         is_packed = true;
-        multiply_group<kIntegers>(weight, group, packed.data(), panel,
-                                  [&](int64_t row, int64_t column, int64_t count, const auto* sums) {
-                                    finish(first + row, panel * kPanel + column, count, sums,
-                                           prepared.data()[row]);
-                                  });
+        multiply_group<kIntegers>(
+            weight, group, packed.data(), panel,
+            [&](int64_t row, int64_t column, int64_t count, const auto* sums) {
+              finish(first + row, panel * kPanel + column, count, sums, prepared.data()[row]);
+            });
       }
       first_block += blocks;
     }
