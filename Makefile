@@ -12,6 +12,7 @@ ARGS ?=
 PROFILE ?= cpu
 URL ?= http://127.0.0.1:$(PORT)
 WORK ?= build/demo
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -55,8 +56,8 @@ serve: $(STAMP) ## Start the whole stack (MODEL=, PORT=, ARGS='flags of chiasm u
 	exec $(BIN)/chiasm up $(MODEL) --port $(PORT) $(ARGS)
 
 .PHONY: test
-test: $(TEST_STAMP) ## Run the tests that need no GPU and no patience
-	$(PYTEST) -m "not slow and not gpu"
+test: $(TEST_STAMP) ## Run the tests that need no GPU and no patience (WORKERS=processes)
+	$(PYTEST) -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 
 .PHONY: test-slow
 test-slow: $(TEST_STAMP) ## Run the tests that take minutes

@@ -34,11 +34,9 @@ static inline void store_bytes(uint8_t* target, Ints integers, int64_t count) {
 #endif
 }
 
-// Writes the integers of a row, those from k on to place(k) for every vector, and returns the row's
-// scale, which is not finite if the row is not. What is behind the last integer stays: the weights
-// that it meets are 0.
-template <typename T, typename Place>
-static inline float quantize_row(const T* row, int64_t width, Place place) {
+// The largest size in a row, which is not finite if the row is not.
+template <typename T>
+static inline float top_of(const T* row, int64_t width) {
   // Without their sign, floats are ordered as integers, with NaN above infinity.
   Ints tops{};
   for_vectors(width, [&](int64_t i, auto count) {
@@ -49,15 +47,20 @@ static inline float quantize_row(const T* row, int64_t width, Place place) {
   for (int i = 0; i < kWidth; ++i) top_bits = std::max(top_bits, tops[i]);
   float top;
   std::memcpy(&top, &top_bits, sizeof top);
-  if (top < kLeastTop) top = kLeastTop;
+  return top < kLeastTop ? kLeastTop : top;
+}
+
+// Writes `count` integers of a row, those from k on to place(k) for every vector. What is behind
+// the last integer stays: the weights that it meets are 0.
+template <typename T, typename Place>
+static inline void quantize(const T* row, int64_t count, float top, Place place) {
   const float factor = 127.0f / top;
   // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
   const Floats magic = broadcast(12582912.0f + kZeroPoint);
-  for_vectors(width, [&](int64_t i, auto count) {
-    const Floats shifted = rounded(load_part(row + i, count) * factor) + magic;
-    store_bytes(place(i), (Ints)shifted, count);
+  for_vectors(count, [&](int64_t i, auto part) {
+    const Floats shifted = rounded(load_part(row + i, part) * factor) + magic;
+    store_bytes(place(i), (Ints)shifted, part);
   });
-  return top / 127.0f;
 }
 
 // What is read next, and how many cache lines of it are fetched with every quad.
@@ -174,14 +177,18 @@ static void quantized_linear(const QuantizedShape& shape, int64_t num_rows, cons
   T* output = static_cast<T*>(output_data);
   const TileWeight weight = {shape.weight, (shape.num_inputs + 63) / 64,
                              num_panels_of(shape.gate, shape.num_outputs)};
-  const auto prepare = [&](int64_t row, auto line) {
-    return quantize_row(rows + row * shape.num_inputs, shape.num_inputs, [&](int64_t k) {
-      return reinterpret_cast<uint8_t*>(line(k / 64)) + k % 64;
+  const auto prepare = [&](int64_t row, const Part& part, auto line, float* top) {
+    const T* source = rows + row * shape.num_inputs;
+    if (part.is_first) *top = top_of(source, shape.num_inputs);
+    const int64_t first = 64 * part.first_step;
+    const int64_t count = std::min(64 * part.num_steps, shape.num_inputs - first);
+    quantize(source + first, count, *top, [&](int64_t k) {
+      return reinterpret_cast<uint8_t*>(line(part.first_step + k / 64)) + k % 64;
     });
   };
   const auto finish = [&](int64_t row, int64_t column, int64_t count, const int32_t* sums,
-                          float scale) {
-    scale_sums(shape, sums, scale, column, count, output + row * shape.num_outputs);
+                          float top) {
+    scale_sums(shape, sums, top / 127.0f, column, count, output + row * shape.num_outputs);
   };
   multiply_by_tiles<true>(weight, num_rows, prepare, finish);
 }
@@ -228,9 +235,11 @@ static void quantized_linear(const QuantizedShape& shape, int64_t num_rows, cons
   Aligned<uint8_t> integers(num_rows * stride);
   Aligned<float> scales(num_rows);
   for_rows(num_rows, shape.num_inputs, [&](int64_t i) {
-    scales.data()[i] =
-        quantize_row(source + i * shape.num_inputs, shape.num_inputs,
-                     [&](int64_t k) { return integers.data() + i * stride + k; });
+    const T* row = source + i * shape.num_inputs;
+    const float top = top_of(row, shape.num_inputs);
+    quantize(row, shape.num_inputs, top,
+             [&](int64_t k) { return integers.data() + i * stride + k; });
+    scales.data()[i] = top / 127.0f;
   });
   const QuantizedRows rows = {integers.data(), scales.data(), stride};
   const int64_t num_panels = num_panels_of(shape.gate, shape.num_outputs);

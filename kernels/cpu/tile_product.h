@@ -10,9 +10,12 @@
 
 constexpr int64_t kSide = 16;        // Rows of a tile, and words of one of its rows.
 constexpr int64_t kTileBytes = 1024;
+constexpr int64_t kBlockBytes = 2 * kTileBytes;     // Of two tiles of rows in one step.
 constexpr int64_t kStepBytes = 4 * kSide * kPanel;  // Of the weights of a panel in one step.
-// Packed rows that stay near a thread while panels pass them.
-constexpr int64_t kGroupBytes = 1 << 19;
+constexpr int64_t kSumBytes = 8 * kSide * kPanel;   // Of the sums of two tiles of rows and a panel.
+// Packed rows, or sums, that stay near a thread while panels pass them; and rows beside sums.
+constexpr int64_t kNearBytes = 1 << 20, kPartBytes = 1 << 19;
+constexpr int64_t kMostBlocks = 8;  // That are multiplied in parts.
 // Distance at which weights are fetched that only one tile of rows waits for.
 constexpr int64_t kFetchBytes = 2048;
 
@@ -43,15 +46,28 @@ static inline void fetch_tile(const char* weights) {
   for (int64_t i = 0; i < kTileBytes; i += 64) _mm_prefetch(weights + i, _MM_HINT_T0);
 }
 
-// One tile of rows by a panel: sums are [16][kPanel].
+// Four tiles of sums: zeros, or what is there.
+static inline void begin_sums(bool adds, const int32_t* first, const int32_t* second,
+                              const int32_t* third, const int32_t* fourth, int64_t stride) {
+  if (adds) {
+    _tile_loadd(0, first, stride);
+    _tile_loadd(1, second, stride);
+    _tile_loadd(2, third, stride);
+    _tile_loadd(3, fourth, stride);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+}
+
+// One tile of rows by a panel: sums are [16][kPanel]; if it adds, there are some.
 template <bool kIntegers>
 static inline void multiply_tile_row(const char* rows, const char* panel, int64_t num_steps,
-                                     void* sums) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+                                     bool adds, int32_t* sums) {
   constexpr int64_t kStride = 4 * kPanel;
+  begin_sums(adds, sums, sums + 16, sums + 32, sums + 48, kStride);
   for (int64_t step = 0; step < num_steps; ++step, rows += kTileBytes, panel += kStepBytes) {
     const char* ahead = panel + kFetchBytes;
     _tile_loadd(4, rows, 64);
@@ -68,21 +84,19 @@ static inline void multiply_tile_row(const char* rows, const char* panel, int64_
     _tile_loadd(5, panel + 192, kStride);
     MULTIPLY_TILES(3, 4, 5);
   }
-  int32_t* target = static_cast<int32_t*>(sums);
-  _tile_stored(0, target, kStride);
-  _tile_stored(1, target + 16, kStride);
-  _tile_stored(2, target + 32, kStride);
-  _tile_stored(3, target + 48, kStride);
+  _tile_stored(0, sums, kStride);
+  _tile_stored(1, sums + 16, kStride);
+  _tile_stored(2, sums + 32, kStride);
+  _tile_stored(3, sums + 48, kStride);
 }
 
 // Two tiles of rows, `row_bytes` apart, by half a panel: sums are [32][kPanel / 2].
 template <bool kIntegers>
 static inline void multiply_tile_square(const char* rows, int64_t row_bytes, const char* half,
-                                        int64_t num_steps, WeightsAhead* ahead, void* sums) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+                                        int64_t num_steps, WeightsAhead* ahead, bool adds,
+                                        int32_t* sums) {
+  constexpr int64_t kStride = 2 * kPanel, kSquare = kSide * kPanel / 2;
+  begin_sums(adds, sums, sums + 16, sums + kSquare, sums + kSquare + 16, kStride);
   for (int64_t step = 0; step < num_steps; ++step, rows += kTileBytes, half += kStepBytes) {
     ahead->fetch();
     _tile_loadd(4, rows, 64);
@@ -94,12 +108,10 @@ static inline void multiply_tile_square(const char* rows, int64_t row_bytes, con
     MULTIPLY_TILES(2, 7, 5);
     MULTIPLY_TILES(3, 7, 6);
   }
-  constexpr int64_t kStride = 2 * kPanel, kSquare = kSide * kPanel / 2;
-  int32_t* target = static_cast<int32_t*>(sums);
-  _tile_stored(0, target, kStride);
-  _tile_stored(1, target + 16, kStride);
-  _tile_stored(2, target + kSquare, kStride);
-  _tile_stored(3, target + kSquare + 16, kStride);
+  _tile_stored(0, sums, kStride);
+  _tile_stored(1, sums + 16, kStride);
+  _tile_stored(2, sums + kSquare, kStride);
+  _tile_stored(3, sums + kSquare + 16, kStride);
 }
 
 #undef MULTIPLY_TILES
@@ -109,83 +121,127 @@ struct TileWeight {
   int64_t num_steps, num_panels;  // A step multiplies 16 words of every row.
 };
 
-// Rows that are packed together, in blocks of two tiles.
+// Rows that pass the panels together, in blocks of two tiles.
 struct RowGroup {
   int64_t first, num_rows;
-
-  int64_t num_blocks() const { return (num_rows + 2 * kSide - 1) / (2 * kSide); }
 };
 
-// Multiplies the packed rows of a group by one panel. Calls finish(row, column, count, sums), where
-// row counts from the first of the group and column from the first of the panel.
+// Steps whose rows are packed together; sums of several parts wait in memory.
+struct Part {
+  int64_t first_step, num_steps;
+  bool is_first, is_last;
+};
+
+static inline int64_t count_blocks(int64_t num_rows) {
+  return (num_rows + 2 * kSide - 1) / (2 * kSide);
+}
+
+// Multiplies the packed rows of a group by one panel and adds to `sums`, kSumBytes for each block.
+// After the last part, calls finish(row, column, count, sums), where row counts from the first of
+// the group and column from the first of the panel.
 template <bool kIntegers, typename Finish>
-static inline void multiply_group(const TileWeight& weight, const RowGroup& group,
-                                  const char* packed, int64_t panel, Finish finish) {
-  const int64_t row_bytes = weight.num_steps * kTileBytes;
+static inline void multiply_group(const TileWeight& weight, const RowGroup& group, const Part& part,
+                                  const char* packed, int64_t panel, int32_t* sums,
+                                  Finish finish) {
+  typedef std::conditional_t<kIntegers, int32_t, float> Sum;
+  const int64_t row_bytes = part.num_steps * kTileBytes;
   const int64_t panel_bytes = weight.num_steps * kStepBytes;
-  const char* weights = static_cast<const char*>(weight.panels) + panel * panel_bytes;
-  const bool is_last = panel + 1 == weight.num_panels;
-  WeightsAhead ahead(weights + panel_bytes, is_last ? 0 : panel_bytes / 64,
-                     2 * group.num_blocks() * weight.num_steps);
-  alignas(64) std::conditional_t<kIntegers, int32_t, float> sums[kSide * kPanel];
+  const char* weights = static_cast<const char*>(weight.panels) + panel * panel_bytes +
+                        part.first_step * kStepBytes;
+  const bool has_next = panel + 1 < weight.num_panels;
+  WeightsAhead ahead(weights + panel_bytes, has_next ? part.num_steps * kStepBytes / 64 : 0,
+                     2 * count_blocks(group.num_rows) * part.num_steps);
   for (int64_t row = 0; row < group.num_rows; row += 2 * kSide, packed += 2 * row_bytes) {
     const int64_t count = std::min(2 * kSide, group.num_rows - row);
     if (count <= kSide) {
-      multiply_tile_row<kIntegers>(packed, weights, weight.num_steps, sums);
-      for (int64_t i = 0; i < count; ++i) finish(row + i, 0, kPanel, sums + i * kPanel);
-      continue;
+      multiply_tile_row<kIntegers>(packed, weights, part.num_steps, !part.is_first, sums);
+      for (int64_t i = 0; i < count && part.is_last; ++i)
+        finish(row + i, 0, kPanel, reinterpret_cast<const Sum*>(sums) + i * kPanel);
+      return;
     }
-    for (int64_t column = 0; column < kPanel; column += kPanel / 2) {
-      multiply_tile_square<kIntegers>(packed, row_bytes, weights + 4 * column, weight.num_steps,
-                                      &ahead, sums);
-      for (int64_t i = 0; i < count; ++i)
-        finish(row + i, column, kPanel / 2, sums + i * kPanel / 2);
+    for (int64_t column = 0; column < kPanel; column += kPanel / 2, sums += kSide * kPanel) {
+      multiply_tile_square<kIntegers>(packed, row_bytes, weights + 4 * column, part.num_steps,
+                                      &ahead, !part.is_first, sums);
+      for (int64_t i = 0; i < count && part.is_last; ++i)
+        finish(row + i, column, kPanel / 2, reinterpret_cast<const Sum*>(sums) + i * kPanel / 2);
     }
   }
 }
 
+// How rows are cut: into groups of blocks, and these into parts of steps.
+struct TilePlan {
+  int64_t num_blocks, num_groups, num_parts;
+
+  // As many blocks together as rows, or as sums of parts of rows, find room near a thread: the
+  // weights are read once for each group.
+  TilePlan(const TileWeight& weight, int64_t num_rows) : num_blocks(count_blocks(num_rows)) {
+    const int64_t whole = std::max<int64_t>(1, kNearBytes / (weight.num_steps * kBlockBytes));
+    const int64_t in_parts = std::min(kMostBlocks, kNearBytes / (weight.num_panels * kSumBytes));
+    const int64_t together = num_blocks <= whole ? whole : std::max(whole, in_parts);
+    num_groups = (num_blocks + together - 1) / together;
+    num_parts = 1;
+    if (together > whole) {
+      const int64_t group_bytes = most_blocks() * weight.num_steps * kBlockBytes;
+      num_parts = (group_bytes + kPartBytes - 1) / kPartBytes;
+    }
+  }
+
+  int64_t most_blocks() const { return (num_blocks + num_groups - 1) / num_groups; }
+};
+
 // Multiplies rows by a packed matrix on all threads.
 //
-// prepare(row, line) writes what belongs to a row, where line(step) is the place of 64 bytes, and
-// returns what finish is given: finish(row, column, count, sums, prepared).
+// prepare(row, part, line, value) writes what belongs to a part of a row, where line(step) is the
+// place of 64 bytes and `value` is kept from part to part. finish(row, column, count, sums, value)
+// gets sums of a row.
 template <bool kIntegers, typename Prepare, typename Finish>
 static void multiply_by_tiles(const TileWeight& weight, int64_t num_rows, Prepare prepare,
                               Finish finish) {
-  const int64_t row_bytes = weight.num_steps * kTileBytes;
-  const int64_t num_blocks = (num_rows + 2 * kSide - 1) / (2 * kSide);
-  const int64_t most_blocks = std::max<int64_t>(1, kGroupBytes / (2 * row_bytes));
-  const int64_t num_groups = (num_blocks + most_blocks - 1) / most_blocks;
+  if (num_rows == 0) return;
+  const TilePlan plan(weight, num_rows);
+  const int64_t most_steps = (weight.num_steps + plan.num_parts - 1) / plan.num_parts;
   const int64_t num_products = num_rows * weight.num_steps * weight.num_panels * kSide * kPanel;
 #pragma omp parallel if (num_products >= kParallelProducts)
   {
     const Tiles tiles;
-    Aligned<char> packed(std::min(num_blocks, most_blocks) * 2 * row_bytes);
-    Aligned<float> prepared(std::min(num_blocks, most_blocks) * 2 * kSide);
+    const int64_t num_panels = plan.num_parts > 1 ? weight.num_panels : 1;
+    Aligned<char> packed(plan.most_blocks() * most_steps * kBlockBytes);
+    Aligned<float> values(plan.most_blocks() * 2 * kSide);
+    Aligned<int32_t> all_sums(num_panels * plan.most_blocks() * kSumBytes / 4);
     // Every thread takes the next share of all blocks times panels, group by group.
-    const int64_t total = num_blocks * weight.num_panels, num_threads = omp_get_num_threads();
+    const int64_t total = plan.num_blocks * weight.num_panels, num_threads = omp_get_num_threads();
     const int64_t begin = total * omp_get_thread_num() / num_threads;
     const int64_t end = total * (omp_get_thread_num() + 1) / num_threads;
-    int64_t work = 0, first_block = 0;
-    for (int64_t g = 0; g < num_groups; ++g) {
-      const int64_t blocks = (num_blocks - first_block + num_groups - g - 1) / (num_groups - g);
-      const int64_t first = first_block * 2 * kSide;
+    int64_t first_block = 0;
+    for (int64_t g = 0; g < plan.num_groups; ++g) {
+      const int64_t left = plan.num_groups - g;
+      const int64_t blocks = (plan.num_blocks - first_block + left - 1) / left;
+      const int64_t first = first_block * 2 * kSide, work = first_block * weight.num_panels;
       const RowGroup group = {first, std::min(blocks * 2 * kSide, num_rows - first)};
-      bool is_packed = false;
-      for (int64_t panel = 0; panel < weight.num_panels; ++panel, work += blocks) {
-        if (work < begin || work >= end) continue;
-        for (int64_t i = 0; i < group.num_rows && !is_packed; ++i) {
-          char* lines = packed.data() + i / kSide * row_bytes + i % kSide * 64;
-          const auto line = [&](int64_t step) { return lines + step * kTileBytes; };
-          prepared.data()[i] = prepare(first + i, line);
-        }
-        is_packed = true;
-        multiply_group<kIntegers>(
-            weight, group, packed.data(), panel,
-            [&](int64_t row, int64_t column, int64_t count, const auto* sums) {
-              finish(first + row, panel * kPanel + column, count, sums, prepared.data()[row]);
-            });
-      }
+      const auto panel_at = [&](int64_t share) {
+        return std::clamp<int64_t>((share - work + blocks - 1) / blocks, 0, weight.num_panels);
+      };
+      const int64_t first_panel = panel_at(begin), last_panel = panel_at(end);
       first_block += blocks;
+      if (first_panel == last_panel) continue;
+      for (int64_t step = 0; step < weight.num_steps; step += most_steps) {
+        const Part part = {step, std::min(most_steps, weight.num_steps - step), step == 0,
+                           step + most_steps >= weight.num_steps};
+        for (int64_t i = 0; i < group.num_rows; ++i) {
+          char* lines = packed.data() + i / kSide * part.num_steps * kTileBytes + i % kSide * 64;
+          const auto line = [&](int64_t at) { return lines + (at - step) * kTileBytes; };
+          prepare(first + i, part, line, values.data() + i);
+        }
+        for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+          int32_t* sums = all_sums.data();
+          if (plan.num_parts > 1) sums += (panel - first_panel) * blocks * kSumBytes / 4;
+          multiply_group<kIntegers>(
+              weight, group, part, packed.data(), panel, sums,
+              [&](int64_t row, int64_t column, int64_t count, const auto* row_sums) {
+                finish(first + row, panel * kPanel + column, count, row_sums, values.data()[row]);
+              });
+        }
+      }
     }
   }
 }

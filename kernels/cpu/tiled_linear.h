@@ -13,14 +13,13 @@ static void tiled_linear(const TiledShape& shape, int64_t num_rows, const void* 
   const int64_t num_inputs = shape.num_inputs;
   const TileWeight weight = {shape.weight, (num_inputs + kDepth - 1) / kDepth,
                              num_panels_of(shape.gate, shape.num_outputs)};
-  const auto prepare = [&](int64_t row, auto line) {
+  const auto prepare = [&](int64_t row, const Part& part, auto line, float*) {
     const uint16_t* source = rows + row * num_inputs;
-    for (int64_t step = 0; step < weight.num_steps; ++step) {
+    for (int64_t step = part.first_step; step < part.first_step + part.num_steps; ++step) {
       const int64_t left = num_inputs - step * kDepth;
       const __mmask32 mask = left >= kDepth ? ~0u : (1u << left) - 1;
       _mm512_store_si512(line(step), _mm512_maskz_loadu_epi16(mask, source + step * kDepth));
     }
-    return 0.0f;
   };
   const auto finish = [&](int64_t row, int64_t column, int64_t count, const float* sums, float) {
     write_outputs(shape.gate, shape.num_outputs, column, count, output + row * shape.num_outputs,

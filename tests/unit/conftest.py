@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.harness.native_build import compile_kernels, find_compiler
 
@@ -18,7 +19,16 @@ def kernel_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(os.environ["KERNELS_UNDER_TEST"])
     if find_compiler() is None:
         pytest.skip("no C++ compiler")
-    return compile_kernels(tmp_path_factory.mktemp("native"))
+    # Workers of one run have folders of their own beside each other, and compile once.
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    library = folder / "native" / "kernels.so"
+    with FileLock(folder / "native.lock"):
+        if not library.exists():
+            library.parent.mkdir()
+            compile_kernels(library.parent)
+    return library
 
 
 @pytest.fixture(scope="session")

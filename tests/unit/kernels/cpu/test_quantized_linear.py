@@ -105,12 +105,14 @@ def test_gated_product_is_the_gate_of_the_product_to_the_bit(
     assert torch.equal(gated, kernels.elementwise.gate(rule, case.run(kernels)))
 
 
+# The second shape is so wide that tiles multiply it in parts.
+@pytest.mark.parametrize("shape", [(203, 515, 300), (203, 8200, 70)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 def test_row_is_the_same_to_the_bit_beside_any_rows_and_with_any_threads(
-    kernels: CpuKernels, dtype: torch.dtype, num_threads: int
+    kernels: CpuKernels, shape: tuple[int, int, int], dtype: torch.dtype, num_threads: int
 ) -> None:
-    case = _Case(1, (203, 515, 300), dtype)
+    case = _Case(1, shape, dtype)
     weight, one = case.weight(), kernels.quantized
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
