@@ -136,9 +136,10 @@ static inline int64_t count_blocks(int64_t num_rows) {
   return (num_rows + 2 * kSide - 1) / (2 * kSide);
 }
 
-// Multiplies the packed rows of a group by one panel and adds to `sums`, kSumBytes for each block.
-// After the last part, calls finish(row, column, count, sums), where row counts from the first of
-// the group and column from the first of the panel.
+// Multiplies the packed rows of a group by one panel and adds to `sums`: kSumBytes for each block,
+// or for all of them in turn if there is one part. After the last part, calls
+// finish(row, column, count, sums), where row counts from the first of the group and column from
+// the first of the panel.
 template <bool kIntegers, typename Finish>
 static inline void multiply_group(const TileWeight& weight, const RowGroup& group, const Part& part,
                                   const char* packed, int64_t panel, int32_t* sums,
@@ -149,6 +150,7 @@ static inline void multiply_group(const TileWeight& weight, const RowGroup& grou
   const char* weights = static_cast<const char*>(weight.panels) + panel * panel_bytes +
                         part.first_step * kStepBytes;
   const bool has_next = panel + 1 < weight.num_panels;
+  const int64_t num_kept = part.is_first && part.is_last ? 0 : kSide * kPanel;
   WeightsAhead ahead(weights + panel_bytes, has_next ? part.num_steps * kStepBytes / 64 : 0,
                      2 * count_blocks(group.num_rows) * part.num_steps);
   for (int64_t row = 0; row < group.num_rows; row += 2 * kSide, packed += 2 * row_bytes) {
@@ -159,7 +161,7 @@ static inline void multiply_group(const TileWeight& weight, const RowGroup& grou
         finish(row + i, 0, kPanel, reinterpret_cast<const Sum*>(sums) + i * kPanel);
       return;
     }
-    for (int64_t column = 0; column < kPanel; column += kPanel / 2, sums += kSide * kPanel) {
+    for (int64_t column = 0; column < kPanel; column += kPanel / 2, sums += num_kept) {
       multiply_tile_square<kIntegers>(packed, row_bytes, weights + 4 * column, part.num_steps,
                                       &ahead, !part.is_first, sums);
       for (int64_t i = 0; i < count && part.is_last; ++i)
@@ -204,10 +206,10 @@ static void multiply_by_tiles(const TileWeight& weight, int64_t num_rows, Prepar
 #pragma omp parallel if (num_products >= kParallelProducts)
   {
     const Tiles tiles;
-    const int64_t num_panels = plan.num_parts > 1 ? weight.num_panels : 1;
+    const int64_t num_kept = plan.num_parts > 1 ? weight.num_panels * plan.most_blocks() : 1;
     Aligned<char> packed(plan.most_blocks() * most_steps * kBlockBytes);
     Aligned<float> values(plan.most_blocks() * 2 * kSide);
-    Aligned<int32_t> all_sums(num_panels * plan.most_blocks() * kSumBytes / 4);
+    Aligned<int32_t> all_sums(num_kept * kSumBytes / 4);
     // Every thread takes the next share of all blocks times panels, group by group.
     const int64_t total = plan.num_blocks * weight.num_panels, num_threads = omp_get_num_threads();
     const int64_t begin = total * omp_get_thread_num() / num_threads;
