@@ -362,15 +362,16 @@ async def test_failed_transfer_leaves_no_chunk_to_the_garbage_collector(
         try:
             for transfer in (_read, _write):
                 chunks = _store(server, _chunks())
-                memory = weakref.ref(chunks[0].memory)
+                freed, loop = asyncio.Event(), asyncio.get_running_loop()
+                memory = weakref.finalize(chunks[0].memory, loop.call_soon_threadsafe, freed.set)
                 with suppress(RedisError):
                     await transfer(client, chunks)
                 del chunks
 
                 # The thread that moved them lets go a moment after its last word.
-                async with asyncio.timeout(5):
-                    while memory() is not None:
-                        await asyncio.sleep(0.001)
+                await asyncio.wait_for(freed.wait(), 5)
+
+                assert not memory.alive
         finally:
             gc.enable()
 
