@@ -13,7 +13,6 @@
 // What fills up the last tiles of a row is 0. The context is cut at multiples of kPart. Scores are
 // kept as powers of 2, which cost less than those of e.
 
-constexpr int64_t kEdge = 16;            // Rows of a tile, and words of 32 bits of each.
 constexpr int64_t kTileDepth = 32;       // Elements of bfloat16 of a row of a tile.
 constexpr int64_t kPart = 256;           // Keys whose scores are weighed at once.
 constexpr int64_t kTileFloats = 256, kTileHalves = 512;
@@ -25,7 +24,8 @@ template <int kLefts, int kRights>
 static inline void multiply_tiles(const uint16_t* left, int64_t left_stride, const uint16_t* right,
                                   int64_t right_stride, int64_t steps, bool adds, float* output,
                                   int64_t output_stride) {
-  const uint16_t *low = left + left_stride * kTileHalves, *next = right + right_stride * kTileHalves;
+  const uint16_t* low = left + left_stride * kTileHalves;
+  const uint16_t* next = right + right_stride * kTileHalves;
   float* low_output = output + output_stride * kTileFloats;
   // GCC does not know that what loads tiles reads memory.
   __asm__ volatile("" ::: "memory");
@@ -74,22 +74,22 @@ static inline __m512 power_of_2(__m512 x) {
 
 // The first `count` lanes.
 static inline __mmask16 lanes_before(int64_t count) {
-  return static_cast<__mmask16>((1u << std::clamp<int64_t>(count, 0, kEdge)) - 1);
+  return static_cast<__mmask16>((1u << std::clamp<int64_t>(count, 0, kTileSide)) - 1);
 }
 
 // What one thread works with.
 struct TiledScratch {
   TiledScratch(int64_t head_dim, int64_t max_rows)
       : depth((head_dim + kTileDepth - 1) / kTileDepth),
-        width((head_dim + kEdge - 1) / kEdge),
+        width((head_dim + kTileSide - 1) / kTileSide),
         queries(max_rows * depth * kTileDepth),
         keys(kPart * depth * kTileDepth),
-        values(kPart * width * kEdge),
-        weights(2 * kEdge * kPart),
-        scores(2 * kEdge * kPart),
-        outputs(max_rows * width * kEdge),
+        values(kPart * width * kTileSide),
+        weights(2 * kTileSide * kPart),
+        scores(2 * kTileSide * kPart),
+        outputs(max_rows * width * kTileSide),
         tops(max_rows),
-        totals(max_rows * kEdge) {}
+        totals(max_rows * kTileSide) {}
 
   const Tiles held;
   const int64_t depth, width;  // Tiles of a query, and of an output.
@@ -101,15 +101,15 @@ struct TiledScratch {
 class TiledBlock {
  public:
   typedef TiledScratch Scratch;
-  static constexpr int64_t kMostRows = kMaxBlockRows, kLeftOver = 2 * kEdge;
+  static constexpr int64_t kMostRows = kMaxBlockRows, kLeftOver = 2 * kTileSide;
 
   TiledBlock(const SharedRows<uint16_t>& rows, Scratch& scratch)
-      : rows_(rows), num_tiles_((rows.count() + kEdge - 1) / kEdge), scratch_(scratch) {}
+      : rows_(rows), num_tiles_((rows.count() + kTileSide - 1) / kTileSide), scratch_(scratch) {}
 
   void attend(const uint16_t* query, const uint16_t* keys, const uint16_t* values,
               const int64_t* table, uint16_t* output) {
     pack_queries(query);
-    std::fill_n(scratch_.tops.data(), num_tiles_ * kEdge, -INFINITY);
+    std::fill_n(scratch_.tops.data(), num_tiles_ * kTileSide, -INFINITY);
     std::fill_n(scratch_.totals.data(), num_tiles_ * kTileFloats, 0.0f);
     const Span all = rows_.span(0, rows_.count());
     for (int64_t base = all.first / kPart * kPart; base < all.last; base += kPart) {
@@ -126,14 +126,15 @@ class TiledBlock {
 
  private:
   Span span_of_tiles(int64_t tile, int64_t count) const {
-    return rows_.span(tile * kEdge, std::min((tile + count) * kEdge, rows_.count()));
+    return rows_.span(tile * kTileSide, std::min((tile + count) * kTileSide, rows_.count()));
   }
 
   void pack_queries(const uint16_t* query) {
     const int64_t head_dim = rows_.shape().head_dim;
-    for (int64_t row = 0; row < num_tiles_ * kEdge; ++row) {
+    for (int64_t row = 0; row < num_tiles_ * kTileSide; ++row) {
       uint16_t* packed = scratch_.queries.data() +
-                         row / kEdge * scratch_.depth * kTileHalves + row % kEdge * kTileDepth;
+                         row / kTileSide * scratch_.depth * kTileHalves +
+                         row % kTileSide * kTileDepth;
       const uint16_t* source = rows_.query(query, std::min(row, rows_.count() - 1));
       for (int64_t d = 0; d < head_dim; d += kTileDepth, packed += kTileHalves) {
         const __mmask32 mask = head_dim - d >= 32 ? ~0u : (1u << (head_dim - d)) - 1;
@@ -151,9 +152,9 @@ class TiledBlock {
     const int64_t head_dim = rows_.shape().head_dim;
     const int64_t first = (span.first - base) / kTileDepth * kTileDepth;
     for (int64_t key = first; key < span.last - base; key += kTileDepth) {
-      for (int64_t half = key; half < key + kTileDepth; half += kEdge)
+      for (int64_t half = key; half < key + kTileDepth; half += kTileSide)
         pack_key_tiles(key_rows + half, head_dim,
-                       scratch_.keys.data() + half / kEdge * scratch_.depth * kTileHalves);
+                       scratch_.keys.data() + half / kTileSide * scratch_.depth * kTileHalves);
       pack_value_tiles(value_rows + key, head_dim, kPart / kTileDepth,
                        scratch_.values.data() + key / kTileDepth * kTileHalves);
     }
@@ -173,12 +174,12 @@ class TiledBlock {
       multiply_tiles<kTiles, 2>(scratch.queries.data() + tile * depth * kTileHalves, depth,
                                 scratch.keys.data() + 2 * (first + pair) * depth * kTileHalves,
                                 depth, depth, false, scratch.scores.data() + 2 * pair * kTileFloats,
-                                kPart / kEdge);
+                                kPart / kTileSide);
     const bool adds = span.first < base;
     for (int64_t i = 0; i < kTiles; ++i)
       weigh_tile(tile + i, base + first * kTileDepth, 2 * pairs, adds,
-                 scratch.scores.data() + i * kEdge * kPart,
-                 scratch.weights.data() + i * kEdge * kPart);
+                 scratch.scores.data() + i * kTileSide * kPart,
+                 scratch.weights.data() + i * kTileSide * kPart);
     constexpr int64_t kSteps = kPart / kTileDepth;
     const uint16_t* values = scratch.values.data() + first * kTileHalves;
     float* outputs = scratch.outputs.data() + tile * width * kTileFloats;
@@ -198,39 +199,41 @@ class TiledBlock {
     float factor = 1.44269504f * shape.scale;
     if (shape.softcap > 0 || shape.scale <= 0) {
       factor = 1.44269504f;
-      for (int64_t i = 0; i < num_vectors * kTileFloats; i += kEdge) {
+      for (int64_t i = 0; i < num_vectors * kTileFloats; i += kTileSide) {
         Floats score = load(scores + i) * shape.scale;
         if (shape.softcap > 0) score = cap(score, shape.softcap);
         store(scores + i, score);
       }
     }
-    for (int64_t row = 0; row < kEdge && tile * kEdge + row < rows_.count(); ++row) {
-      const Span seen = rows_.seen(tile * kEdge + row);
-      if (seen.first > base || seen.last < base + num_vectors * kEdge)
-        hide(scores + row * kEdge, seen.first - base, seen.last - base, num_vectors);
+    for (int64_t row = 0; row < kTileSide && tile * kTileSide + row < rows_.count(); ++row) {
+      const Span seen = rows_.seen(tile * kTileSide + row);
+      if (seen.first > base || seen.last < base + num_vectors * kTileSide)
+        hide(scores + row * kTileSide, seen.first - base, seen.last - base, num_vectors);
     }
-    __m512 mosts[kEdge];
+    __m512 mosts[kTileSide];
 #pragma GCC unroll 16
-    for (int64_t row = 0; row < kEdge; ++row) mosts[row] = _mm512_set1_ps(-INFINITY);
+    for (int64_t row = 0; row < kTileSide; ++row) mosts[row] = _mm512_set1_ps(-INFINITY);
     for (int64_t v = 0; v < num_vectors; ++v)
 #pragma GCC unroll 16
-      for (int64_t row = 0; row < kEdge; ++row)
+      for (int64_t row = 0; row < kTileSide; ++row)
         // The second if one is not a number.
-        mosts[row] = _mm512_max_ps(_mm512_load_ps(scores + v * kTileFloats + row * kEdge), mosts[row]);
-    float* tops = scratch_.tops.data() + tile * kEdge;
+        mosts[row] = _mm512_max_ps(
+            _mm512_load_ps(scores + v * kTileFloats + row * kTileSide), mosts[row]);
+    float* tops = scratch_.tops.data() + tile * kTileSide;
     const __m512 before = _mm512_load_ps(tops);
-    const __m512 now = _mm512_max_ps(before, _mm512_mul_ps(max_each(mosts), _mm512_set1_ps(factor)));
+    const __m512 now =
+        _mm512_max_ps(before, _mm512_mul_ps(max_each(mosts), _mm512_set1_ps(factor)));
     _mm512_store_ps(tops, now);
     // A row that has seen nothing yet has only weights of 0.
     const __mmask16 is_blind = _mm512_cmp_ps_mask(now, _mm512_set1_ps(-INFINITY), _CMP_EQ_OQ);
     const __m512 bases = _mm512_maskz_mov_ps(_knot_mask16(is_blind), now);
     const __m512 shrunk = power_of_2(_mm512_sub_ps(before, bases));
-    alignas(64) float base_of[kEdge], factors[kEdge];
+    alignas(64) float base_of[kTileSide], factors[kTileSide];
     _mm512_store_ps(base_of, bases);
     _mm512_store_ps(factors, shrunk);
     float* totals = scratch_.totals.data() + tile * kTileFloats;
-    for (int64_t row = 0; row < kEdge; ++row, totals += kEdge) {
-      const __m512 sums = weigh(scores + row * kEdge, factor, base_of[row], num_vectors,
+    for (int64_t row = 0; row < kTileSide; ++row, totals += kTileSide) {
+      const __m512 sums = weigh(scores + row * kTileSide, factor, base_of[row], num_vectors,
                                 weights + row * kTileDepth);
       _mm512_store_ps(totals, _mm512_fmadd_ps(_mm512_load_ps(totals), _mm512_set1_ps(factors[row]),
                                               sums));
@@ -238,14 +241,16 @@ class TiledBlock {
     if (adds && _mm512_cmp_ps_mask(shrunk, _mm512_set1_ps(1.0f), _CMP_NEQ_UQ) != 0)
       for (int64_t d = 0; d < scratch_.width; ++d) {
         float* output = scratch_.outputs.data() + (tile * scratch_.width + d) * kTileFloats;
-        for (int64_t row = 0; row < kEdge; ++row, output += kEdge)
-          _mm512_store_ps(output, _mm512_mul_ps(_mm512_load_ps(output), _mm512_set1_ps(factors[row])));
+        for (int64_t row = 0; row < kTileSide; ++row, output += kTileSide)
+          _mm512_store_ps(
+              output, _mm512_mul_ps(_mm512_load_ps(output), _mm512_set1_ps(factors[row])));
       }
   }
 
   static void hide(float* scores, int64_t first, int64_t last, int64_t num_vectors) {
-    for (int64_t v = 0; v < num_vectors; ++v, scores += kTileFloats, first -= kEdge, last -= kEdge) {
-      if (first <= 0 && last >= kEdge) continue;
+    for (int64_t v = 0; v < num_vectors;
+         ++v, scores += kTileFloats, first -= kTileSide, last -= kTileSide) {
+      if (first <= 0 && last >= kTileSide) continue;
       const __mmask16 is_seen = lanes_before(last) & ~lanes_before(first);
       _mm512_store_ps(scores, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), is_seen,
                                                  _mm512_load_ps(scores)));
@@ -257,7 +262,8 @@ class TiledBlock {
                              uint16_t* weights) {
     const __m512 factors = _mm512_set1_ps(factor), bases = _mm512_set1_ps(base);
     __m512 sums = _mm512_setzero_ps();
-    for (int64_t v = 0; v < num_vectors; v += 2, scores += 2 * kTileFloats, weights += kTileHalves) {
+    for (int64_t v = 0; v < num_vectors;
+         v += 2, scores += 2 * kTileFloats, weights += kTileHalves) {
       const __m512 low = power_of_2(_mm512_fmsub_ps(_mm512_load_ps(scores), factors, bases));
       const __m512 high =
           power_of_2(_mm512_fmsub_ps(_mm512_load_ps(scores + kTileFloats), factors, bases));
@@ -270,15 +276,16 @@ class TiledBlock {
   void write(uint16_t* output) {
     const int64_t head_dim = rows_.shape().head_dim, width = scratch_.width;
     for (int64_t tile = 0; tile < num_tiles_; ++tile) {
-      __m512 sums[kEdge];
-      for (int64_t row = 0; row < kEdge; ++row)
-        sums[row] = _mm512_load_ps(scratch_.totals.data() + (tile * kEdge + row) * kEdge);
-      alignas(64) float inverse[kEdge];
+      __m512 sums[kTileSide];
+      for (int64_t row = 0; row < kTileSide; ++row)
+        sums[row] = _mm512_load_ps(scratch_.totals.data() + (tile * kTileSide + row) * kTileSide);
+      alignas(64) float inverse[kTileSide];
       _mm512_store_ps(inverse, _mm512_div_ps(_mm512_set1_ps(1.0f), sum_each(sums)));
-      for (int64_t row = 0; row < std::min(kEdge, rows_.count() - tile * kEdge); ++row) {
-        uint16_t* target = rows_.output(output, tile * kEdge + row);
-        const float* source = scratch_.outputs.data() + tile * width * kTileFloats + row * kEdge;
-        for (int64_t d = 0; d < head_dim; d += kEdge, source += kTileFloats)
+      for (int64_t row = 0; row < std::min(kTileSide, rows_.count() - tile * kTileSide); ++row) {
+        uint16_t* target = rows_.output(output, tile * kTileSide + row);
+        const float* source =
+            scratch_.outputs.data() + tile * width * kTileFloats + row * kTileSide;
+        for (int64_t d = 0; d < head_dim; d += kTileSide, source += kTileFloats)
           _mm256_mask_storeu_epi16(
               target + d, lanes_before(head_dim - d),
               (__m256i)_mm512_cvtneps_pbh(

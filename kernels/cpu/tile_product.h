@@ -8,11 +8,9 @@
 // twice. Few rows are one tile and wait for weights alone. Each sum adds its products in order of
 // their inputs, whatever else is computed with it: rows do not depend on other rows or on threads.
 
-constexpr int64_t kSide = 16;        // Rows of a tile, and words of one of its rows.
-constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kBlockBytes = 2 * kTileBytes;     // Of two tiles of rows in one step.
-constexpr int64_t kStepBytes = 4 * kSide * kPanel;  // Of the weights of a panel in one step.
-constexpr int64_t kSumBytes = 8 * kSide * kPanel;   // Of the sums of two tiles of rows and a panel.
+constexpr int64_t kStepBytes = 4 * kTileSide * kPanel;  // Of the weights of a panel in one step.
+constexpr int64_t kSumBytes = 8 * kTileSide * kPanel;  // Of sums of two tiles of rows and a panel.
 // Packed rows, or sums, that stay near a thread while panels pass them; and rows beside sums.
 constexpr int64_t kNearBytes = 1 << 20, kPartBytes = 1 << 19;
 constexpr int64_t kMostBlocks = 8;  // That are multiplied in parts.
@@ -95,7 +93,7 @@ template <bool kIntegers>
 static inline void multiply_tile_square(const char* rows, int64_t row_bytes, const char* half,
                                         int64_t num_steps, WeightsAhead* ahead, bool adds,
                                         int32_t* sums) {
-  constexpr int64_t kStride = 2 * kPanel, kSquare = kSide * kPanel / 2;
+  constexpr int64_t kStride = 2 * kPanel, kSquare = kTileSide * kPanel / 2;
   begin_sums(adds, sums, sums + 16, sums + kSquare, sums + kSquare + 16, kStride);
   for (int64_t step = 0; step < num_steps; ++step, rows += kTileBytes, half += kStepBytes) {
     ahead->fetch();
@@ -133,7 +131,7 @@ struct Part {
 };
 
 static inline int64_t count_blocks(int64_t num_rows) {
-  return (num_rows + 2 * kSide - 1) / (2 * kSide);
+  return (num_rows + 2 * kTileSide - 1) / (2 * kTileSide);
 }
 
 // Multiplies the packed rows of a group by one panel and adds to `sums`: kSumBytes for each block,
@@ -150,12 +148,12 @@ static inline void multiply_group(const TileWeight& weight, const RowGroup& grou
   const char* weights = static_cast<const char*>(weight.panels) + panel * panel_bytes +
                         part.first_step * kStepBytes;
   const bool has_next = panel + 1 < weight.num_panels;
-  const int64_t num_kept = part.is_first && part.is_last ? 0 : kSide * kPanel;
+  const int64_t num_kept = part.is_first && part.is_last ? 0 : kTileSide * kPanel;
   WeightsAhead ahead(weights + panel_bytes, has_next ? part.num_steps * kStepBytes / 64 : 0,
                      2 * count_blocks(group.num_rows) * part.num_steps);
-  for (int64_t row = 0; row < group.num_rows; row += 2 * kSide, packed += 2 * row_bytes) {
-    const int64_t count = std::min(2 * kSide, group.num_rows - row);
-    if (count <= kSide) {
+  for (int64_t row = 0; row < group.num_rows; row += 2 * kTileSide, packed += 2 * row_bytes) {
+    const int64_t count = std::min(2 * kTileSide, group.num_rows - row);
+    if (count <= kTileSide) {
       multiply_tile_row<kIntegers>(packed, weights, part.num_steps, !part.is_first, sums);
       for (int64_t i = 0; i < count && part.is_last; ++i)
         finish(row + i, 0, kPanel, reinterpret_cast<const Sum*>(sums) + i * kPanel);
@@ -202,13 +200,13 @@ static void multiply_by_tiles(const TileWeight& weight, int64_t num_rows, Prepar
   if (num_rows == 0) return;
   const TilePlan plan(weight, num_rows);
   const int64_t most_steps = (weight.num_steps + plan.num_parts - 1) / plan.num_parts;
-  const int64_t num_products = num_rows * weight.num_steps * weight.num_panels * kSide * kPanel;
+  const int64_t num_products = num_rows * weight.num_steps * weight.num_panels * kTileSide * kPanel;
 #pragma omp parallel if (num_products >= kParallelProducts)
   {
     const Tiles tiles;
     const int64_t num_kept = plan.num_parts > 1 ? weight.num_panels * plan.most_blocks() : 1;
     Aligned<char> packed(plan.most_blocks() * most_steps * kBlockBytes);
-    Aligned<float> values(plan.most_blocks() * 2 * kSide);
+    Aligned<float> values(plan.most_blocks() * 2 * kTileSide);
     Aligned<int32_t> all_sums(num_kept * kSumBytes / 4);
     // Every thread takes the next share of all blocks times panels, group by group.
     const int64_t total = plan.num_blocks * weight.num_panels, num_threads = omp_get_num_threads();
@@ -218,8 +216,8 @@ static void multiply_by_tiles(const TileWeight& weight, int64_t num_rows, Prepar
     for (int64_t g = 0; g < plan.num_groups; ++g) {
       const int64_t left = plan.num_groups - g;
       const int64_t blocks = (plan.num_blocks - first_block + left - 1) / left;
-      const int64_t first = first_block * 2 * kSide, work = first_block * weight.num_panels;
-      const RowGroup group = {first, std::min(blocks * 2 * kSide, num_rows - first)};
+      const int64_t first = first_block * 2 * kTileSide, work = first_block * weight.num_panels;
+      const RowGroup group = {first, std::min(blocks * 2 * kTileSide, num_rows - first)};
       const auto panel_at = [&](int64_t share) {
         return std::clamp<int64_t>((share - work + blocks - 1) / blocks, 0, weight.num_panels);
       };
@@ -230,7 +228,8 @@ static void multiply_by_tiles(const TileWeight& weight, int64_t num_rows, Prepar
         const Part part = {step, std::min(most_steps, weight.num_steps - step), step == 0,
                            step + most_steps >= weight.num_steps};
         for (int64_t i = 0; i < group.num_rows; ++i) {
-          char* lines = packed.data() + i / kSide * part.num_steps * kTileBytes + i % kSide * 64;
+          char* lines = packed.data() + i / kTileSide * part.num_steps * kTileBytes +
+                        i % kTileSide * 64;
           const auto line = [&](int64_t at) { return lines + (at - step) * kTileBytes; };
           prepare(first + i, part, line, values.data() + i);
         }

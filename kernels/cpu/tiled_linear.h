@@ -9,7 +9,7 @@ static void tiled_linear(const TiledShape& shape, int64_t num_rows, const void* 
                          void* output_data) {
   const uint16_t* rows = static_cast<const uint16_t*>(row_data);
   uint16_t* output = static_cast<uint16_t*>(output_data);
-  constexpr int64_t kDepth = 2 * kSide;  // Inputs of one step.
+  constexpr int64_t kDepth = 2 * kTileSide;  // Inputs of one step.
   const int64_t num_inputs = shape.num_inputs;
   const TileWeight weight = {shape.weight, (num_inputs + kDepth - 1) / kDepth,
                              num_panels_of(shape.gate, shape.num_outputs)};

@@ -1,6 +1,9 @@
 // Tiles of the processor (AMX): eight registers of 16 rows of 64 bytes.
 // Included where TILES is defined, inside the namespace of that instruction set.
 
+constexpr int64_t kTileSide = 16;  // Rows of a tile, and words of 32 bits of each.
+constexpr int64_t kTileBytes = 1024;
+
 // A thread uses tiles while it holds this. They are given up at the end, because a thread with
 // tiles in use costs more to switch.
 class Tiles {
