@@ -39,7 +39,6 @@ from chiasm.common.media import Embedding
 from chiasm.common.metrics import STORE_BAD_ENTRIES, STORE_BYTES, STORE_LOOKUPS, STORE_SECONDS
 from chiasm.common.resp_connection import KeyedChunk
 from chiasm.common.secrets import tenant_tag
-from chiasm.common.store_quota import StoreQuota
 from chiasm.common.tenant_scan import TenantScan
 
 if TYPE_CHECKING:
@@ -68,16 +67,11 @@ class EmbeddingStore:
     """
 
     def __init__(
-        self,
-        redis: GuardedRedis,
-        secrets: StoreSecrets,
-        ttl_s: float = DEFAULT_TTL_S,
-        tenant_bytes_per_hour: int = 0,
+        self, redis: GuardedRedis, secrets: StoreSecrets, ttl_s: float = DEFAULT_TTL_S
     ) -> None:
         self._redis = redis
         self._secrets = secrets
         self._ttl_s = ttl_s
-        self._quota = StoreQuota(redis, tenant_bytes_per_hour)
         self.aliases = AliasStore(redis, secrets, ttl_s)
         self.tenants = TenantScan(redis)
 
@@ -88,7 +82,6 @@ class EmbeddingStore:
         secrets: StoreSecrets,
         ttl_s: float = DEFAULT_TTL_S,
         budget: CallBudget | None = None,
-        tenant_bytes_per_hour: int = 0,
     ) -> EmbeddingStore:
         """Return a store on the Redis at ``redis_url``; connections are made when needed.
 
@@ -97,10 +90,8 @@ class EmbeddingStore:
             secrets: Secrets of the stack; all services of a stack have the same.
             ttl_s: Seconds an embedding lives after its last use.
             budget: How long calls may take; ``None`` for the defaults.
-            tenant_bytes_per_hour: What one tenant may add; 0: any number.
         """
-        redis = GuardedRedis.connect(redis_url, budget or CallBudget())
-        return cls(redis, secrets, ttl_s, tenant_bytes_per_hour)
+        return cls(GuardedRedis.connect(redis_url, budget or CallBudget()), secrets, ttl_s)
 
     async def lookup(self, tenant: str, embedding_id: bytes) -> StoredEmbedding | None:
         """Return ref and layout of an embedding that is wholly there, and renew its time.
@@ -158,7 +149,6 @@ class EmbeddingStore:
         ref = embedding.ref
         if ref.num_bytes > MAX_EMBEDDING_BYTES:
             raise StoreUnavailableError("The embedding is too large for the store.")
-        await self._quota.take(tenant, ref.num_bytes)
         write_id = os.urandom(WRITE_ID_BYTES)
         spans = chunk_spans(ref)
         keys = _chunk_keys(tenant, ref, write_id, len(spans))

@@ -108,9 +108,8 @@ class TenantScan:
         num_aliases, position = 0, 0
         while True:
             position, keys = await self._redis.scan(position, f"chiasm:{tag}:*", _KEYS_PER_STEP)
-            # Leases stay: they name work that goes on, and end by themselves. So does the count
-            # of what was stored, or who stores and forgets could store without end.
-            doomed = [key for key in keys if not key.endswith((b":l", b":q"))]
+            # Leases stay: they name work that goes on, and end by themselves.
+            doomed = [key for key in keys if not key.endswith(b":l")]
             if doomed:
                 replies = await self._redis.execute([("UNLINK", key) for key in doomed])
                 num_aliases += sum(

@@ -150,7 +150,12 @@ async def _build(
         max_pixels=settings.decode.max_image_pixels,
     )
     secrets = StoreSecrets.load_or_create(settings.store_secret_file)
-    store = _connect_store(settings, secrets)
+    store = EmbeddingStore.connect(
+        settings.redis_url,
+        secrets,
+        settings.store_ttl_s,
+        CallBudget.of(settings.store_timeout_s),
+    )
     stack.push_async_callback(store.close)
     resolver = MediaResolver(store, secrets, description.fingerprint)
     admission = _build_admission(settings)
@@ -183,16 +188,6 @@ def _build_admission(settings: EncoderSettings) -> Admission:
             max_pixels=settings.admission.max_queue_pixels,
             max_wait_s=settings.admission.max_wait_s,
         )
-    )
-
-
-def _connect_store(settings: EncoderSettings, secrets: StoreSecrets) -> EmbeddingStore:
-    return EmbeddingStore.connect(
-        settings.redis_url,
-        secrets,
-        settings.store_ttl_s,
-        CallBudget.of(settings.store_timeout_s),
-        settings.store_tenant_bytes_per_hour,
     )
 
 

@@ -161,14 +161,6 @@ class EncoderSettings(ServiceSettings):
     store_ttl_s: float = Field(
         24 * 3600.0, gt=0, description="Seconds an embedding is kept after its last use."
     )
-    store_tenant_bytes_per_hour: int = Field(
-        0,
-        ge=0,
-        description=(
-            "Bytes of new embeddings that one tenant may store in an hour; those beyond travel"
-            " inline and are encoded anew when they are asked for again; 0: any number."
-        ),
-    )
     store_timeout_s: float = Field(
         0.25, gt=0, description="Seconds Redis may take to answer before it is passed over."
     )

@@ -64,11 +64,7 @@ def make_layout(ref: EmbeddingRef) -> MediaLayout:
 
 
 def patient_store(
-    redis_url: str,
-    secrets: StoreSecrets,
-    ttl_s: float = DEFAULT_TTL_S,
-    tenant_bytes_per_hour: int = 0,
+    redis_url: str, secrets: StoreSecrets, ttl_s: float = DEFAULT_TTL_S
 ) -> EmbeddingStore:
     """Return a store that waits for a Redis which is well, however busy the machine is."""
-    budget = CallBudget.of(_PATIENCE_S)
-    return EmbeddingStore.connect(redis_url, secrets, ttl_s, budget, tenant_bytes_per_hour)
+    return EmbeddingStore.connect(redis_url, secrets, ttl_s, CallBudget.of(_PATIENCE_S))

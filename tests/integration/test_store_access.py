@@ -51,11 +51,6 @@ def _url(server: RedisServer) -> str:
     return f"{server.url}?username={_USER}&password={_QUOTED_PASSWORD}"
 
 
-def _store(url: str) -> EmbeddingStore:
-    """Return a store that counts what tenants add, which takes a command of its own."""
-    return patient_store(url, StoreSecrets.generate(), tenant_bytes_per_hour=1 << 40)
-
-
 async def _set_user(server: RedisServer, rules: list[str]) -> None:
     await server.command("ACL", "SETUSER", _USER, "reset", *rules)
     await server.command("ACL", "LOG", "RESET")
@@ -109,7 +104,7 @@ async def _hand_over_lease(store: EmbeddingStore) -> None:
 
 async def test_user_of_the_page_may_do_all_that_the_services_do(redis_server: RedisServer) -> None:
     await _set_user(redis_server, _rules())
-    store = _store(_url(redis_server))
+    store = patient_store(_url(redis_server), StoreSecrets.generate())
 
     await _use_everything(store)
 
@@ -122,7 +117,7 @@ async def test_user_of_the_page_may_do_nothing_that_the_services_do_not(
     redis_server: RedisServer, command: str
 ) -> None:
     await _set_user(redis_server, [*_rules(), f"-{command}"])
-    store = _store(_url(redis_server))
+    store = patient_store(_url(redis_server), StoreSecrets.generate())
     try:
         await _use_everything(store)
     except (StoreUnavailableError, AssertionError, TimeoutError):

@@ -201,28 +201,3 @@ async def test_without_redis_embeddings_travel_inline(
     assert inline.kinds == ["planned", "chunk", "ready"]
     assert inline.status == INLINE
     assert inline.rows().shape == tuple(stored.ref.tensors[0].shape)
-
-
-async def test_what_a_tenant_may_not_store_travels_inline_and_others_keep_theirs(
-    redis_server: RedisServer, tmp_path: Path
-) -> None:
-    model = make_qwen2_vl(tmp_path / "model")
-    flags = ["--store-tenant-bytes-per-hour", "40000"]
-    process = EncoderProcess(model, redis_server.url, tmp_path, flags)
-    await process.start()
-    client = process.client()
-    picture = encode(noise(50, 40), "PNG")
-    try:
-        quiet = await client.encode(picture, tenant="quiet")
-        num_stored = 40000 // quiet.ready.num_bytes
-        flood = [
-            await client.encode(encode(noise(50, 40, seed=seed), "PNG"), tenant="loud")
-            for seed in range(num_stored + 3)
-        ]
-        again = await client.encode(picture, tenant="quiet")
-    finally:
-        await client.close()
-        await process.stop()
-
-    assert [answer.status for answer in flood] == [MISS] * num_stored + [INLINE] * 3
-    assert (quiet.status, again.status) == (MISS, HIT)
