@@ -11,6 +11,7 @@ Invariants:
 - Chunks are written before their manifest and outlive it, so a manifest promises its chunks; Redis
   may evict any key at any time, and then the whole is a miss.
 - An embedding is kept for the store's time after each use, or for the time in its manifest.
+- With a share, a tenant has no more in Redis than ``TenantShare`` lets it have.
 - What is read back is believed only if the envelope's MAC, the lengths and the digests of the
   chunks hold. An entry that fails is a miss, a metric and a delete.
 """
@@ -39,7 +40,9 @@ from chiasm.common.media import Embedding
 from chiasm.common.metrics import STORE_BAD_ENTRIES, STORE_BYTES, STORE_LOOKUPS, STORE_SECONDS
 from chiasm.common.resp_connection import KeyedChunk
 from chiasm.common.secrets import tenant_tag
+from chiasm.common.store_keys import Written, manifest_key
 from chiasm.common.tenant_scan import TenantScan
+from chiasm.common.tenant_share import TenantShare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,11 +70,16 @@ class EmbeddingStore:
     """
 
     def __init__(
-        self, redis: GuardedRedis, secrets: StoreSecrets, ttl_s: float = DEFAULT_TTL_S
+        self,
+        redis: GuardedRedis,
+        secrets: StoreSecrets,
+        ttl_s: float = DEFAULT_TTL_S,
+        tenant_bytes: int | None = None,
     ) -> None:
         self._redis = redis
         self._secrets = secrets
         self._ttl_s = ttl_s
+        self._share = TenantShare(redis, tenant_bytes, ttl_s) if tenant_bytes else None
         self.aliases = AliasStore(redis, secrets, ttl_s)
         self.tenants = TenantScan(redis)
 
@@ -82,6 +90,7 @@ class EmbeddingStore:
         secrets: StoreSecrets,
         ttl_s: float = DEFAULT_TTL_S,
         budget: CallBudget | None = None,
+        tenant_bytes: int | None = None,
     ) -> EmbeddingStore:
         """Return a store on the Redis at ``redis_url``; connections are made when needed.
 
@@ -90,8 +99,10 @@ class EmbeddingStore:
             secrets: Secrets of the stack; all services of a stack have the same.
             ttl_s: Seconds an embedding lives after its last use.
             budget: How long calls may take; ``None`` for the defaults.
+            tenant_bytes: Share of each tenant, for who writes; ``None``: whatever fits.
         """
-        return cls(GuardedRedis.connect(redis_url, budget or CallBudget()), secrets, ttl_s)
+        redis = GuardedRedis.connect(redis_url, budget or CallBudget())
+        return cls(redis, secrets, ttl_s, tenant_bytes)
 
     async def lookup(self, tenant: str, embedding_id: bytes) -> StoredEmbedding | None:
         """Return ref and layout of an embedding that is wholly there, and renew its time.
@@ -151,10 +162,13 @@ class EmbeddingStore:
             raise StoreUnavailableError("The embedding is too large for the store.")
         write_id = os.urandom(WRITE_ID_BYTES)
         spans = chunk_spans(ref)
-        keys = _chunk_keys(tenant, ref, write_id, len(spans))
+        written = Written(ref.embedding_id, write_id, len(spans))
+        keys = written.chunk_keys(tenant)
         chunks = [KeyedChunk(key, span.of(buffers)) for key, span in zip(keys, spans, strict=True)]
         with STORE_SECONDS.labels("put").time():
             async with self._redis.transfer(ref.num_bytes):
+                if self._share is not None:
+                    await self._share.make_room(tenant, written, ref.num_bytes)
                 try:
                     digests = await self._write_chunks(chunks)
                     manifest = Manifest(ref, layout, write_id, CHUNK_BYTES, digests)
@@ -174,7 +188,7 @@ class EmbeddingStore:
         entry = await self._read_entry(tenant, embedding_id)
         if entry is None:
             return False
-        keys = [_manifest_key(tenant, embedding_id), *_manifest_chunk_keys(tenant, entry.manifest)]
+        keys = [manifest_key(tenant, embedding_id), *_manifest_chunk_keys(tenant, entry.manifest)]
         replies = await self._redis.execute([("UNLINK", key) for key in keys])
         return bool(replies[0])
 
@@ -199,7 +213,7 @@ class EmbeddingStore:
         old_ms, new_ms = self._ttl_ms(entry.manifest), self._ttl_ms(manifest)
         if new_ms == old_ms or (new_ms < old_ms and not may_shorten):
             return True
-        key = _manifest_key(tenant, embedding_id)
+        key = manifest_key(tenant, embedding_id)
         envelope = seal_manifest(self._secrets.keys(tenant), manifest)
         # If another writer has replaced the manifest meanwhile, its entry stays as it is.
         await self._redis.execute_if(key, entry.envelope, ("SET", key, envelope, "PX", new_ms))
@@ -213,7 +227,7 @@ class EmbeddingStore:
         """
         if not embedding_ids:
             return []
-        keys = [_manifest_key(tenant, embedding_id) for embedding_id in embedding_ids]
+        keys = [manifest_key(tenant, embedding_id) for embedding_id in embedding_ids]
         replies = await self._redis.execute([("PTTL", key) for key in keys])
         return [max(0, reply) / 1000 if isinstance(reply, int) else 0.0 for reply in replies]
 
@@ -235,7 +249,7 @@ class EmbeddingStore:
         await self._redis.close()
 
     async def _read_entry(self, tenant: str, embedding_id: bytes) -> _Entry | None:
-        key = _manifest_key(tenant, embedding_id)
+        key = manifest_key(tenant, embedding_id)
         # GETRANGE bounds what a foreign value under our key can make us read.
         envelope, _ = await self._redis.execute(
             [
@@ -289,12 +303,12 @@ class EmbeddingStore:
 
     async def _write_manifest(self, tenant: str, manifest: Manifest) -> None:
         envelope = seal_manifest(self._secrets.keys(tenant), manifest)
-        key = _manifest_key(tenant, manifest.ref.embedding_id)
+        key = manifest_key(tenant, manifest.ref.embedding_id)
         await self._redis.execute([("SET", key, envelope, "PX", self._ttl_ms(manifest))])
 
     async def _discard(self, tenant: str, entry: _Entry, reason: str) -> None:
         STORE_BAD_ENTRIES.labels(reason).inc()
-        key = _manifest_key(tenant, entry.manifest.ref.embedding_id)
+        key = manifest_key(tenant, entry.manifest.ref.embedding_id)
         # Another writer may have replaced the manifest meanwhile; its entry stays.
         await self._redis.execute_if(key, entry.envelope, ("UNLINK", key))
         keys = _manifest_chunk_keys(tenant, entry.manifest)
@@ -309,17 +323,9 @@ class _Entry:
     envelope: bytes
 
 
-def _manifest_key(tenant: str, embedding_id: bytes) -> str:
-    return f"chiasm:{tenant_tag(tenant)}:{embedding_id.hex()}:m"
-
-
 def _manifest_chunk_keys(tenant: str, manifest: Manifest) -> list[str]:
-    return _chunk_keys(tenant, manifest.ref, manifest.write_id, len(manifest.chunk_digests))
-
-
-def _chunk_keys(tenant: str, ref: EmbeddingRef, write_id: bytes, num_chunks: int) -> list[str]:
-    prefix = f"chiasm:{tenant_tag(tenant)}:{ref.embedding_id.hex()}:{write_id.hex()}"
-    return [f"{prefix}:{index}" for index in range(num_chunks)]
+    num_chunks = len(manifest.chunk_digests)
+    return Written(manifest.ref.embedding_id, manifest.write_id, num_chunks).chunk_keys(tenant)
 
 
 def _byte_views(embedding: Embedding, layout: MediaLayout) -> list[memoryview]:

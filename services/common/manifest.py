@@ -21,7 +21,7 @@ from chiasm.common.convert import (
     ref_from_proto,
     ref_to_proto,
 )
-from chiasm.common.envelope import EnvelopeError, EnvelopeKind, seal, unseal
+from chiasm.common.envelope import BODY_OFFSET, EnvelopeError, EnvelopeKind, seal, unseal
 from chiasm.common.errors import InvalidRequestError
 from chiasm.v1 import media_pb2
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MAX_EMBEDDING_BYTES = 1 << 30
 WRITE_ID_BYTES = 16
+WRITE_ID_OFFSET = BODY_OFFSET
+"""Where the write id begins in the envelope of a manifest."""
 
 _DIGEST_BYTES = 32
 _HEAD = struct.Struct(f">{WRITE_ID_BYTES}sIIII")  # write id, chunk bytes, chunks, ref, layout

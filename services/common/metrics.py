@@ -238,6 +238,10 @@ STORE_BAD_ENTRIES = Counter(
 STORE_BYPASSES = Counter(
     "chiasm_store_bypasses", "Store calls given up or skipped because it does not answer.", ("why",)
 )
+STORE_SHARE_FORGOTTEN = Counter(
+    "chiasm_store_share_forgotten",
+    "Embeddings forgotten because their tenant wrote more than its share of the store.",
+)
 STORE_FLIGHTS = Counter(
     "chiasm_store_flights", "Missing embeddings by who encoded them.", ("leader",)
 )

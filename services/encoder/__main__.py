@@ -150,12 +150,7 @@ async def _build(
         max_pixels=settings.decode.max_image_pixels,
     )
     secrets = StoreSecrets.load_or_create(settings.store_secret_file)
-    store = EmbeddingStore.connect(
-        settings.redis_url,
-        secrets,
-        settings.store_ttl_s,
-        CallBudget.of(settings.store_timeout_s),
-    )
+    store = _connect_store(settings, secrets)
     stack.push_async_callback(store.close)
     resolver = MediaResolver(store, secrets, description.fingerprint)
     admission = _build_admission(settings)
@@ -178,6 +173,16 @@ async def _build(
     )
     add_EncoderServiceServicer_to_server(servicer, server.server)
     return encoder
+
+
+def _connect_store(settings: EncoderSettings, secrets: StoreSecrets) -> EmbeddingStore:
+    return EmbeddingStore.connect(
+        settings.redis_url,
+        secrets,
+        settings.store_ttl_s,
+        CallBudget.of(settings.store_timeout_s),
+        settings.store_tenant_bytes,
+    )
 
 
 def _build_admission(settings: EncoderSettings) -> Admission:

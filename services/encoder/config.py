@@ -164,6 +164,14 @@ class EncoderSettings(ServiceSettings):
     store_timeout_s: float = Field(
         0.25, gt=0, description="Seconds Redis may take to answer before it is passed over."
     )
+    store_tenant_bytes: int | None = Field(
+        None,
+        ge=16 * _MIB,
+        description=(
+            "Bytes of embeddings that one tenant may have in Redis, the same for all encoders; for"
+            " more, its own oldest make room. Default: one tenant may fill Redis."
+        ),
+    )
     core_page: Path | None = Field(
         None, description="File by which services of one host share its cores."
     )

@@ -64,7 +64,12 @@ def make_layout(ref: EmbeddingRef) -> MediaLayout:
 
 
 def patient_store(
-    redis_url: str, secrets: StoreSecrets, ttl_s: float = DEFAULT_TTL_S
+    redis_url: str,
+    secrets: StoreSecrets,
+    ttl_s: float = DEFAULT_TTL_S,
+    tenant_bytes: int | None = None,
 ) -> EmbeddingStore:
     """Return a store that waits for a Redis which is well, however busy the machine is."""
-    return EmbeddingStore.connect(redis_url, secrets, ttl_s, CallBudget.of(_PATIENCE_S))
+    return EmbeddingStore.connect(
+        redis_url, secrets, ttl_s, CallBudget.of(_PATIENCE_S), tenant_bytes
+    )

@@ -33,6 +33,7 @@ _PASSWORD = "p@ss/word"
 _QUOTED_PASSWORD = "p%40ss%2Fword"
 _LEASE = LeaseSettings(duration_s=2.0, heartbeat_s=0.05, check_s=5.0, patience_s=20.0)
 _ALIAS = AliasName(Modality.IMAGE, "", "cat")
+_SHARE = 16 << 20
 _LARGE = make_ref(num_rows=1100, width=1024)  # three chunks
 
 
@@ -104,7 +105,7 @@ async def _hand_over_lease(store: EmbeddingStore) -> None:
 
 async def test_user_of_the_page_may_do_all_that_the_services_do(redis_server: RedisServer) -> None:
     await _set_user(redis_server, _rules())
-    store = patient_store(_url(redis_server), StoreSecrets.generate())
+    store = patient_store(_url(redis_server), StoreSecrets.generate(), tenant_bytes=_SHARE)
 
     await _use_everything(store)
 
@@ -117,7 +118,7 @@ async def test_user_of_the_page_may_do_nothing_that_the_services_do_not(
     redis_server: RedisServer, command: str
 ) -> None:
     await _set_user(redis_server, [*_rules(), f"-{command}"])
-    store = patient_store(_url(redis_server), StoreSecrets.generate())
+    store = patient_store(_url(redis_server), StoreSecrets.generate(), tenant_bytes=_SHARE)
     try:
         await _use_everything(store)
     except (StoreUnavailableError, AssertionError, TimeoutError):
@@ -136,7 +137,7 @@ async def test_user_of_the_page_may_not_touch_the_server(
     redis_server: RedisServer, words: tuple[str, ...]
 ) -> None:
     await _set_user(redis_server, _rules())
-    store = patient_store(_url(redis_server), StoreSecrets.generate())
+    store = patient_store(_url(redis_server), StoreSecrets.generate(), tenant_bytes=_SHARE)
     with pytest.raises(StoreUnavailableError):
         await store._redis.execute([words])
     with pytest.raises(StoreUnavailableError):

@@ -16,6 +16,7 @@ from chiasm.common.errors import (
     StoreUnavailableError,
 )
 from chiasm.common.identity import source_digest
+from chiasm.common.tenant_share import KEY_BYTES
 from chiasm.v1 import encoder_pb2, media_pb2
 from tests.fakes.checkpoints import make_qwen2_vl
 from tests.fakes.media_server import MediaServer, respond
@@ -201,3 +202,27 @@ async def test_without_redis_embeddings_travel_inline(
     assert inline.kinds == ["planned", "chunk", "ready"]
     assert inline.status == INLINE
     assert inline.rows().shape == tuple(stored.ref.tensors[0].shape)
+
+
+@pytest.mark.asyncio(loop_scope="function")
+@pytest.mark.parametrize("flags", [[], ["--store-tenant-bytes", str(16 << 20)]], ids=str)
+async def test_encoder_counts_what_a_tenant_writes_where_it_has_a_share(
+    redis_server: RedisServer, tmp_path: Path, flags: list[str]
+) -> None:
+    model = make_qwen2_vl(tmp_path / "model")
+    process = EncoderProcess(model, redis_server.url, tmp_path, flags)
+    await process.start()
+    client = process.client()
+    try:
+        answers = [await client.encode(encode(noise(side, 40), "PNG")) for side in (50, 90, 50)]
+    finally:
+        await client.close()
+        await process.stop()
+
+    assert [answer.status for answer in answers] == [MISS, MISS, HIT]
+    counters = await redis_server.keys(":n")
+    assert len(counters) == (1 if flags else 0)
+    for counter in counters:
+        charged = int(await redis_server.value(counter))
+        num_bytes = sum(answer.ready.num_bytes for answer in answers[:2])
+        assert charged == num_bytes + 2 * 2 * KEY_BYTES

@@ -82,6 +82,25 @@ def test_flood_of_one_tenant_leaves_another_its_share() -> None:
     ] * 4
 
 
+def test_tenant_that_keeps_makes_room_itself_where_it_holds_as_much_as_another() -> None:
+    for keeps, other in ("ab", "ba"):
+        cache = EmbeddingCache(5 * ROW_BYTES)
+        for number in (1, 2):
+            cache.keep(keeps, _ref(number), _rows())
+            cache.keep(other, _ref(number), _rows())
+        cache.keep(other, _ref(3), _rows())
+
+        cache.keep(keeps, _ref(3), _rows())
+
+        cache.check_invariants()
+        assert [cache.find(keeps, _ref(number)) is not None for number in (1, 2, 3)] == [
+            False,
+            True,
+            True,
+        ]
+        assert all(cache.find(other, _ref(number)) is not None for number in (1, 2, 3))
+
+
 def test_rows_above_the_share_of_a_tenant_are_not_kept_at_the_cost_of_others() -> None:
     cache = EmbeddingCache(8 * ROW_BYTES)
     for number in range(4):

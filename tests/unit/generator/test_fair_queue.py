@@ -66,6 +66,14 @@ def test_who_asks_makes_room_if_it_holds_as_much_as_any_other() -> None:
     assert _make_room(queue, "b") == "b1"
 
 
+def test_who_asks_is_let_off_where_it_holds_less_or_has_nothing_here() -> None:
+    queue = _filled("a1", "b1", "b2")
+    assert _make_room(queue, "a") == "b1"
+    queue = _filled("a1", "b1")
+    queue.charge("c", 1)
+    assert _make_room(queue, "c") == "b1"
+
+
 def test_what_is_in_use_counts_as_held_and_does_not_go() -> None:
     queue = _filled("b1", "b2", "a1")
     queue.charge("a", 5)

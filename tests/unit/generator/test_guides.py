@@ -96,6 +96,26 @@ async def test_flood_of_one_tenant_leaves_the_grammars_of_another() -> None:
     subject.close()
 
 
+@pytest.mark.parametrize(("asks", "other"), ["ab", "ba"])
+async def test_tenant_that_asks_makes_room_itself_where_it_has_as_much_as_another(
+    monkeypatch: pytest.MonkeyPatch, asks: str, other: str
+) -> None:
+    monkeypatch.setattr(guides, "MAX_GRAMMARS", 5)
+    compiler = _Compiler()
+    subject = _guides(compiler)
+    for tenant, text in ((asks, "1"), (other, "1"), (asks, "2"), (other, "2"), (other, "3")):
+        await subject.compile(_guide(text), tenant)
+    await subject.compile(_guide("3"), asks)
+    compiler.seen.clear()
+
+    for text in "123":
+        await subject.compile(_guide(text), other)
+    assert compiler.seen == []
+    await subject.compile(_guide("1"), asks)
+    assert compiler.seen == ["1"]
+    subject.close()
+
+
 async def test_guide_that_is_compiled_many_times_at_once_takes_one_place() -> None:
     compiler = _Compiler()
     subject = _guides(compiler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import pytest
@@ -165,6 +166,41 @@ def test_rows_of_any_size_have_finite_products(kernels: CpuKernels, dtype: torch
     assert product.isfinite().all()
     assert torch.equal(product, case.reference())
     assert float(product.abs().amax(1).min()) > 0
+
+
+@pytest.mark.parametrize("top", [129 / 128, 130 / 128, 139 / 128])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_product_of_a_value_and_its_factor_is_rounded_before_it_becomes_an_integer(
+    kernels: CpuKernels, dtype: torch.dtype, top: float
+) -> None:
+    rows = torch.tensor([[top, top / 2]], dtype=dtype)
+    exact = Fraction(top / 2) * Fraction(float(torch.tensor(127.0) / top))
+    # Less than a tie, which it becomes by being rounded: 64 is the even neighbour of 63.5.
+    assert exact < Fraction(127, 2) == Fraction(float(torch.tensor(float(exact))))
+    weight = QuantizedWeight(torch.tensor([[0, 1]], dtype=torch.int8), torch.ones(1), None, dtype)
+
+    product = kernels.quantized.multiply(weight, rows)
+
+    scale = torch.tensor(top) / 127
+    assert (64 * scale).to(dtype) != (63 * scale).to(dtype)
+    assert product.item() == (64 * scale).to(dtype).item()
+
+
+@pytest.mark.parametrize("num_outputs", [1, 16, 70])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scaled_sum_is_rounded_before_the_bias_is_added(
+    kernels: CpuKernels, dtype: torch.dtype, num_outputs: int
+) -> None:
+    scale = torch.ones(()) / 127
+    # 127 of these are not 1 but are rounded to it: a contracted sum would leave the difference.
+    assert Fraction(float(scale)) * 127 != 1 == float(scale * 127)
+    integers = torch.ones(num_outputs, 1, dtype=torch.int8)
+    bias = torch.full((num_outputs,), -1.0, dtype=dtype)
+    weight = QuantizedWeight(integers, torch.ones(num_outputs), bias, dtype)
+
+    product = kernels.quantized.multiply(weight, torch.ones(1, 1, dtype=dtype))
+
+    assert torch.equal(product, torch.zeros(1, num_outputs, dtype=dtype))
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf])
