@@ -96,6 +96,74 @@ def test_slots_that_lie_apart_equal_torch(
     assert_close(case.run(kernels, rule), case.attend_exactly(rule))
 
 
+# Tiles have 16 rows, of which two are multiplied at once; the context is cut into parts of 256.
+@pytest.mark.parametrize("head_dim", [8, 40, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("num_rows", [1, 15, 16, 17, 31, 33])
+def test_rows_that_do_not_fill_tiles_equal_torch(
+    kernels: CpuKernels, num_rows: int, head_dim: int
+) -> None:
+    chunks = [Chunk(end - num_rows, end) for end in (num_rows, 255, 256, 257, 256 + num_rows)]
+    case = make_prefill_case(chunks, (1, 1, head_dim), dtype=torch.bfloat16)
+    rule = PrefillRule(16, head_dim**-0.5)
+
+    assert_close(case.run(kernels, rule), case.attend_exactly(rule))
+
+
+@pytest.mark.parametrize("first", [0, 31, 32, 255, 256, 300])
+@pytest.mark.parametrize("last", [301, 511, 512, 513])
+def test_ranges_around_the_edges_of_parts_equal_torch(
+    kernels: CpuKernels, first: int, last: int
+) -> None:
+    case = make_prefill_case([Chunk(0, 513)], (2, 1, 40), dtype=torch.bfloat16)
+    case.seen[40:, 0], case.seen[40:, 1] = first, last
+    rule = PrefillRule(16, 40**-0.5)
+
+    assert_close(case.run(kernels, rule), case.attend_exactly(rule))
+
+
+@pytest.mark.parametrize("scale", [-0.125, 0.0])
+def test_scores_that_fall_with_the_product_equal_torch(kernels: CpuKernels, scale: float) -> None:
+    case = make_prefill_case([Chunk(0, 70), Chunk(200, 300, 20)], dtype=torch.bfloat16)
+    rule = PrefillRule(16, scale)
+
+    assert_close(case.run(kernels, rule), case.attend_exactly(rule))
+
+
+def test_query_that_is_no_number_spoils_its_own_row_alone(kernels: CpuKernels) -> None:
+    case = make_prefill_case([Chunk(0, 300)], dtype=torch.bfloat16)
+    rule = PrefillRule(16, 0.125)
+    expected = case.run(kernels, rule)
+    case.query[290, 1] = float("nan")
+
+    output = case.run(kernels, rule)
+
+    assert output[290, 1].isnan().all()
+    output[290, 1] = expected[290, 1]
+    assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_torch_and_attention_take_turns_on_the_same_threads(
+    kernels: CpuKernels, num_threads: int
+) -> None:
+    case = make_prefill_case([Chunk(0, 300)], dtype=torch.bfloat16)
+    rule = PrefillRule(16, 0.125)
+    left, right = (torch.randn(256, 256).to(torch.bfloat16) for _ in range(2))
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        product, attended = left @ right, case.run(kernels, rule)
+        turns = [(left @ right, case.run(kernels, rule)) for _ in range(5)]
+    finally:
+        torch.set_num_threads(before)
+
+    torch.testing.assert_close(product.float(), left.float() @ right.float(), rtol=1e-2, atol=0.2)
+    assert_close(attended, case.attend_exactly(rule))
+    for one, other in turns:
+        assert torch.equal(one, product)
+        assert torch.equal(other, attended)
+
+
 def test_slots_of_keys_that_lie_otherwise_than_those_of_values_are_refused(
     kernels: CpuKernels,
 ) -> None:
@@ -132,17 +200,17 @@ def test_row_is_the_same_to_the_bit_in_any_batch_and_with_any_threads(
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("cuts", [(64, 128), (1, 5, 77, 199)])
+@pytest.mark.parametrize("cuts", [(64, 128), (256, 512), (1, 5, 77, 199, 255, 257, 300)])
 @pytest.mark.parametrize("window", [0, 50])
 def test_row_is_the_same_to_the_bit_however_a_prompt_is_cut(
     kernels: CpuKernels, dtype: torch.dtype, cuts: tuple[int, ...], window: int
 ) -> None:
-    case = make_prefill_case([Chunk(0, 200, window)], dtype=dtype)
+    case = make_prefill_case([Chunk(0, 550, window)], dtype=dtype)
     rule = PrefillRule(16, 0.125)
     whole = case.run(kernels, rule)
     output = torch.empty_like(whole)
 
-    for start, end in itertools.pairwise((0, *cuts, 200)):
+    for start, end in itertools.pairwise((0, *cuts, 550)):
         contexts = (torch.tensor([[start, end - start]]), case.tables, case.seen)
         cached = (case.keys, case.values)
         kernels.paged_prefill(case.query, cached, contexts, rule, output)
