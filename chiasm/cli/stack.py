@@ -59,6 +59,8 @@ class StackLayout:
         self._files = files
         self._config_file = config_file
         self._cores = settings.cores or count_cores()
+        # The system may give a port twice, since nobody listens on it yet.
+        self._taken_ports = {settings.port, settings.port + 1, settings.grpc_port}
         self._redis = (
             None
             if settings.redis_url
@@ -91,8 +93,8 @@ class StackLayout:
         )
 
     def _model_spec(self, service: str, name: str, depends_on: tuple[str, ...]) -> ServiceSpec:
-        address = f"{_LOOPBACK}:{_free_port()}"
-        metrics_port = _free_port()
+        address = f"{_LOOPBACK}:{self._free_port()}"
+        metrics_port = self._free_port()
         own = {"listen": address, "metrics_port": str(metrics_port)}
         return ServiceSpec(
             name=name,
@@ -111,7 +113,7 @@ class StackLayout:
     def _gateway_spec(
         self, encoders: list[ServiceSpec], generator: ServiceSpec, peers: list[ServiceSpec]
     ) -> ServiceSpec:
-        address = f"{self._settings.host}:{self._settings.port or _free_port()}"
+        address = f"{self._settings.host}:{self._settings.port or self._free_port()}"
         own = {
             "listen": address,
             "grpc_listen": f"{self._settings.host}:{self._grpc_port()}",
@@ -163,8 +165,15 @@ class StackLayout:
 
     def _grpc_port(self) -> int:
         if self._settings.grpc_port is not None:
-            return self._settings.grpc_port or _free_port()
-        return self._settings.port + 1 if self._settings.port else _free_port()
+            return self._settings.grpc_port or self._free_port()
+        return self._settings.port + 1 if self._settings.port else self._free_port()
+
+    def _free_port(self) -> int:
+        """Return a port that nobody listens on now and that no service of this stack has."""
+        while (port := _find_free_port()) in self._taken_ports:
+            pass
+        self._taken_ports.add(port)
+        return port
 
     def _env(self, service: str, threads: int) -> dict[str, str]:
         return {"OMP_NUM_THREADS": str(threads), **THREAD_ENV, **self._redis_env(service)}
@@ -209,7 +218,7 @@ async def _poll(probe: Callable[[], Awaitable[str | None]]) -> None:
         await asyncio.sleep(_PROBE_PAUSE_S)
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     """Return a loopback port that nobody listens on now."""
     with socket.socket() as listener:
         listener.bind((_LOOPBACK, 0))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from chiasm.cli import stack
 from chiasm.cli.flag_routing import FlagRouter
 from chiasm.cli.stack import StackLayout, curl_example, served_model
 from chiasm.cli.stack_files import StackFiles
@@ -82,6 +83,19 @@ def test_no_two_services_share_a_port(state_dir: Path) -> None:
     urls = [url for spec in specs for kind, url in spec.endpoints.items() if kind != "http"]
 
     assert len(urls) == len(set(urls)) == 2 * 3 + 2 + 2
+
+
+def test_port_that_the_system_gives_twice_is_taken_once(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = iter([8000, 8001, 5000, 5000, 5000, 5001, 5001, 5002, 5003])
+    monkeypatch.setattr(stack, "_find_free_port", lambda: next(given))
+
+    specs = layout(state_dir).specs()
+
+    urls = [url for spec in specs for kind, url in spec.endpoints.items() if kind != "redis"]
+    ports = [int(url.removesuffix("/metrics").rpartition(":")[2]) for url in urls]
+    assert sorted(set(ports)) == [5000, 5001, 5002, 5003, 8000, 8001]
 
 
 def test_flags_of_users_win_over_those_of_the_layout(state_dir: Path) -> None:

@@ -363,15 +363,13 @@ async def test_failed_transfer_leaves_no_chunk_to_the_garbage_collector(
             for transfer in (_read, _write):
                 chunks = _store(server, _chunks())
                 freed, loop = asyncio.Event(), asyncio.get_running_loop()
-                memory = weakref.finalize(chunks[0].memory, loop.call_soon_threadsafe, freed.set)
+                weakref.finalize(chunks[0].memory, loop.call_soon_threadsafe, freed.set)
                 with suppress(RedisError):
                     await transfer(client, chunks)
                 del chunks
 
                 # The thread that moved them lets go a moment after its last word.
                 await asyncio.wait_for(freed.wait(), 5)
-
-                assert not memory.alive
         finally:
             gc.enable()
 
