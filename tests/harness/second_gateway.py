@@ -12,7 +12,7 @@ import urllib.request
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from chiasm.cli.stack import _free_port
+from chiasm.cli.stack import _find_free_port
 from tests.harness.stack import StackError
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ def second_gateway(stack: Stack, flags: Sequence[str] = ()) -> Iterator[str]:
     Raises:
         StackError: It was not ready within a minute.
     """
-    url = f"http://127.0.0.1:{_free_port()}"
+    url = f"http://127.0.0.1:{_find_free_port()}"
     command = stack.command_line("gateway")
     for flag, address in (
         ("--listen", url.removeprefix("http://")),
-        ("--grpc-listen", f"127.0.0.1:{_free_port()}"),
+        ("--grpc-listen", f"127.0.0.1:{_find_free_port()}"),
     ):
         command[command.index(flag) + 1] = address
     env = {**os.environ, "CHIASM_GATEWAY_REDIS_URL": f"unix://{stack.state_dir}/redis.sock"}

@@ -8,7 +8,7 @@ import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from chiasm.cli.stack import _free_port
+from chiasm.cli.stack import _find_free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,9 +24,9 @@ def second_generator(stack: Stack) -> Iterator[str]:
 
     It may not be ready yet; a gateway that is given the address waits for it.
     """
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{_find_free_port()}"
     command = stack.command_line("generator")
-    for flag, value in (("--listen", address), ("--metrics-port", str(_free_port()))):
+    for flag, value in (("--listen", address), ("--metrics-port", str(_find_free_port()))):
         command[command.index(flag) + 1] = value
     env = {**os.environ, "CHIASM_GENERATOR_REDIS_URL": f"unix://{stack.state_dir}/redis.sock"}
     with subprocess.Popen(
