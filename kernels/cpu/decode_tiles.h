@@ -13,31 +13,6 @@ constexpr int kTileColumns = 32;  // Values of bfloat16 in a row of a tile.
 constexpr int kMostQueries = 8;   // Their weights, for both parities, are the rows of a tile.
 constexpr int kTiles = kChunk / kTile;
 
-// The shapes of tiles for one of the products. A thread has tiles until it gives them up, which it
-// does because a thread with tiles in use costs more to switch.
-class TileShapes {
- public:
-  void set(std::initializer_list<int> tiles, int num_rows, int num_bytes) {
-    for (int tile : tiles) {
-      shapes_.rows[tile] = static_cast<uint8_t>(num_rows);
-      shapes_.row_bytes[tile] = static_cast<uint16_t>(num_bytes);
-    }
-  }
-  void use() const { _tile_loadconfig(&shapes_); }
-
- private:
-  // As the processor reads it.
-  struct {
-    uint8_t palette = 1, first_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-  } shapes_;
-};
-
-// The compiler does not know that tiles read memory; what is written before this, they see.
-static inline void publish() { asm volatile("" ::: "memory"); }
-
 // One chunk of one sequence, and where its positions lie.
 struct ChunkRows {
   const Chunk* chunk = nullptr;

@@ -27,8 +27,7 @@ static inline void multiply_tiles(const uint16_t* left, int64_t left_stride, con
   const uint16_t* low = left + left_stride * kTileHalves;
   const uint16_t* next = right + right_stride * kTileHalves;
   float* low_output = output + output_stride * kTileFloats;
-  // GCC does not know that what loads tiles reads memory.
-  __asm__ volatile("" ::: "memory");
+  publish();
   if (adds) {
     _tile_loadd(0, output, 64);
     if constexpr (kRights > 1) _tile_loadd(1, output + kTileFloats, 64);

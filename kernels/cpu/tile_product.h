@@ -8,9 +8,9 @@
 // twice. Few rows are one tile and wait for weights alone. Each sum adds its products in order of
 // their inputs, whatever else is computed with it: rows do not depend on other rows or on threads.
 
-constexpr int64_t kBlockBytes = 2 * kTileBytes;     // Of two tiles of rows in one step.
+constexpr int64_t kBlockBytes = 2 * kTileBytes;         // Of two tiles of rows in one step.
 constexpr int64_t kStepBytes = 4 * kTileSide * kPanel;  // Of the weights of a panel in one step.
-constexpr int64_t kSumBytes = 8 * kTileSide * kPanel;  // Of sums of two tiles of rows and a panel.
+constexpr int64_t kSumBytes = 8 * kTileSide * kPanel;   // Of sums of two tiles of rows and a panel.
 // Packed rows, or sums, that stay near a thread while panels pass them; and rows beside sums.
 constexpr int64_t kNearBytes = 1 << 20, kPartBytes = 1 << 19;
 constexpr int64_t kMostBlocks = 8;  // That are multiplied in parts.
@@ -233,6 +233,7 @@ static void multiply_by_tiles(const TileWeight& weight, int64_t num_rows, Prepar
           const auto line = [&](int64_t at) { return lines + (at - step) * kTileBytes; };
           prepare(first + i, part, line, values.data() + i);
         }
+        publish();
         for (int64_t panel = first_panel; panel < last_panel; ++panel) {
           int32_t* sums = all_sums.data();
           if (plan.num_parts > 1) sums += (panel - first_panel) * blocks * kSumBytes / 4;

@@ -39,7 +39,7 @@ class ModelSettings(SettingsGroup):
         default="none",
         description=(
             "w8a8 multiplies by 8-bit integers in the linear layers of the fused decoder: about"
-            " half the memory and 0.5 to 0.6 of the time, for a little accuracy; CPU only."
+            " half the memory and 0.5 to 0.7 of the time, for a little accuracy; CPU only."
         ),
     )
     cpu_kernels: Literal["auto", "off", "plain", "avx2", "avx512", "amx"] = Field(

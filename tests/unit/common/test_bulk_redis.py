@@ -369,7 +369,7 @@ async def test_failed_transfer_leaves_no_chunk_to_the_garbage_collector(
                 del chunks
 
                 # The thread that moved them lets go a moment after its last word.
-                await asyncio.wait_for(freed.wait(), 5)
+                assert await asyncio.wait_for(freed.wait(), 5)
         finally:
             gc.enable()
 
