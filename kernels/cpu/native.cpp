@@ -71,7 +71,8 @@ struct Chunk {
   int count;
 };
 
-constexpr int kPanel = 64;  // Outputs whose weights are packed together.
+constexpr int kPanel = 64;  // Outputs that are computed together, and ...
+constexpr int kHalf = 32;   // ... those of them whose weights lie together.
 // Rows that a thread takes at once, and fewest products that are worth the start of threads.
 constexpr int64_t kSharedRows = 96, kParallelProducts = 1 << 18;
 // Least size of what a row is scaled by, so that rows of zeros are rows of zeros.
@@ -229,7 +230,7 @@ bool has_tiles() {
 extern "C" {
 
 // Changes with every change of the interface below.
-int chiasm_interface_version() { return 8; }
+int chiasm_interface_version() { return 9; }
 
 // The best instruction set of this machine: 0 plain, 1 AVX2, 2 AVX-512 with bfloat16
 // and products of 8-bit integers, 3 the same with tiles (AMX).

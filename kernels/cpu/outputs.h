@@ -18,8 +18,13 @@ template <typename T, typename Values>
 static inline void write_outputs(Gate gate, int64_t num_outputs, int64_t column, int64_t count,
                                  T* row, Values values) {
   if (gate == Gate::kNone) {
-    for_vectors(std::min(count, num_outputs - column),
-                [&](int64_t j, auto part) { store_part(row + column + j, values(j), part); });
+    const int64_t num_left = std::min(count, num_outputs - column);
+    int64_t first = 0;
+    for (; first + 2 * kWidth <= num_left; first += 2 * kWidth)
+      store_two(row + column + first, values(first), values(first + kWidth));
+    for_vectors(num_left - first, [&](int64_t j, auto part) {
+      store_part(row + column + first + j, values(first + j), part);
+    });
     return;
   }
   for (int64_t block = 0; block < count; block += 2 * kGateBlock)

@@ -5,7 +5,8 @@
 //   integer[i][k] = nearest(row[i][k] * (127 / max_k |row[i][k]|)), ties to even
 //   value[i][j]   = (sum_k integer[i][k] * weight[j][k]) * weight_scale[j] * scale[i] + bias[j]
 //
-//   packed weight   [j / kPanel][k / 4][j % kPanel][k % 4]     inputs filled up to 64 with zeros
+//   packed weight   [j / kHalf][k / 4][j % kHalf][k % 4]   filled up with zeros: inputs to 64,
+//                                                          outputs to kPanel
 //
 // So four inputs of a row are multiplied with those of all outputs of a panel without sums across
 // vectors. A panel is read from memory once and stays in the cache while all rows pass it. Sums are
@@ -80,12 +81,14 @@ static inline void multiply_panel(const uint8_t* integers, int64_t stride, const
   for (int i = 0; i < kCount; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) parts[i][v] = _mm512_setzero_si512();
-  for (int64_t quad = 0; quad < num_quads; ++quad, panel += 4 * kPanel) {
+  const int8_t* halves[2] = {panel, panel + 4 * kHalf * num_quads};
+  for (int64_t quad = 0; quad < num_quads; ++quad) {
     if constexpr (kCount > 2)  // Fewer are always the only tile.
       for (int i = 0; i < ahead.lines; ++i, ahead.next += 64) __builtin_prefetch(ahead.next);
     __m512i weights[4];
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) weights[v] = _mm512_loadu_si512(panel + v * 64);
+    for (int v = 0; v < 4; ++v)
+      weights[v] = _mm512_loadu_si512(halves[v / 2] + 4 * kHalf * quad + v % 2 * 64);
 #pragma GCC unroll 6
     for (int i = 0; i < kCount; ++i) {
       int32_t four;
@@ -105,12 +108,12 @@ template <int kCount>
 static inline void multiply_panel(const uint8_t* integers, int64_t stride, const int8_t* panel,
                                   int64_t num_quads, Ahead, int32_t (*sums)[kPanel]) {
   const __m256i ones = _mm256_set1_epi16(1);
-  for (int first = 0; first < kPanel; first += 32) {
+  for (int first = 0; first < kPanel; first += kHalf, panel += 4 * kHalf * num_quads) {
     __m256i parts[kCount][4];
     for (int i = 0; i < kCount; ++i)
       for (int v = 0; v < 4; ++v) parts[i][v] = _mm256_setzero_si256();
     for (int64_t quad = 0; quad < num_quads; ++quad) {
-      const int8_t* columns = panel + 4 * (quad * kPanel + first);
+      const int8_t* columns = panel + 4 * kHalf * quad;
       for (int v = 0; v < 4; ++v) {
         __m256i weights;
         std::memcpy(&weights, columns + v * 32, sizeof weights);
@@ -138,8 +141,10 @@ static inline void multiply_panel(const uint8_t* integers, int64_t stride, const
     const int8_t* row = reinterpret_cast<const int8_t*>(integers + i * stride);
     for (int64_t quad = 0; quad < num_quads; ++quad)
       for (int j = 0; j < kPanel; ++j)
-        for (int k = 0; k < 4; ++k)
-          sums[i][j] += row[4 * quad + k] * panel[4 * (quad * kPanel + j) + k];
+        for (int k = 0; k < 4; ++k) {
+          const int64_t word = (j / kHalf * num_quads + quad) * kHalf + j % kHalf;
+          sums[i][j] += row[4 * quad + k] * panel[4 * word + k];
+        }
   }
 }
 #endif
@@ -186,9 +191,8 @@ static void quantized_linear(const QuantizedShape& shape, int64_t num_rows, cons
       return reinterpret_cast<uint8_t*>(line(part.first_step + k / 64)) + k % 64;
     });
   };
-  const auto finish = [&](int64_t row, int64_t column, int64_t count, const int32_t* sums,
-                          float top) {
-    scale_sums(shape, sums, top / 127.0f, column, count, output + row * shape.num_outputs);
+  const auto finish = [&](int64_t row, int64_t column, const int32_t* sums, float top) {
+    scale_sums(shape, sums, top / 127.0f, column, kHalf, output + row * shape.num_outputs);
   };
   multiply_by_tiles<true>(weight, num_rows, prepare, finish);
 }

@@ -21,8 +21,8 @@ static void tiled_linear(const TiledShape& shape, int64_t num_rows, const void* 
       _mm512_store_si512(line(step), _mm512_maskz_loadu_epi16(mask, source + step * kDepth));
     }
   };
-  const auto finish = [&](int64_t row, int64_t column, int64_t count, const float* sums, float) {
-    write_outputs(shape.gate, shape.num_outputs, column, count, output + row * shape.num_outputs,
+  const auto finish = [&](int64_t row, int64_t column, const float* sums, float) {
+    write_outputs(shape.gate, shape.num_outputs, column, kHalf, output + row * shape.num_outputs,
                   [&](int64_t j) {
                     const Floats values = load(sums + j);
                     return shape.bias ? values + load(shape.bias + column + j) : values;

@@ -1,7 +1,7 @@
 """Lay constant matrices out in panels, in memory that a processor reads fastest.
 
-A panel holds the weights of 64 outputs; words of four bytes, which are neighbouring inputs of one
-output, lie side by side for all of them. Kernels read panels from their beginning to their end.
+Half a panel holds the weights of 32 outputs; words of four bytes, which are neighbouring inputs of
+one output, lie side by side for all of them. Kernels read halves from their beginning to their end.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import mmap
 
 import torch
 
-# As in native.cpp: outputs of a panel, and bytes of a word.
-PANEL, _WORD = 64, 4
+# As in native.cpp: outputs of a panel and of half of one, and bytes of a word.
+PANEL, HALF, _WORD = 64, 32, 4
 # Words that the kernels multiply in one step.
 _STEP_WORDS = 16
 _HUGE_PAGE = 1 << 21
@@ -48,21 +48,21 @@ def pack_panels(matrix: torch.Tensor, memory: WeightMemory) -> torch.Tensor:
         memory: Where the copy lies.
 
     Returns:
-        [num_panels, num_words, PANEL, inputs of a word], dtype of ``matrix``; the number of words
-        is a multiple of 16.
+        [2 * num_panels, num_words, HALF, inputs of a word], dtype of ``matrix``; the number of
+        words is a multiple of 16.
     """
     num_outputs, num_inputs = matrix.shape
     depth = _WORD // matrix.element_size()
     num_words = -(-num_inputs // (depth * _STEP_WORDS)) * _STEP_WORDS
-    num_panels = -(-num_outputs // PANEL)
-    taken = memory.take(num_panels * num_words * PANEL * _WORD)
-    packed = taken.view(matrix.dtype).view(num_panels, num_words, PANEL, depth)
-    panel = matrix.new_zeros(PANEL, num_words * depth)
+    num_halves = -(-num_outputs // PANEL) * (PANEL // HALF)
+    taken = memory.take(num_halves * num_words * HALF * _WORD)
+    packed = taken.view(matrix.dtype).view(num_halves, num_words, HALF, depth)
+    half = matrix.new_zeros(HALF, num_words * depth)
     for index, target in enumerate(packed):
-        part = matrix[index * PANEL : (index + 1) * PANEL]
-        panel[len(part) :] = 0
-        panel[: len(part), :num_inputs] = part
-        target.copy_(panel.view(PANEL, num_words, depth).transpose(0, 1))
+        part = matrix[index * HALF : (index + 1) * HALF]
+        half[len(part) :] = 0
+        half[: len(part), :num_inputs] = part
+        target.copy_(half.view(HALF, num_words, depth).transpose(0, 1))
     return packed
 
 

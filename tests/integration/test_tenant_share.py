@@ -28,6 +28,7 @@ _SHARE = 4 << 20
 # An embedding and its two keys take a quarter of a segment.
 _ROWS = (_SHARE // NUM_SEGMENTS // 4 - 2 * KEY_BYTES) // 16
 _NUM_IN_SHARE = 4 * NUM_SEGMENTS
+_NUM_WAVES = 8
 
 
 @pytest_asyncio.fixture
@@ -52,19 +53,33 @@ async def _found(store: EmbeddingStore, tenant: str, num_seeds: int) -> list[int
     return [n for n in range(num_seeds) if await store.get(tenant, _ref(n)) is not None]
 
 
-@pytest.mark.parametrize("has_share", [True, False])
-async def test_flood_of_one_tenant_leaves_the_embedding_of_another_alone_with_a_share_only(
-    redis_server: RedisServer, has_share: bool
-) -> None:
+async def _survives_a_flood(redis_server: RedisServer, share: int | None) -> bool:
+    """Tell whether an embedding is still there after another tenant's flood, however long."""
     await redis_server.command("CONFIG", "SET", "maxmemory", str(12 << 20))
-    store = patient_store(redis_server.url, _SECRETS, tenant_bytes=_SHARE if has_share else None)
-    await _put(store, "quiet", 0)
+    store = patient_store(redis_server.url, _SECRETS, tenant_bytes=share)
+    try:
+        await _put(store, "quiet", 0)
+        # Which key Redis gives up first is chance: what is about as old is as good to it.
+        for wave in range(_NUM_WAVES):
+            first = wave * 4 * _NUM_IN_SHARE
+            await _put(store, "flood", *range(first, first + 4 * _NUM_IN_SHARE))
+            if await store.get("quiet", _ref(0)) is None:
+                return False
+        return await store.lookup("quiet", _ref(0).embedding_id) is not None
+    finally:
+        await store.close()
 
-    await _put(store, "flood", *range(4 * _NUM_IN_SHARE))
 
-    assert (await store.lookup("quiet", _ref(0).embedding_id) is not None) is has_share
-    assert (await store.get("quiet", _ref(0)) is not None) is has_share
-    await store.close()
+async def test_flood_of_one_tenant_leaves_the_embedding_of_another_alone(
+    redis_server: RedisServer,
+) -> None:
+    assert await _survives_a_flood(redis_server, _SHARE)
+
+
+async def test_without_a_share_a_flood_costs_another_tenant_its_embedding(
+    redis_server: RedisServer,
+) -> None:
+    assert not await _survives_a_flood(redis_server, None)
 
 
 async def test_all_that_fits_the_share_stays_and_what_is_beyond_costs_the_oldest(

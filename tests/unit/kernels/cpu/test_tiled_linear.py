@@ -95,13 +95,15 @@ def test_gated_product_is_the_gate_of_the_product_to_the_bit(
     assert torch.equal(gated, CpuKernels(kernel_library, "amx").elementwise.gate(rule, product))
 
 
+# Wide enough for turns of steps, and for several groups of rows in parts.
+@pytest.mark.parametrize("num_inputs", [1100, 8200])
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 def test_row_is_the_same_to_the_bit_beside_any_rows_and_with_any_threads(
-    kernel: TiledKernel, num_threads: int
+    kernel: TiledKernel, num_threads: int, num_inputs: int
 ) -> None:
-    # Wide enough for several groups of rows.
-    weight = TiledWeight(_random(1, 200, 8200), _random(2, 200), WeightMemory())
-    rows = _random(3, 203, 8200)
+    matrix = _random(1, 200, num_inputs)
+    weight = TiledWeight(matrix, _random(2, 200), WeightMemory())
+    rows = _random(3, 203, num_inputs)
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
@@ -111,8 +113,8 @@ def test_row_is_the_same_to_the_bit_beside_any_rows_and_with_any_threads(
     finally:
         torch.set_num_threads(before)
 
-    exact = rows.double() @ _random(1, 200, 8200).double().T + _random(2, 200)
-    assert _is_near(together, exact, 8200)
+    exact = rows.double() @ matrix.double().T + _random(2, 200)
+    assert _is_near(together, exact, num_inputs)
     assert torch.equal(torch.cat(few), together)
     assert torch.equal(torch.cat(alone), together[:40])
 

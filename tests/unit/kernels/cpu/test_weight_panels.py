@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chiasm.kernels.cpu.weight_panels import PANEL, WeightMemory, pack_panels, pad_outputs
+from chiasm.kernels.cpu.weight_panels import HALF, WeightMemory, pack_panels, pad_outputs
 
 MEBI = 1 << 20
 
@@ -24,10 +24,10 @@ def test_panel_holds_words_of_neighbouring_inputs(
 
     packed = pack_panels(matrix, WeightMemory())
 
-    num_panels, num_words, panel, depth = packed.shape
-    assert (panel, depth * packed.element_size()) == (PANEL, 4)
-    assert num_words % 16 == 0
-    unpacked = packed.transpose(1, 2).reshape(num_panels * PANEL, num_words * depth)
+    num_halves, num_words, half, depth = packed.shape
+    assert (half, depth * packed.element_size()) == (HALF, 4)
+    assert (num_halves % 2, num_words % 16) == (0, 0)
+    unpacked = packed.transpose(1, 2).reshape(num_halves * HALF, num_words * depth)
     assert torch.equal(unpacked[:num_outputs, :num_inputs], matrix)
     unpacked[:num_outputs, :num_inputs] = 0
     assert not unpacked.any()
