@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from typing import TYPE_CHECKING
@@ -87,23 +88,24 @@ def keep_in_store(gateway: Gateway, path: Path, redis_url: str) -> None:
 
     async def keep(header: encoder_pb2.EncodeHeader, source: bytes) -> None:
         store = patient_store(redis_url, secrets)
-        resolver = MediaResolver(store, secrets, encoder.fingerprint)
-        context = context_from_proto(header.context)
-        digest = source_digest(source)
-        query = MediaQuery(
-            Modality.IMAGE,
-            options_from_proto(header.options),
-            uuid=header.uuid,
-            source_digest=digest,
-            num_bytes=len(source),
-        )
-        encoder.id_of[source] = resolver.embedding_id(context, query, digest)
-        ref = encoder.ref(source)
-        buffers = [memoryview(bytes(spec.num_bytes)) for spec in ref.tensors]
-        await store.put(context.tenant, Embedding(ref, buffers), encoder.layout())
         try:
+            resolver = MediaResolver(store, secrets, encoder.fingerprint)
+            context = context_from_proto(header.context)
+            digest = source_digest(source)
+            query = MediaQuery(
+                Modality.IMAGE,
+                options_from_proto(header.options),
+                uuid=header.uuid,
+                source_digest=digest,
+                num_bytes=len(source),
+            )
+            encoder.id_of[source] = resolver.embedding_id(context, query, digest)
+            ref = encoder.ref(source)
+            buffers = [memoryview(bytes(spec.num_bytes)) for spec in ref.tensors]
+            await store.put(context.tenant, Embedding(ref, buffers), encoder.layout())
             await resolver.bind(context, query, digest, encoder.layout().num_tokens)
         finally:
-            await store.close()
+            # Whole, also if the caller goes away only now.
+            await asyncio.shield(store.close())
 
     encoder.keep = keep

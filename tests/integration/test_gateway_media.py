@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
+from chiasm.common.embedding_store import EmbeddingStore
 from chiasm.common.errors import InvalidRequestError
 from tests.fakes.encoder_service import NUM_IMAGE_TOKENS
 from tests.harness.gateway import Gateway, image_part, run_gateway
@@ -290,6 +291,24 @@ async def test_a_client_that_goes_away_ends_the_encode(gateway: Gateway, alice: 
     await asyncio.wait_for(gateway.encoder.started.wait(), WAIT_S)
 
     put.cancel()
+
+    assert await asyncio.wait_for(gateway.encoder.cancelled.wait(), WAIT_S)
+
+
+async def test_a_client_that_goes_away_amid_a_write_to_the_store_leaves_no_connection(
+    gateway: Gateway, alice: MediaApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_chunks = asyncio.Event()
+
+    async def never_end(*_: object) -> None:
+        has_chunks.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(EmbeddingStore, "_write_manifest", never_end)
+    put = asyncio.create_task(alice.put(b"cat", uuid="cat"))
+    await asyncio.wait_for(has_chunks.wait(), WAIT_S)
+
+    put.cancel()  # a connection that nobody closes fails this test as a ResourceWarning
 
     assert await asyncio.wait_for(gateway.encoder.cancelled.wait(), WAIT_S)
 
