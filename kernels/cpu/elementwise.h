@@ -48,6 +48,20 @@ static inline void store_nearest(uint16_t* target, Floats values) {
 #endif
 }
 
+// Two vectors side by side; in bfloat16 they may be a whole line, which is then stored at once.
+template <typename T>
+static inline void store_two(T* target, Floats left, Floats right) {
+#ifdef DOT_BFLOAT16
+  if constexpr (sizeof(T) == 2) {
+    const __m512bh halves = _mm512_cvtne2ps_pbh((__m512)right, (__m512)left);
+    std::memcpy(target, &halves, sizeof halves);
+    return;
+  }
+#endif
+  store_nearest(target, left);
+  store_nearest(target + kWidth, right);
+}
+
 // The first `count` values; the others are 0.
 template <typename T>
 static inline Floats load_part(const T* source, int64_t count) {

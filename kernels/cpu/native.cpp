@@ -230,7 +230,7 @@ bool has_tiles() {
 extern "C" {
 
 // Changes with every change of the interface below.
-int chiasm_interface_version() { return 9; }
+int chiasm_interface_version() { return 10; }
 
 // The best instruction set of this machine: 0 plain, 1 AVX2, 2 AVX-512 with bfloat16
 // and products of 8-bit integers, 3 the same with tiles (AMX).
@@ -305,11 +305,12 @@ void chiasm_quantized_linear(int level, const QuantizedShape* shape, int64_t num
 }
 
 // See tiled_linear.h. Only where the best level is 3. Rows lie one behind the other, as many of
-// them as the shape says are inputs; a bias is as long as all panels together.
+// them as the shape says are inputs; a bias is as long as all panels together; `addend` may be
+// null, as it is with a gate.
 void chiasm_tiled_linear(const TiledShape* shape, int64_t num_rows, const void* rows,
-                         void* output) {
+                         const void* addend, void* output) {
 #if defined(__x86_64__)
-  amx::tiled_linear(*shape, num_rows, rows, output);
+  amx::tiled_linear(*shape, num_rows, rows, addend, output);
 #endif
 }
 }

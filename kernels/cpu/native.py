@@ -26,7 +26,7 @@ KernelChoice = Literal["auto", "off", "plain", "avx2", "avx512", "amx"]
 LEVELS: tuple[Level, ...] = ("plain", "avx2", "avx512", "amx")
 DTYPES = (torch.bfloat16, torch.float32)
 
-_INTERFACE_VERSION = 9
+_INTERFACE_VERSION = 10
 _REMEDY = "install g++ and then chiasm again: make install, or pip install -e ."
 
 log = structlog.get_logger("chiasm.kernels")

@@ -1,13 +1,14 @@
 // Products of rows of bfloat16 with a constant matrix, by tiles.
 // Included where TILES is defined, inside the namespace of that instruction set.
 //
-//   value[i][j] = sum_k row[i][k] * weight[j][k] + bias[j]
+//   value[i][j] = sum_k row[i][k] * weight[j][k] + bias[j] + addend[i][j]
 //
 // Sums are float32; see tile_product.h for the layout, and outputs.h for what becomes of values.
 
 static void tiled_linear(const TiledShape& shape, int64_t num_rows, const void* row_data,
-                         void* output_data) {
+                         const void* addend_data, void* output_data) {
   const uint16_t* rows = static_cast<const uint16_t*>(row_data);
+  const uint16_t* addends = static_cast<const uint16_t*>(addend_data);
   uint16_t* output = static_cast<uint16_t*>(output_data);
   constexpr int64_t kDepth = 2 * kTileSide;  // Inputs of one step.
   const int64_t num_inputs = shape.num_inputs;
@@ -24,8 +25,13 @@ static void tiled_linear(const TiledShape& shape, int64_t num_rows, const void* 
   const auto finish = [&](int64_t row, int64_t column, const float* sums, float) {
     write_outputs(shape.gate, shape.num_outputs, column, kHalf, output + row * shape.num_outputs,
                   [&](int64_t j) {
-                    const Floats values = load(sums + j);
-                    return shape.bias ? values + load(shape.bias + column + j) : values;
+                    Floats values = load(sums + j);
+                    if (shape.bias) values += load(shape.bias + column + j);
+                    const int64_t first = column + j, left = shape.num_outputs - first;
+                    if (addends)
+                      values += load_part(addends + row * shape.num_outputs + first,
+                                          std::min<int64_t>(left, kWidth));
+                    return values;
                   });
   };
   multiply_by_tiles<false>(weight, num_rows, prepare, finish);

@@ -42,20 +42,6 @@ static inline void store(uint16_t* target, Floats values) {
   std::memcpy(target, &halves, sizeof halves);
 }
 
-// Two vectors side by side.
-template <typename T>
-static inline void store_two(T* target, Floats left, Floats right) {
-#ifdef DOT_BFLOAT16
-  if constexpr (sizeof(T) == 2) {  // A whole line with one store.
-    const __m512bh halves = _mm512_cvtne2ps_pbh((__m512)right, (__m512)left);
-    std::memcpy(target, &halves, sizeof halves);
-    return;
-  }
-#endif
-  store(target, left);
-  store(target + kWidth, right);
-}
-
 static inline float widen(float value) { return value; }
 
 static inline float widen(uint16_t value) {

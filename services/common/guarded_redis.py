@@ -230,10 +230,10 @@ class GuardedRedis:
     async def close(self) -> None:
         """Close all connections."""
         self._is_closed = True
+        self._bulk.close()
         if self._prober is not None:
             self._prober.cancel()
             await asyncio.wait([self._prober])
-        self._bulk.close()
         await self._client.aclose()
 
     async def _guard(self, operation: Callable[[], Awaitable[T]], num_bytes: int) -> T:

@@ -1,4 +1,4 @@
-"""What a block of a fused tower computes between its matrix products."""
+"""What a block of a fused tower computes, besides where its weights come from."""
 
 from __future__ import annotations
 
@@ -16,8 +16,46 @@ if TYPE_CHECKING:
 NormRows = Callable[[torch.Tensor], torch.Tensor]
 
 
+class Linear(Protocol):
+    """A linear layer whose weight never changes."""
+
+    @property
+    def num_inputs(self) -> int:
+        """Width of the rows that it takes."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weight and bias."""
+        ...
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the products of ``rows``. [num_rows, num_inputs] to [num_rows, num_outputs]."""
+        ...
+
+    def add(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Return ``others + self(rows)``, rounded once."""
+        ...
+
+
+# Makes a layer of its weight, [num_outputs, num_inputs], and bias, [num_outputs] or ``None``.
+MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
+
+
 class BlockOperators(Protocol):
-    """Computes them; who does is the difference between two of these."""
+    """Computes them, and makes the products; who does is the difference between two of these."""
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        """Return a linear layer; see ``MakeLinear``."""
+        ...
+
+    def gated(self, activation: str) -> MakeLinear | None:
+        """Return what makes layers whose products gate themselves; ``None`` if none do.
+
+        Their weight is that of the gates, which ``activation`` is applied to, and then that of the
+        factors: [2 * num_outputs, num_inputs].
+        """
+        ...
 
     def norm(self, norm: Norm) -> NormRows:
         """Return what computes ``norm``."""

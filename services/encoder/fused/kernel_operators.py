@@ -1,21 +1,25 @@
-"""Compute what lies between the matrix products of a block with our kernels for CPUs."""
+"""Compute blocks with our kernels for CPUs."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+
+from chiasm.common.packed_linear import PackedLinear
 from chiasm.common.rms_norm import RMSNorm
 from chiasm.encoder.fused.linear import activate
 from chiasm.encoder.fused.torch_operators import TorchOperators
 from chiasm.kernels.cache_kernels import PrefillRule
-from chiasm.kernels.cpu.elementwise import NormRule, PairRule
+from chiasm.kernels.cpu.elementwise import ACTIVATIONS, NormRule, PairRule
+from chiasm.kernels.cpu.tiled_linear import TiledLinear
+from chiasm.kernels.cpu.weight_panels import WeightMemory
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Callable
 
-    from chiasm.common.packed_linear import PackedLinear
-    from chiasm.encoder.fused.block_operators import BlockOperators, NormRows
+    from chiasm.encoder.fused.block_operators import BlockOperators, Linear, MakeLinear, NormRows
     from chiasm.encoder.fused.description import BlockDescription
     from chiasm.encoder.fused.norm import Norm
     from chiasm.encoder.fused.segments import Segments
@@ -38,6 +42,19 @@ class KernelOperators:
         self._dtype = dtype
         self._pair_rule = PairRule((3 * num_heads, 2 * num_heads, head_dim), dtype)
         self._score_rule = PrefillRule(block_size=1, scale=head_dim**-0.5)
+        self._tiled: Callable[..., TiledLinear] | None = None
+        if kernels.tiled is not None and dtype is torch.bfloat16:
+            self._tiled = partial(TiledLinear, kernel=kernels.tiled, memory=WeightMemory())
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        """See ``BlockOperators.linear``; tiles multiply bfloat16, where the processor has any."""
+        return (self._tiled or PackedLinear)(weight, bias)
+
+    def gated(self, activation: str) -> MakeLinear | None:
+        """See ``BlockOperators.gated``."""
+        if self._tiled is None or activation not in ACTIVATIONS:
+            return None
+        return partial(self._tiled, gate=activation)
 
     def norm(self, norm: Norm) -> NormRows:
         """See ``BlockOperators.norm``; a layer norm is one operator of torch already."""

@@ -26,15 +26,18 @@ def check_linears(owner: torch.nn.Module, names: tuple[str, ...], *, has_bias: b
             raise UnsupportedTowerError(f"{name} is not a plain linear layer {wanted}")
 
 
-def take_linears(
+def take_weights(
     owner: torch.nn.Module, names: tuple[str, ...], order: torch.Tensor | None = None
-) -> PackedLinear:
-    """Move linear layers of one input, one above the other, into one packed layer.
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Remove linear layers of one input and return their weights and biases, one above the other.
 
     Args:
         owner: Module below which ``names`` are.
         names: Modules that ``check_linears`` has accepted.
         order: Output that each output becomes: an index of the rows. [num_outputs].
+
+    Returns:
+        [num_outputs, num_inputs]; and [num_outputs], or ``None`` without biases.
     """
     modules = [owner.get_submodule(name) for name in names]
     weight = _concatenate([take_parameter(module, "weight") for module in modules])
@@ -43,7 +46,12 @@ def take_linears(
         bias = _concatenate([take_parameter(module, "bias") for module in modules])
     if order is not None:
         weight, bias = weight[order], None if bias is None else bias[order]
-    return PackedLinear(weight, bias)
+    return weight, bias
+
+
+def take_linears(owner: torch.nn.Module, names: tuple[str, ...]) -> PackedLinear:
+    """Move linear layers into one packed layer; see ``take_weights``."""
+    return PackedLinear(*take_weights(owner, names))
 
 
 def take_parameter(module: torch.nn.Module, name: str) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chiasm.encoder.fused.linear import check_linears, take_linears
+from chiasm.encoder.fused.linear import check_linears, take_linears, take_weights
 from chiasm.encoder.fused.norm import check_norm, take_norm
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class PatchMerger:
         self._norm = take_norm(module.get_submodule(norm))
         self._norm_rows = operators.norm(self._norm)
         self._first = take_linears(module, (first,))
-        self._second = take_linears(module, (second,))
+        self._second = operators.linear(*take_weights(module, (second,)))
 
     @property
     def num_bytes(self) -> int:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from torch.nn.functional import scaled_dot_product_attention
 
+from chiasm.common.packed_linear import PackedLinear
 from chiasm.encoder.fused.linear import activate
 from chiasm.encoder.fused.rotary import rotate
 
 if TYPE_CHECKING:
     import torch
 
-    from chiasm.common.packed_linear import PackedLinear
     from chiasm.encoder.fused.block_operators import NormRows
     from chiasm.encoder.fused.norm import Norm
     from chiasm.encoder.fused.segments import Segments
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 class TorchOperators:
     """The operators of blocks; see ``BlockOperators``. Segments of a length attend in one call."""
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+        """See ``BlockOperators.linear``."""
+        return PackedLinear(weight, bias)
+
+    def gated(self, activation: str) -> None:
+        """See ``BlockOperators.gated``; products apply the function alone."""
 
     def norm(self, norm: Norm) -> NormRows:
         """See ``BlockOperators.norm``."""

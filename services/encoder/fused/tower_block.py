@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chiasm.encoder.fused.description import UnsupportedTowerError
-from chiasm.encoder.fused.linear import check_linears, take_linears
+from chiasm.encoder.fused.feed_forward import FeedForward
+from chiasm.encoder.fused.linear import check_linears, take_weights
 from chiasm.encoder.fused.norm import check_norm, take_norm
 from chiasm.encoder.fused.rotary import pair_order
 
@@ -26,22 +27,20 @@ class TowerBlock:
         """Take the weights of ``module``, which ``check_block`` has accepted."""
         self._operators = operators
         self._num_heads = description.num_heads
-        self._activation = description.activation
         attention_norm, mlp_norm = (module.get_submodule(name) for name in description.norms)
         self._norms = [take_norm(attention_norm), take_norm(mlp_norm)]
         self._norm_attention, self._norm_mlp = map(operators.norm, self._norms)
-        self._output = take_linears(module, (description.output,))
+        self._output = operators.linear(*take_weights(module, (description.output,)))
         order = None
         if description.has_rotary:
             order = pair_order(self._num_heads, description.head_dim)
-        self._qkv = take_linears(module, description.qkv, order)
-        self._inner = [take_linears(module, (name,)) for name in description.inner]
-        self._down = take_linears(module, (description.down,))
+        self._qkv = operators.linear(*take_weights(module, description.qkv, order))
+        self._feed_forward = FeedForward(module, description, operators)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all weights."""
-        parts = [*self._norms, self._qkv, self._output, *self._inner, self._down]
+        parts = [*self._norms, self._qkv, self._output, self._feed_forward]
         return sum(part.num_bytes for part in parts)
 
     def forward(
@@ -62,12 +61,7 @@ class TowerBlock:
         if rotation is not None:
             self._operators.rotate(heads, rotation)
         hidden = self._output.add(self._operators.attend(heads, segments), hidden)
-        first, *up = self._inner
-        normed = self._norm_mlp(hidden)
-        inner = self._operators.activate(first, normed, self._activation)
-        if up:
-            inner = up[0].multiply(normed, inner)
-        return self._down.add(inner, hidden)
+        return self._feed_forward.add(self._norm_mlp(hidden), hidden)
 
 
 def check_block(module: torch.nn.Module, description: BlockDescription) -> None:

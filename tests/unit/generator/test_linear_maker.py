@@ -15,10 +15,10 @@ from chiasm.generator.engine.block_group import GroupSize
 from chiasm.generator.model.fused.description import UnsupportedDecoderError
 from chiasm.generator.model.fused.linear_maker import GateAfter, LinearMaker
 from chiasm.generator.model.fused.quantized_linear import QuantizedLinear
-from chiasm.generator.model.fused.tiled_linear import TiledLinear
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.model_spec import ModelSpec
 from chiasm.kernels.cpu.native import LEVELS, CpuKernels, KernelsUnavailableError
+from chiasm.kernels.cpu.tiled_linear import TiledLinear
 
 if TYPE_CHECKING:
     from collections.abc import Callable

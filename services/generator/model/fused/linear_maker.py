@@ -10,9 +10,9 @@ import torch
 from chiasm.common.packed_linear import PackedLinear
 from chiasm.generator.model.fused.description import UnsupportedDecoderError
 from chiasm.generator.model.fused.quantized_linear import QuantizedLinear, can_quantize
-from chiasm.generator.model.fused.tiled_linear import TiledLinear
 from chiasm.kernels.cpu.elementwise import ACTIVATIONS
 from chiasm.kernels.cpu.native import CpuKernels
+from chiasm.kernels.cpu.tiled_linear import TiledLinear
 from chiasm.kernels.cpu.weight_panels import WeightMemory
 
 if TYPE_CHECKING:

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch.nn.functional import silu
 
+from chiasm.common.packed_linear import PackedLinear
 from chiasm.encoder.fused.description import BlockDescription
 from chiasm.encoder.fused.kernel_operators import KernelOperators
 from chiasm.encoder.fused.rotary import make_rotation
 from chiasm.encoder.fused.segments import Segments
 from chiasm.encoder.fused.torch_operators import TorchOperators
 from chiasm.kernels.cpu.native import find_kernels
+from chiasm.kernels.cpu.tiled_linear import TiledLinear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,3 +107,38 @@ def test_queries_and_keys_turn_as_by_torch(level: Level, dtype: torch.dtype) -> 
 
     torch.testing.assert_close(heads, expected, rtol=TOLERANCES[dtype] / 2, atol=1e-6)
     assert int((heads != expected).sum()) <= (heads.numel() if dtype is torch.float32 else 4)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_tiles_multiply_bfloat16_where_the_processor_has_them(
+    level: Level, dtype: torch.dtype
+) -> None:
+    operators = make_operators(level, 16, dtype)
+    weight, rows = torch.randn(12, 8).to(dtype), torch.randn(3, 8).to(dtype)
+    others = torch.randn(3, 12).to(dtype)
+
+    layer = operators.linear(weight, None)
+
+    is_tiled = level == "amx" and dtype is torch.bfloat16
+    assert type(layer) is (TiledLinear if is_tiled else PackedLinear)
+    expected = others.float() + rows.float() @ weight.float().T
+    torch.testing.assert_close(layer.add(rows, others).float(), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_only_tiles_gate_and_only_with_functions_that_they_know(
+    level: Level, dtype: torch.dtype
+) -> None:
+    operators = make_operators(level, 16, dtype)
+    weight, rows = torch.randn(24, 8).to(dtype), torch.randn(3, 8).to(dtype)
+
+    make_gated = operators.gated("silu")
+
+    assert operators.gated("gelu") is None
+    if level != "amx" or dtype is not torch.bfloat16:
+        assert make_gated is None
+        return
+    assert make_gated is not None
+    gate, factor = (rows.float() @ weight.float().T).chunk(2, dim=1)
+    gated = make_gated(weight, None)(rows).float()
+    torch.testing.assert_close(gated, silu(gate) * factor, rtol=0.02, atol=0.05)

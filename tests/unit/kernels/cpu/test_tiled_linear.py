@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import linear, silu
 
 from chiasm.kernels.cpu.elementwise import ACTIVATIONS, GateRule
 from chiasm.kernels.cpu.native import CpuKernels, KernelsUnavailableError
-from chiasm.kernels.cpu.tiled_linear import TiledKernel, TiledWeight
+from chiasm.kernels.cpu.tiled_linear import TiledKernel, TiledLinear, TiledWeight
 from chiasm.kernels.cpu.weight_panels import WeightMemory
 
 if TYPE_CHECKING:
@@ -71,6 +72,39 @@ def test_product_equals_torch(
 
     exact = rows.double() @ matrix.double().T
     assert _is_near(product, exact if bias is None else exact + bias.double(), num_inputs)
+
+
+@pytest.mark.parametrize("num_rows", [1, 17, 33])
+@pytest.mark.parametrize("num_outputs", [1, 17, 33, 64, 100])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_addend_is_added_before_the_only_rounding(
+    kernel: TiledKernel, num_rows: int, num_outputs: int, has_bias: bool
+) -> None:
+    matrix, rows = _random(13, num_outputs, 48), _random(14, num_rows, 48)
+    addend, bias = _random(15, num_rows, num_outputs), _random(16, num_outputs)
+    weight = TiledWeight(matrix, bias if has_bias else None, WeightMemory())
+
+    total = kernel.multiply(weight, rows, addend)
+
+    exact = rows.double() @ matrix.double().T + addend.double() + has_bias * bias.double()
+    assert _is_near(total, exact, 48)
+
+
+def test_addend_that_does_not_fit_the_outputs_is_refused(kernel: TiledKernel) -> None:
+    rows, addend = _random(17, 2, 8), _random(18, 2, 6)
+    weight, gated = (
+        TiledWeight(_random(19, num_outputs, 8), None, WeightMemory(), gate)
+        for num_outputs, gate in ((6, None), (12, ACTIVATIONS[0]))
+    )
+
+    with pytest.raises(AssertionError, match="every output"):
+        kernel.multiply(weight, rows, addend[:1])
+    with pytest.raises(AssertionError, match="one behind the other"):
+        kernel.multiply(weight, rows, addend.T.contiguous().T)
+    with pytest.raises(AssertionError, match="multiply bfloat16"):
+        kernel.multiply(weight, rows, addend.float())
+    with pytest.raises(AssertionError, match="last function"):
+        kernel.multiply(gated, rows, addend)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -170,3 +204,26 @@ def test_weight_takes_two_bytes_each_and_a_number_for_each_bias() -> None:
 
     assert TiledWeight(matrix, None, WeightMemory()).num_bytes == 2 * 128 * 96
     assert TiledWeight(matrix, matrix[:, 0], WeightMemory()).num_bytes == 2 * 128 * 96 + 4 * 128
+
+
+def test_sum_with_others_is_that_of_plain_layers(kernel: TiledKernel) -> None:
+    weight, bias, others = _random(1, 40, 24), _random(2, 40), _random(3, 5, 40)
+    rows = _random(4, 5, 48)[:, ::2]
+    layer = TiledLinear(weight, bias, kernel=kernel, memory=WeightMemory())
+
+    total = layer.add(rows, others)
+
+    expected = others + linear(rows.float(), weight.float(), bias.float())
+    torch.testing.assert_close(total.float(), expected, rtol=2**-8, atol=1e-5)
+
+
+def test_gated_layer_is_half_as_wide(kernel: TiledKernel) -> None:
+    weight, rows = _random(5, 80, 24), _random(6, 5, 24)
+    layer = TiledLinear(weight, kernel=kernel, memory=WeightMemory(), gate="silu")
+
+    gated = layer(rows)
+
+    gate, factor = linear(rows.float(), weight.float()).chunk(2, dim=1)
+    torch.testing.assert_close(gated.float(), silu(gate) * factor, rtol=0.02, atol=0.02)
+    assert (layer.num_inputs, gated.shape) == (24, (5, 40))
+    assert layer.num_bytes >= weight.nbytes

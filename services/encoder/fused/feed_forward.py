@@ -1,0 +1,67 @@
+"""Compute the feed-forward part of a block of a fused tower."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chiasm.encoder.fused.linear import take_linears, take_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from chiasm.common.packed_linear import PackedLinear
+    from chiasm.encoder.fused.block_operators import BlockOperators, Linear
+    from chiasm.encoder.fused.description import BlockDescription
+
+
+class FeedForward:
+    """Linear layers that widen rows, a function or a gate, and a linear layer back."""
+
+    def __init__(
+        self, module: torch.nn.Module, description: BlockDescription, operators: BlockOperators
+    ) -> None:
+        """Take the weights of ``module``, a block that ``check_block`` has accepted."""
+        make_gated = operators.gated(description.activation)
+        self._widen: Linear | _Activated
+        if make_gated is not None and len(description.inner) > 1:
+            self._widen = make_gated(*take_weights(module, description.inner))
+        else:
+            layers = [take_linears(module, (name,)) for name in description.inner]
+            self._widen = _Activated(layers, description.activation, operators)
+        self._down = operators.linear(*take_weights(module, (description.down,)))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights."""
+        return self._widen.num_bytes + self._down.num_bytes
+
+    def add(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Return ``others`` and what the layers make of ``rows``.
+
+        Args:
+            rows: Normed hidden states. [num_rows, hidden_size], dtype of the tower.
+            others: As ``rows``, contiguous.
+        """
+        return self._down.add(self._widen(rows), others)
+
+
+class _Activated:
+    """A linear layer with a function; a second one multiplies its outputs."""
+
+    def __init__(
+        self, layers: list[PackedLinear], activation: str, operators: BlockOperators
+    ) -> None:
+        self._first, *self._factors = layers
+        self._activation = activation
+        self._operators = operators
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(layer.num_bytes for layer in (self._first, *self._factors))
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        inner = self._operators.activate(self._first, rows, self._activation)
+        for factor in self._factors:
+            inner = factor.multiply(rows, inner)
+        return inner
