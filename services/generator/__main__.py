@@ -66,6 +66,10 @@ SERVICE_NAME = DESCRIPTOR.services_by_name["GeneratorService"].full_name
 
 log = structlog.get_logger("chiasm.generator")
 
+# On a CPU a step reads all weights while the encoder may be at work on the same cores: text before
+# a picture saves as much later as such a step takes if it is about as long as this.
+_MIN_EARLY_TOKENS = 128
+
 _START_ERRORS = (
     AddressInUseError,
     CacheTooSmallError,
@@ -94,8 +98,11 @@ class Generator:
             loaded.layout.block_size,
             settings.cache.enable_prefix_caching,
         )
+        is_cpu = loaded.decoder.device.type == "cpu"
+        least = _MIN_EARLY_TOKENS if is_cpu else 1
+        chunking = dataclasses.replace(settings.chunking, min_early_tokens=least)
         limits = SchedulerLimits(
-            scheduling.max_step_tokens, scheduling.max_running_sequences, settings.chunking
+            scheduling.max_step_tokens, scheduling.max_running_sequences, chunking
         )
         self._trace = StepTrace(settings.step_trace) if settings.step_trace else None
         observers: list[StepObserver] = [StepMetrics(settings.model_name, loaded.layout.num_blocks)]
@@ -103,7 +110,7 @@ class Generator:
             observers.append(self._trace)
         cores = open_cores(settings.core_page, "generator", settings.cores)
         threads = ComputeThreads(cores)
-        if loaded.decoder.device.type == "cpu":
+        if is_cpu:
             loaded.decoder.call_before_layers(threads.adjust)
         runner = ModelRunner(
             loaded.decoder,

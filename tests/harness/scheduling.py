@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from chiasm.generator.engine.block_group import GroupSize
 from chiasm.generator.engine.block_manager import BlockManager
+from chiasm.generator.engine.chunking import Chunking
 from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
 from chiasm.generator.engine.sequence import SequenceStatus
 from chiasm.generator.engine.step_cost import StepCost
@@ -19,8 +20,10 @@ def make_scheduler(
     max_running: int = 4,
     max_step_tokens: int = 16,
     max_step_s: float = 0.0,
+    min_early_tokens: int = 1,
 ) -> Scheduler:
-    limits = SchedulerLimits(max_step_tokens, max_running)
+    chunking = Chunking(min_early_tokens=min_early_tokens)
+    limits = SchedulerLimits(max_step_tokens, max_running, chunking)
     return Scheduler(BlockManager([GroupSize(num_blocks)], 4), limits, StepCost(max_step_s))
 
 

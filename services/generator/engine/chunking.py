@@ -17,14 +17,29 @@ class Chunking:
         fixed_tokens: In deterministic mode, prompts are cut at multiples of this many tokens,
             whatever else is in the step, and outputs are recomputed one by one as they were
             computed; 0 cuts where the budget ends.
+        min_early_tokens: Fewest tokens before a missing embedding that are worth a step of their
+            own: a step has a price whatever is in it, and who encodes may share the processor.
     """
 
     fixed_tokens: int = 0
+    min_early_tokens: int = 1
 
     @property
     def is_fixed(self) -> bool:
         """Whether cuts do not depend on the budget."""
         return self.fixed_tokens > 0
+
+    def is_early(self, sequence: Sequence, start: int, is_first: bool) -> bool:
+        """Return whether ``sequence`` had better wait for its next embedding.
+
+        Args:
+            sequence: Sequence that may lack embeddings.
+            start: First position to compute.
+            is_first: Whether nothing else is in the step.
+        """
+        num_ready = sequence.num_ready_tokens
+        is_cut = num_ready < sequence.num_total_tokens
+        return is_cut and num_ready - start < (self.min_early_tokens if is_first else 1)
 
     def count_tokens(self, sequence: Sequence, start: int, budget: int, is_first: bool) -> int:
         """Return how many tokens of ``sequence`` to compute from ``start`` on.

@@ -82,9 +82,8 @@ class Scheduler:
     Each step takes first one token of every sequence that decodes, then chunks of the running
     prompts, then prompts from the waiting queue while budget and blocks last, and no more of them
     than keeps the step short for those that decode. A prompt is computed up to its first span whose
-    embedding is missing. When a running sequence cannot grow, the
-    youngest of the least urgent ones gives its blocks up and is computed anew later, so the first
-    in rank always advances.
+    embedding is missing. When a running sequence cannot grow, the youngest of the least urgent ones
+    gives its blocks up and is computed anew later, so the first in rank always advances.
 
     Steps are launched before the tokens of the step before are known: all counts here are of
     scheduled tokens, and the newest token of a sequence may be one that only the device knows.
@@ -243,7 +242,7 @@ class Scheduler:
                 return
             prefix = self._find_prefix(sequence)
             num_tokens = self._count_chunk(draft, sequence, prefix.num_tokens)
-            if sequence.num_ready_tokens <= prefix.num_tokens:
+            if self._limits.chunking.is_early(sequence, prefix.num_tokens, draft.is_empty):
                 self._block(sequence)
             elif num_tokens and self._can_start(sequence, prefix):
                 self._start(draft, sequence, prefix)
@@ -294,9 +293,9 @@ class Scheduler:
     def _count_chunk(self, draft: _StepDraft, sequence: Sequence, start: int) -> int:
         # The newest token of a preempted sequence may not be known yet; it is decoded, not part
         # of a chunk.
-        if sequence.num_pending_tokens:
-            return 0
         chunking = self._limits.chunking
+        if sequence.num_pending_tokens or chunking.is_early(sequence, start, draft.is_empty):
+            return 0
         budget = max(0, min(draft.budget, draft.prefill_budget))
         num_tokens = chunking.count_tokens(sequence, start, budget, draft.is_empty)
         if num_tokens or draft.prefills:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+import pytest
 import torch
 
 from chiasm.common.media import MediaSpan
@@ -12,6 +14,9 @@ from chiasm.generator.engine.sequence import Sequence
 from tests.fakes.embeddings import make_layout, make_ref
 from tests.fakes.generator_engine import make_prompt, make_sequence
 from tests.harness.scheduling import chunks_of, compute, make_scheduler
+
+if TYPE_CHECKING:
+    from chiasm.generator.engine.scheduler import Scheduler
 
 
 def test_prompts_beside_a_stream_are_computed_in_chunks_that_fit_the_time() -> None:
@@ -73,3 +78,57 @@ def test_a_span_larger_than_a_step_is_computed_beside_a_stream_too() -> None:
     steps = [scheduler.schedule() for _ in range(3)]
 
     assert [chunks_of(step)[1:] for step in steps] == [[(2, 0, 1)], [(2, 1, 40)], [(2, 41, 1)]]
+
+
+def _with_spans(seq_id: int, *offsets: int) -> Sequence:
+    """Return a sequence of 20 tokens with spans of four whose embeddings are not there."""
+    refs = [make_ref(num_rows=2, seed=offset) for offset in offsets]
+    spans = [
+        MediaSpan(offset, ref, make_layout(ref), is_ready=False)
+        for offset, ref in zip(offsets, refs, strict=True)
+    ]
+    return Sequence(seq_id, make_prompt(range(1, 21), tuple(spans)), SamplingParams(4))
+
+
+def _bring(scheduler: Scheduler, sequence: Sequence, index: int) -> None:
+    sequence.embeddings[index] = torch.zeros(2, 1)
+    scheduler.release(sequence)
+
+
+@pytest.mark.parametrize(("offset", "early"), [(5, []), (6, [(1, 0, 6)])])
+def test_text_before_a_missing_embedding_is_worth_a_step_if_it_is_long_enough(
+    offset: int, early: list[tuple[int, int, int]]
+) -> None:
+    scheduler = make_scheduler(max_step_tokens=32, min_early_tokens=6)
+    sequence = _with_spans(1, offset)
+    scheduler.add(sequence)
+
+    assert chunks_of(scheduler.schedule()) == early
+    assert chunks_of(scheduler.schedule()) == []
+    assert not scheduler.has_work
+    _bring(scheduler, sequence, 0)
+
+    start = len(early) * offset
+    assert chunks_of(scheduler.schedule()) == [(1, start, 20 - start)]
+
+
+def test_short_text_before_a_missing_embedding_goes_along_with_a_stream() -> None:
+    scheduler = make_scheduler(max_step_tokens=32, min_early_tokens=6)
+    scheduler.add(make_sequence(1, [100, 101], max_tokens=20))
+    compute(scheduler, scheduler.schedule())
+    scheduler.add(_with_spans(2, 5))
+
+    assert chunks_of(scheduler.schedule()) == [(1, 2, 1), (2, 0, 5)]
+
+
+def test_short_text_between_two_pictures_waits_for_the_second() -> None:
+    scheduler = make_scheduler(max_step_tokens=32, min_early_tokens=6)
+    sequence = _with_spans(1, 6, 11)
+    scheduler.add(sequence)
+    compute(scheduler, scheduler.schedule())
+
+    _bring(scheduler, sequence, 0)
+    assert chunks_of(scheduler.schedule()) == []
+    _bring(scheduler, sequence, 1)
+
+    assert chunks_of(scheduler.schedule()) == [(1, 6, 14)]
