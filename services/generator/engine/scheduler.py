@@ -368,8 +368,10 @@ class Scheduler:
 
     def _preempt_stalled(self, draft: _StepDraft) -> bool:
         """Preempt the last sequence that waits for an embedding, if any does; others can run."""
+        is_early = self._limits.chunking.is_early
         for sequence in reversed(self._running):
-            if sequence.is_stalled and not draft.has(sequence):
+            waits = is_early(sequence, sequence.num_scheduled_tokens, draft.is_empty)
+            if waits and not draft.has(sequence):
                 self._preempt(draft, sequence)
                 # Only the embedding helps it: with its text computed it would stall again.
                 self._block(sequence)

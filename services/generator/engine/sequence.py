@@ -195,11 +195,6 @@ class Sequence:
         return is_behind_prompt and num_scheduled + 1 == self.num_total_tokens
 
     @property
-    def is_stalled(self) -> bool:
-        """Whether it cannot go on before an embedding comes."""
-        return self.num_ready_tokens <= self.num_scheduled_tokens < len(self.prompt.token_ids)
-
-    @property
     def will_be_full(self) -> bool:
         """Whether the launched steps bring it to its most tokens."""
         return self.num_total_tokens >= self.max_num_tokens

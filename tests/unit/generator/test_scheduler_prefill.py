@@ -132,3 +132,17 @@ def test_short_text_between_two_pictures_waits_for_the_second() -> None:
     _bring(scheduler, sequence, 1)
 
     assert chunks_of(scheduler.schedule()) == [(1, 6, 14)]
+
+
+def test_sequence_that_waits_with_short_text_gives_its_place_to_one_that_can_run() -> None:
+    scheduler = make_scheduler(max_running=1, max_step_tokens=32, min_early_tokens=6)
+    sequence = _with_spans(1, 6, 11)
+    scheduler.add(sequence)
+    compute(scheduler, scheduler.schedule())
+    _bring(scheduler, sequence, 0)
+    scheduler.add(make_sequence(2, [100, 101]))
+
+    step = scheduler.schedule()
+
+    assert chunks_of(step) == [(2, 0, 2)]
+    assert step.num_preemptions == 1
