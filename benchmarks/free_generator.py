@@ -79,9 +79,6 @@ class FreeEngine:
 
 
 class _NoThreads:
-    def begin_step(self) -> None:
-        """Do nothing."""
-
     def rest(self) -> None:
         """Do nothing."""
 

@@ -1,8 +1,8 @@
 """Share the cores of one host between services: a page with one busy word each.
 
-Before each layer of a forward a service takes as many threads as there are cores that no busy peer
-needs: ``max(1, cores - busy peers)``. The page is a small file that all services
-of the host map; it needs no server and survives any of them.
+Before each layer of a forward a service takes its even share of the cores, as many threads as
+``max(1, cores // (1 + busy peers))``. The page is a small file that all services of the host map;
+it needs no server and survives any of them.
 
 ::
 
@@ -158,13 +158,13 @@ class CoreSlot:
         self._page[self._start + _BUSY_OFFSET] = int(is_busy)
 
     def available_threads(self) -> int:
-        """Return ``max(1, cores - busy peers)``; a dead peer is noticed within half a second."""
+        """Return the even share of the cores; a dead peer is noticed within half a second."""
         # Mostly nobody else is busy, and that is one look.
         busy = self._page[_SLOT_BYTES + _BUSY_OFFSET :: _SLOT_BYTES]
         own = self._page[self._start + _BUSY_OFFSET]
         if busy.count(0) == len(busy) - own:
             return self._cores
-        return max(1, self._cores - sum(1 for _ in self._busy_peers()))
+        return max(1, self._cores // (1 + sum(1 for _ in self._busy_peers())))
 
     def release(self) -> None:
         """Give the slot back."""

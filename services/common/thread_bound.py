@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _WINDOW_S = 0.1
 # About where a thread less takes as long.
 _LEAST_SHARE = 0.7
+# Low shares one after the other by which a thread is given up: a service of ours that begins to
+# compute, or a busy moment of another thread of this process, makes one or two.
+_NUM_LOW_SHARES = 3
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 8.0
 
 log = structlog.get_logger(__name__)
@@ -47,6 +50,7 @@ class ThreadBound:
         self._num_threads = 1
         self._last: tuple[float, float] | None = None
         self._wall_s = self._cpu_s = 0.0
+        self._num_low_shares = 0
         self._bound: int | None = None
         self._is_trial = False
         self._retry_at = 0.0
@@ -75,9 +79,14 @@ class ThreadBound:
         is_trial, self._is_trial = self._is_trial, False
         self._wall_s = self._cpu_s = 0.0
         if share >= _LEAST_SHARE:
+            self._num_low_shares = 0
             if is_trial or self._bound is None:
                 self._retry_s = _FIRST_RETRY_S
             return
+        self._num_low_shares += 1
+        if self._num_low_shares < _NUM_LOW_SHARES and not is_trial:
+            return
+        self._num_low_shares = 0
         if self._bound is None:
             log.info("cores_are_crowded", threads=self._num_threads - 1, share=round(share, 2))
         self._bound = self._num_threads - 1

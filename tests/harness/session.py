@@ -42,9 +42,6 @@ WAIT_S = 5.0
 
 
 class _NoThreads:
-    def begin_step(self) -> None:
-        """Do nothing."""
-
     def rest(self) -> None:
         """Do nothing."""
 

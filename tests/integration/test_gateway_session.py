@@ -62,9 +62,6 @@ PROMPT = [1, 2, 3]
 
 
 class _NoThreads:
-    def begin_step(self) -> None:
-        """Do nothing."""
-
     def rest(self) -> None:
         """Do nothing."""
 

@@ -62,9 +62,10 @@ class Sampler:
             logits: [num_rows, vocab_size], any float type.
             rows: One per row.
         """
-        best = logits.argmax(dim=-1)
-        # NaN counts as the largest value, so that the best logit shows it.
-        is_finite = logits.gather(1, best[:, None])[:, 0].isfinite().tolist()
+        # Not argmax, which takes four times as long on a CPU. NaN counts as the largest value, so
+        # that the best logit shows it.
+        highest, best = logits.max(dim=-1)
+        is_finite = highest.isfinite().tolist()
         # The best token of the model is all that the others need.
         special = [index for index, row in enumerate(rows) if row.state or not row.params.is_greedy]
         if special:
@@ -105,7 +106,7 @@ def _choose(logits: torch.Tensor, rows: Sequence[SampledRow]) -> torch.Tensor:
         index = torch.tensor(ruled, device=logits.device)
         states = [state for row in rows if (state := row.state) is not None]
         logits[index] = apply_rules(logits[index], states)
-    tokens = logits.argmax(dim=-1)
+    tokens = logits.max(dim=-1).indices
     drawn = [index for index, row in enumerate(rows) if not row.params.is_greedy]
     if drawn:
         index = torch.tensor(drawn, device=logits.device)

@@ -62,9 +62,6 @@ PIECE = EmbeddingPiece(REF.embedding_id, 0, 0, DATA, is_last=True)
 
 
 class _NoThreads:
-    def begin_step(self) -> None:
-        """Do nothing."""
-
     def rest(self) -> None:
         """Do nothing."""
 
