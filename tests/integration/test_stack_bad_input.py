@@ -159,6 +159,19 @@ BAD_REQUESTS = [
     BadRequest("stop", text_with(stop=["x"] * 1000), 400, "", "stop"),
 ]
 
+# In bounds, and far beyond what anybody means: logits that overflow have no probabilities.
+EXTREME_WISHES: list[dict[str, Any]] = [
+    {"temperature": 1, "repetition_penalty": 1.4e-45},
+    {"temperature": 1, "repetition_penalty": 1.4e-45, "top_p": 0.9},
+    {"temperature": 2e-5, "repetition_penalty": 1e-38},
+    {
+        "temperature": 1,
+        "repetition_penalty": 3e38,
+        "allowed_token_ids": [5],
+        "logit_bias": {"5": -100},
+    },
+]
+
 
 @dataclass(slots=True)
 class Watched:
@@ -246,6 +259,21 @@ def test_a_running_answer_is_untouched_by_bad_requests_beside_it(watched: Watche
 
     for bad in BAD_REQUESTS[:8]:
         assert chat.refused_chat(url, bad.body).status == bad.status
+    events += running
+
+    assert chat.joined_text(events) == alone
+
+
+def test_a_running_answer_is_untouched_by_extreme_wishes_beside_it(watched: Watched) -> None:
+    url = watched.stack.base_url
+    body = chat.chat_body("What is this?", [GOOD_PICTURE], 600)
+    alone = chat.joined_text(chat.stream_chat(url, body))
+    running = chat.iterate_chat(url, body)
+    events = [next(running)]
+
+    for wishes in EXTREME_WISHES:
+        answer = chat.post_chat(url, {**text_with(max_tokens=8), **wishes})
+        assert answer["choices"][0]["finish_reason"] in ("stop", "length")
     events += running
 
     assert chat.joined_text(events) == alone

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     WeightedEntry = tuple[int, int, float]
 
+_FINITE = torch.finfo(torch.float32)
+
 
 def apply_rules(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
     """Apply allowed tokens, bad words, minimum length, grammar, bias and penalties, in this order.
@@ -24,7 +26,7 @@ def apply_rules(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.
         states: One per row.
 
     Returns:
-        ``logits``.
+        ``logits``; the best of each row is finite.
 
     Source: the order of vLLM's sampler; penalties of Keskar et al. 2019 (repetition) and of the
     OpenAI interface (presence, frequency).
@@ -75,7 +77,11 @@ def _penalise(logits: torch.Tensor, states: Sequence[SamplingState]) -> None:
         if penalty != 1.0:
             tokens = state.seen_token_ids.to(logits.device)
             found = logits[row, tokens]
-            logits[row, tokens] = torch.where(found > 0, found / penalty, found * penalty)
+            scaled = torch.where(found > 0, found / penalty, found * penalty)
+            # No penalty makes a token certain, or hides one: a row without a finite best logit has
+            # no probabilities. What is hidden stays so.
+            scaled = scaled.clamp(_FINITE.min, _FINITE.max)
+            logits[row, tokens] = torch.where(found.isfinite(), scaled, found)
     counted = [
         (row, token, state.params.presence_penalty + state.params.frequency_penalty * count)
         for row, state in enumerate(states)

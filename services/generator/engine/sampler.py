@@ -134,10 +134,11 @@ def _mix(value: int) -> int:
 def _draw(
     logits: torch.Tensor, params: Sequence[SamplingParams], uniform: Sequence[float]
 ) -> torch.Tensor:
-    """Return one token per row. [num_rows], int64."""
+    """Return one token per row, whose best logit is finite. [num_rows], int64."""
     device = logits.device
     temperature = torch.tensor([row.temperature for row in params], device=device)
-    logits = logits / temperature[:, None]
+    # From the best one on, so that no temperature makes it infinite.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
     top_k = [min(row.top_k, logits.shape[1]) or logits.shape[1] for row in params]
     if min(top_k) < logits.shape[1]:
         logits = _keep_top_k(logits, top_k)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from chiasm.generator.engine.sampler import SampledRow, Sampler, uniform_of
-from chiasm.generator.engine.sampling_params import SamplingParams
+from chiasm.generator.engine.sampling_params import GREEDY_TEMPERATURE, SamplingParams
 from chiasm.generator.engine.sampling_state import SamplingState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 NUM_DRAWS = 4000
 
@@ -46,6 +46,14 @@ def test_zero_temperature_takes_the_best_token() -> None:
     tokens = _sample(logits, [SamplingParams(1, temperature=0.0)] * 2, [0, 0])
 
     assert tokens == [1, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_of_equal_best_tokens_is_taken(dtype: torch.dtype) -> None:
+    logits = torch.zeros(3, 1000, dtype=dtype)
+    logits[:, [700, 701, 999]] = 2.0
+
+    assert _sample(logits, [SamplingParams(1, temperature=0.0)] * 3, [0] * 3) == [700] * 3
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -151,6 +159,41 @@ def test_row_that_is_not_finite_is_told_apart(bad: float, temperature: float) ->
     tokens = _sample(logits, [SamplingParams(1, temperature=temperature)] * 2, [0, 0])
 
     assert tokens == [None, 1]
+
+
+@pytest.mark.parametrize("penalty", [1.4e-45, 1e-38, 1e-3, 1e3, 3.4e38])
+@pytest.mark.parametrize("temperature", [0.0, GREEDY_TEMPERATURE, 1.0, 2.0])
+@pytest.mark.parametrize("further", [{}, {"top_p": 0.9}, {"min_p": 0.5}, {"top_k": 2}])
+@pytest.mark.parametrize("logits", [[3.0, 2.0, -1.0, -2.0], [-9.0, -9.0, -9.0, -9.0], [0.0] * 4])
+def test_no_wish_leads_to_a_token_outside_of_the_vocabulary(
+    logits: list[float], further: Mapping[str, Any], temperature: float, penalty: float
+) -> None:
+    params = SamplingParams(
+        1, seed=3, temperature=temperature, repetition_penalty=penalty, **further
+    )
+    # All tokens were there before, so that none is left as it was.
+    row = SampledRow(params, 0, SamplingState(params, [0, 1, 2, 3]))
+
+    (token,) = Sampler().sample(torch.tensor([logits]), [row])
+
+    assert token is not None
+    assert 0 <= token.token_id < len(logits)
+
+
+@pytest.mark.parametrize("penalty", [1.4e-45, 3.4e38])
+@pytest.mark.parametrize("bias", [-100.0, 100.0])
+def test_a_penalty_neither_shows_a_hidden_token_nor_hides_the_last_one(
+    penalty: float, bias: float
+) -> None:
+    params = SamplingParams(
+        1, seed=3, repetition_penalty=penalty, allowed_token_ids=(2,), logit_bias={2: bias}
+    )
+    row = SampledRow(params, 0, SamplingState(params, [0, 1, 2, 3]))
+
+    (token,) = Sampler().sample(torch.tensor([[9.0, 9.0, -9.0, 9.0]]), [row])
+
+    assert token is not None
+    assert token.token_id == 2
 
 
 def test_half_precision_logits_are_sampled() -> None:
