@@ -68,10 +68,12 @@ def main() -> None:
         decoders = make_decoders(sizes, CACHE_TOKENS)
         _print(_forward_lines(decoders, limits, arguments.rounds))
         _print(_tower_lines(limits, arguments.rounds))
-        _print(_step_lines(decoders["fused"], limits))
+        for name in ("fused", "replayed"):
+            _print(_step_lines(name, decoders[name], limits))
         _print(_generate_lines(make_model(sizes)))
         # Last, because launches stay slower once there was a profiler.
-        _print(_profile_lines(decoders["fused"]))
+        for name in ("fused", "replayed"):
+            _print(_profile_lines(name, decoders[name]))
 
 
 class _Limits:
@@ -133,22 +135,22 @@ def _forward_of(decoder: Decoder, work: Work) -> Callable[[], torch.Tensor]:
 
 def _forward_lines(decoders: dict[str, Decoder], limits: _Limits, num_rounds: int) -> list[str]:
     lines = ["", "forward and head, ms: median (least to most)"]
-    lines += _table_head(["forward", *decoders, "limit", "fused / limit"])
+    lines += _table_head(["forward", *decoders, "limit", "replayed / limit"])
     for work in WORKS:
         seconds = {
             name: _time_rounds(partial(_forward_of, decoder, work), num_rounds)
             for name, decoder in decoders.items()
         }
         limit_s = limits.seconds_of(work)
-        ratio = statistics.median(seconds["fused"]) / limit_s
+        ratio = statistics.median(seconds["replayed"]) / limit_s
         cells = [*map(_spread, seconds.values()), f"{1e3 * limit_s:.2f}", f"{ratio:.1f}"]
         lines.append(f"| {work.name} | {' | '.join(cells)} |")
     return lines
 
 
-def _step_lines(decoder: Decoder, limits: _Limits) -> list[str]:
+def _step_lines(name: str, decoder: Decoder, limits: _Limits) -> list[str]:
     """Return the seconds of whole steps of the engine that decode, sampling included."""
-    lines = ["", f"decode step of the engine at context {CONTEXT}, ms: median (least to most)"]
+    lines = ["", f"step of the engine, {name}, context {CONTEXT}, ms: median (least to most)"]
     lines += _table_head(["batch", "step", "build, forward, sample", "limit", "tokens/s"])
     clock = StepClock(decoder, CACHE_TOKENS)
     for work in WORKS[: len(BATCHES)]:
@@ -177,9 +179,9 @@ def _step_of(decoder: Decoder, work: Work) -> Callable[[], object]:
     return lambda: Sampler().sample(forward(), rows)
 
 
-def _profile_lines(decoder: Decoder) -> list[str]:
+def _profile_lines(name: str, decoder: Decoder) -> list[str]:
     """Return how much of a decode step the device works, and in how many launches."""
-    lines = ["", "a decode step of the fused decoder under the profiler"]
+    lines = ["", f"a decode step of the decoder {name} under the profiler"]
     lines += _table_head(["batch", "launches", "device busy ms", "step ms", "busy"])
     tables = []
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]

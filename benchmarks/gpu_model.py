@@ -17,6 +17,7 @@ from chiasm.generator.engine.sampling_params import SamplingParams
 from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
 from chiasm.generator.engine.sequence import Prompt, Sequence
 from chiasm.generator.model.find_cache_kernels import find_cache_kernels
+from chiasm.generator.model.graphed_decoder import GraphedDecoder, GraphLimits, GraphRecorder
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.make_decoder import make_decoder
 from chiasm.generator.model.model_spec import read_model_spec
@@ -33,6 +34,8 @@ DTYPE = torch.bfloat16
 BLOCK_SIZE = 16
 STEP_TOKENS = 2048
 MAX_SEQUENCES = 64
+# How wide the block tables of recorded steps are.
+MAX_CONTEXT = 32_768
 TEXT: dict[str, Any] = {
     "vocab_size": 151_936,
     "hidden_size": 2048,
@@ -40,7 +43,7 @@ TEXT: dict[str, Any] = {
     "num_hidden_layers": 36,
     "num_attention_heads": 16,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 32_768,
+    "max_position_embeddings": MAX_CONTEXT,
     "tie_word_embeddings": True,
     "initializer_range": 0.02,
     "rope_parameters": {
@@ -73,7 +76,10 @@ def make_model(sizes: dict[str, Any]) -> Any:
 
 
 def make_decoders(sizes: dict[str, Any], num_tokens: int) -> dict[str, Decoder]:
-    """Return both of our decoders, each on a filled cache of its own for ``num_tokens``."""
+    """Return our decoders, each on a filled cache of its own for ``num_tokens``.
+
+    The third replays the steps of the second from CUDA graphs, on the same cache.
+    """
     decoders: dict[str, Decoder] = {}
     choices: tuple[DecoderChoice, ...] = ("transformers", "fused")
     for choice in choices:
@@ -84,6 +90,8 @@ def make_decoders(sizes: dict[str, Any], num_tokens: int) -> dict[str, Decoder]:
         for tensor in (*cache.keys, *cache.values):
             tensor.normal_()
         decoders[choice] = make_decoder(choice, model, cache)
+    limits = GraphLimits(MAX_SEQUENCES, MAX_CONTEXT)
+    decoders["replayed"] = GraphedDecoder(decoders["fused"], limits, GraphRecorder(CUDA))
     return decoders
 
 

@@ -61,7 +61,8 @@ class LayerKernels(Protocol):
             qkv: Heads of queries, keys and values.
                 [num_tokens, (num_q_heads + 2 * num_kv_heads) * head_dim], contiguous.
             tables: Cosines, and sines with the first half negated. [num_tokens, ..., rotary_dim].
-            slots: Slot of every token, each once. [num_tokens], int64.
+            slots: Slot of every token, each once; what has a negative one is not kept.
+                [num_tokens], int64.
             cached: Keys and values. [num_slots, num_kv_heads, head_dim], contiguous.
             norm: Weight, [num_q_heads + num_kv_heads, head_dim], and epsilon, or ``None``.
 

@@ -35,9 +35,8 @@ if TYPE_CHECKING:
 
 # The matrix units take no fewer rows or columns.
 _MIN_DOT = 16
-# Most splits of a context, and the fewest positions for which another is worth a second launch.
+# Most splits of a context.
 _MAX_SPLITS = 64
-_MIN_SPLIT_LENGTH = 256
 # Splits that are joined at once.
 _JOINED_SPLITS = 16
 # Programs that keep a device busy, per multiprocessor.
@@ -50,11 +49,13 @@ class DecodeTiles:
 
     Attributes:
         tile: Positions that a program reads at once; a power of two, at least 16.
+        min_split: Fewest positions of a split; shorter contexts are cut into fewer.
         num_warps: Warps of a program.
         num_stages: Tiles that are under way at once.
     """
 
     tile: int
+    min_split: int = 64
     num_warps: int = 4
     num_stages: int = 2
 
@@ -66,7 +67,13 @@ class DecodeTiles:
         return cls(tile, num_warps=8 if dtype is torch.float32 else 4)
 
 
-@triton.jit(do_not_specialize=["table_stride", "split_length", "num_splits"])
+@triton.jit
+def _find_split_length(length, num_splits, MIN_SPLIT: tl.constexpr, TILE: tl.constexpr):
+    """Return the positions of each split of a context but the last: whole tiles."""
+    return tl.maximum(tl.cdiv(tl.cdiv(length, num_splits), TILE) * TILE, MIN_SPLIT)
+
+
+@triton.jit(do_not_specialize=["table_stride", "num_splits"])
 def _paged_decode_kernel(
     query_ptr,  # [num_sequences, num_q_heads, head_dim]
     key_ptr,  # [num_slots, num_kv_heads, head_dim]
@@ -83,7 +90,6 @@ def _paged_decode_kernel(
     slot_stride,
     head_stride,
     table_stride,
-    split_length,
     num_splits,
     WINDOW: tl.constexpr,
     GROUP: tl.constexpr,  # query heads of a key head
@@ -94,6 +100,7 @@ def _paged_decode_kernel(
     UPCASTS: tl.constexpr,  # the interpreter multiplies no bfloat16
     ROWS: tl.constexpr,  # GROUP, padded
     COLUMNS: tl.constexpr,  # HEAD_DIM, padded
+    MIN_SPLIT: tl.constexpr,
     TILE: tl.constexpr,
 ):
     split = tl.program_id(0)
@@ -103,9 +110,12 @@ def _paged_decode_kernel(
 
     length = tl.load(length_ptr + sequence).to(tl.int32)
     first = tl.maximum(length - WINDOW, 0) if WINDOW else 0
-    begin = first + split * split_length
-    end = tl.minimum(begin + split_length, length)
+    begin = first
+    end = length
     if IS_SPLIT:
+        split_length = _find_split_length(length - first, num_splits, MIN_SPLIT, TILE)
+        begin = first + split * split_length
+        end = tl.minimum(begin + split_length, length)
         if begin >= end:
             return
 
@@ -150,26 +160,27 @@ def _paged_decode_kernel(
         tl.store(out_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=is_row)
 
 
-@triton.jit(do_not_specialize=["split_length", "num_splits"])
+@triton.jit(do_not_specialize=["num_splits"])
 def _join_splits_kernel(
     part_ptr,  # [num_sequences, num_q_heads, num_splits, head_dim], float32
     part_stat_ptr,  # [num_sequences, num_q_heads, num_splits, 2], float32: maximum and sum
     length_ptr,  # [num_sequences], int64
     out_ptr,  # [num_sequences, num_q_heads, head_dim]
-    split_length,
     num_splits,
     WINDOW: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     COLUMNS: tl.constexpr,  # HEAD_DIM, padded
     SPLITS: tl.constexpr,  # at least num_splits; the same always, so that it is compiled once
-    TILE: tl.constexpr,  # splits that are joined at once
+    JOINED: tl.constexpr,  # splits that are joined at once
+    MIN_SPLIT: tl.constexpr,  # as in the launch before
+    TILE: tl.constexpr,  # as in the launch before
 ):
     head = tl.program_id(0).to(tl.int64)
     sequence = tl.program_id(1).to(tl.int64)
     seen = tl.load(length_ptr + sequence).to(tl.int32)
     if WINDOW:
         seen = tl.minimum(seen, WINDOW)
-    num_written = tl.cdiv(seen, split_length)
+    num_written = tl.cdiv(seen, _find_split_length(seen, num_splits, MIN_SPLIT, TILE))
 
     first = (sequence * tl.num_programs(0) + head) * num_splits
     split = tl.arange(0, SPLITS)
@@ -184,8 +195,8 @@ def _join_splits_kernel(
 
     column = tl.arange(0, COLUMNS)
     sums = tl.zeros([COLUMNS], tl.float32)
-    for start in range(0, num_written, TILE):
-        part = start + tl.arange(0, TILE)
+    for start in range(0, num_written, JOINED):
+        part = start + tl.arange(0, JOINED)
         is_part = part < num_written
         part_maxima = tl.load(part_stat_ptr + (first + part) * 2, mask=is_part, other=float("-inf"))
         weights = tl.exp2(part_maxima - base)
@@ -218,7 +229,8 @@ def paged_decode_attention(
             sequence of length 0 becomes 0.
         rule: How scores are made.
         num_splits: Parts of each context, at most 64, that are attended to at once; ``None`` for
-            what keeps the device busy. It decides how sums are rounded.
+            what keeps the device busy. It decides how sums are rounded. How long a part is, the
+            device finds out, so that a launch can be replayed for other contexts.
         tiles: How the work is cut; ``None`` for what suits the width of the heads.
 
     Returns:
@@ -241,12 +253,11 @@ def paged_decode_attention(
     longest = tables.shape[1] * rule.block_size
     if rule.window:
         longest = min(longest, rule.window)
+    tiles = tiles or DecodeTiles.of(head_dim, query.dtype)
     if num_splits is None:
         num_programs = num_sequences * num_kv_heads
-        num_splits = choose_num_splits(num_programs, longest, _count_processors(query.device))
-    tiles = tiles or DecodeTiles.of(head_dim, query.dtype)
-    split_length = _round_up(-(-longest // num_splits), tiles.tile)
-    num_splits = -(-longest // split_length)
+        num_splits = choose_num_splits(num_programs, _count_processors(query.device))
+    num_splits = min(num_splits, -(-longest // tiles.min_split))
     columns = triton.next_power_of_2(max(head_dim, _MIN_DOT))
     group = num_q_heads // num_kv_heads
     is_split = num_splits > 1
@@ -271,7 +282,6 @@ def paged_decode_attention(
         keys.stride(0),
         keys.stride(1),
         tables.stride(0),
-        split_length,
         num_splits,
         WINDOW=rule.window,
         GROUP=group,
@@ -282,6 +292,7 @@ def paged_decode_attention(
         UPCASTS=not find_architecture(_paged_decode_kernel),
         ROWS=max(_MIN_DOT, triton.next_power_of_2(group)),
         COLUMNS=columns,
+        MIN_SPLIT=tiles.min_split,
         TILE=tiles.tile,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
@@ -292,28 +303,28 @@ def paged_decode_attention(
             stats,
             lengths,
             output,
-            split_length,
             num_splits,
             WINDOW=rule.window,
             HEAD_DIM=head_dim,
             COLUMNS=columns,
             SPLITS=_MAX_SPLITS,
-            TILE=_JOINED_SPLITS,
+            JOINED=_JOINED_SPLITS,
+            MIN_SPLIT=tiles.min_split,
+            TILE=tiles.tile,
             num_warps=4,
         )
     return output
 
 
-def choose_num_splits(num_programs: int, longest: int, num_processors: int) -> int:
-    """Return into how many parts contexts are cut so that no processor is idle.
+def choose_num_splits(num_programs: int, num_processors: int) -> int:
+    """Return into how many parts long contexts are cut so that no processor is idle.
 
     Args:
         num_programs: Programs of a launch without splits.
-        longest: Positions of the longest context.
         num_processors: Multiprocessors of the device.
     """
     wanted = _PROGRAMS_PER_PROCESSOR * num_processors // num_programs
-    return max(1, min(wanted, longest // _MIN_SPLIT_LENGTH, _MAX_SPLITS))
+    return max(1, min(wanted, _MAX_SPLITS))
 
 
 def _count_processors(device: torch.device) -> int:
@@ -322,6 +333,3 @@ def _count_processors(device: torch.device) -> int:
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
 
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

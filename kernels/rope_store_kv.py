@@ -33,7 +33,7 @@ def _rope_store_kv_kernel(
     qkv_ptr,  # [num_tokens, num_q_heads + 2 * num_kv_heads, head_dim]
     cos_ptr,  # [num_tokens, 2 * HALF]
     sin_ptr,  # [num_tokens, 2 * HALF], the first half negated
-    slot_ptr,  # [num_tokens], int64
+    slot_ptr,  # [num_tokens], int64; negative for what is not kept
     weight_ptr,  # [num_q_heads + num_kv_heads, head_dim]
     turned_ptr,  # [num_tokens, num_q_heads + num_kv_heads, head_dim]
     key_ptr,  # [num_slots, num_kv_heads, head_dim]
@@ -67,6 +67,8 @@ def _rope_store_kv_kernel(
     second = tl.load(row_ptr + first_at + HALF, mask=is_read & is_column[None, :], other=0.0)
     rest = tl.load(row_ptr + rest_at, mask=is_read & is_behind[None, :], other=0.0)
     slot = tl.load(slot_ptr + token)
+    is_value &= slot >= 0
+    is_key &= slot >= 0
 
     value_row = value_ptr + (slot * NUM_KV_HEADS - NUM_Q_HEADS - NUM_KV_HEADS) * HEAD_DIM
     tl.store(value_row + first_at, first, mask=is_value[:, None] & is_column[None, :])
@@ -125,8 +127,8 @@ def rope_store_kv(
             contiguous.
         tables: Cosines, and sines with the first half negated. Each [num_tokens, ..., rotary_dim],
             contiguous; ``rotary_dim`` is even.
-        slots: Slot of every token, each once. [num_tokens], int64. The caller vouches for what it
-            holds.
+        slots: Slot of every token, each once; what has a negative one is not kept. [num_tokens],
+            int64. The caller vouches for what it holds.
         cached: Keys and values. [num_slots, num_kv_heads, head_dim], contiguous, dtype of ``qkv``.
         norm: Weight, [num_q_heads + num_kv_heads, head_dim], dtype of ``qkv`` or float32, and
             epsilon of a norm of every head before it is turned; ``None`` for none.

@@ -48,7 +48,7 @@ from chiasm.generator.guides import Guides
 from chiasm.generator.info import GeneratorInfo
 from chiasm.generator.model.cache_sizes import CacheRequest, CacheTooSmallError
 from chiasm.generator.model.fused.description import UnsupportedDecoderError
-from chiasm.generator.model.load import load_model
+from chiasm.generator.model.load import load_model, replay_decodes
 from chiasm.generator.model.runner import ModelRunner
 from chiasm.generator.servicer import GeneratorServicer
 from chiasm.kernels.cpu.native import KernelsUnavailableError
@@ -231,9 +231,12 @@ def _load(settings: GeneratorSettings) -> LoadedModel:
         device_share=cache.gpu_memory_utilization,
     )
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
-    return load_model(
+    loaded = load_model(
         model.model, dtype, find_device(model.device), request, model.decoder, model.quantization
     )
+    if model.enforce_eager:
+        return loaded
+    return replay_decodes(loaded, settings.scheduling.max_running_sequences)
 
 
 def _make_compiler(settings: GeneratorSettings, loaded: LoadedModel) -> GrammarCompiler | None:

@@ -42,6 +42,11 @@ class ModelSettings(SettingsGroup):
             " half the memory and 0.5 to 0.7 of the time, for a little accuracy; CPU only."
         ),
     )
+    enforce_eager: bool = Field(
+        default=False,
+        description="Whether a GPU launches every kernel of every step; by default steps without"
+        " prompts are recorded at the start as CUDA graphs, and replayed.",
+    )
     cpu_kernels: Literal["auto", "off", "plain", "avx2", "avx512", "amx"] = Field(
         default="auto",
         description=(

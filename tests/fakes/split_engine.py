@@ -17,13 +17,14 @@ from chiasm.generator.engine.sampler import Sampler
 from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
 from chiasm.generator.engine.sequence import Sequence
 from chiasm.generator.model.cache_sizes import CacheRequest
-from chiasm.generator.model.load import LoadedModel, load_model
+from chiasm.generator.model.load import LoadedModel, load_model, replay_decodes
 from chiasm.generator.model.runner import ModelRunner
 from tests.fakes.generator_engine import output_of
 
 if TYPE_CHECKING:
     from chiasm.generator.engine.outputs import EngineState, StepStatistics
     from chiasm.generator.model.fused.linear_maker import Quantization
+    from chiasm.generator.model.graphed_decoder import Recorder
     from chiasm.generator.model.make_decoder import DecoderChoice
     from chiasm.kernels.cpu.native import KernelChoice
     from tests.fakes.whole_model import MediaPrompt, WholeModel
@@ -51,6 +52,7 @@ class SplitEngine:
         quantization: Quantization = "none",
         kernels: KernelChoice = "auto",
         device: torch.device = CPU,
+        record: Recorder | None = None,
     ) -> None:
         """Load the checkpoint of ``whole`` and build an engine on it."""
         request = CacheRequest(
@@ -59,6 +61,8 @@ class SplitEngine:
         self.loaded: LoadedModel = load_model(
             whole.path, dtype, device, request, decoder, quantization
         )
+        if record is not None:
+            self.loaded = replay_decodes(self.loaded, MAX_RUNNING, record)
         self.blocks = BlockManager(self.loaded.layout.sizes, block_size)
         max_running = min(MAX_RUNNING, max_step_tokens)
         self.scheduler = Scheduler(

@@ -255,6 +255,11 @@ class DecodeGroup:
         return len(self.context_lengths)
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks of the longest block table."""
+        return max(len(table[0]) for table in self.block_tables)
+
+    @property
     def rows(self) -> slice:
         """Rows of the group."""
         return slice(self.start, self.start + self.num_sequences)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,7 @@ from chiasm.common.half_load import load_half
 from chiasm.common.loading_memory import give_back_loading_memory
 from chiasm.generator.model.cache_sizes import decide_sizes
 from chiasm.generator.model.find_cache_kernels import find_cache_kernels
+from chiasm.generator.model.graphed_decoder import GraphedDecoder, GraphLimits, GraphRecorder
 from chiasm.generator.model.kv_cache import KVCache
 from chiasm.generator.model.make_decoder import make_decoder
 from chiasm.generator.model.memory_budget import decide_budget, read_device_memory
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from chiasm.generator.model.cache_sizes import CacheRequest
     from chiasm.generator.model.decoder import Decoder
     from chiasm.generator.model.fused.linear_maker import Quantization
+    from chiasm.generator.model.graphed_decoder import Recorder
     from chiasm.generator.model.kv_cache import KVCacheLayout
     from chiasm.generator.model.make_decoder import DecoderChoice
 
@@ -34,6 +36,25 @@ class LoadedModel:
     dtype: torch.dtype
     layout: KVCacheLayout
     max_model_len: int
+
+
+def replay_decodes(
+    loaded: LoadedModel, max_sequences: int, record: Recorder | None = None
+) -> LoadedModel:
+    """Return ``loaded`` with a decoder that replays steps of decodes, if that helps.
+
+    Args:
+        loaded: What computes them now.
+        max_sequences: Most sequences of a step.
+        record: Records a forward; ``None`` for CUDA graphs on a GPU, and nothing elsewhere.
+    """
+    decoder = loaded.decoder
+    if record is None and decoder.device.type == "cuda" and decoder.is_replayable:
+        record = GraphRecorder(decoder.device)
+    if record is None:
+        return loaded
+    limits = GraphLimits(max_sequences, loaded.max_model_len)
+    return replace(loaded, decoder=GraphedDecoder(decoder, limits, record))
 
 
 def load_model(

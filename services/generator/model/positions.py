@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 NUM_MROPE_ROWS = 3
 
 
+def count_position_rows(scheme: PositionScheme) -> int:
+    """Return the numbers that a token's position has under ``scheme``."""
+    return 1 if scheme is PositionScheme.LINEAR else NUM_MROPE_ROWS
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptPositions:
     """Positions of the tokens of one sequence.

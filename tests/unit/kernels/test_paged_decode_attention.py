@@ -51,7 +51,7 @@ def run(
 
     case = case.to(device)
     contexts = (case.tables[rows], case.lengths[rows])
-    tiles = DecodeTiles(tile=16)
+    tiles = DecodeTiles(tile=16, min_split=16)
     output = paged_decode_attention(
         case.query[rows], case.cached, contexts, rule, num_splits, tiles
     )
@@ -111,6 +111,16 @@ def test_row_is_the_same_to_the_bit_in_any_batch(triton_device: str, num_splits:
     assert torch.equal(torch.cat(alone), together)
 
 
+def test_a_split_is_as_long_as_its_context_needs(triton_device: str) -> None:
+    case = make_decode_case([40, 400])
+    rule = DecodeRule(16, 0.125)
+    wide = replace(case, tables=torch.nn.functional.pad(case.tables, (0, 100)))
+
+    output = run(wide, rule, triton_device, 20)
+
+    assert torch.equal(output, run(case, rule, triton_device, 20))
+
+
 @pytest.mark.parametrize("num_splits", [1, 4])
 def test_blocks_that_the_window_hides_are_not_read(triton_device: str, num_splits: int) -> None:
     case = make_decode_case([90, 64])
@@ -153,10 +163,9 @@ def test_contexts_are_cut_until_the_device_is_busy() -> None:
     pytest.importorskip("triton")
     from chiasm.kernels.paged_decode_attention import choose_num_splits
 
-    assert choose_num_splits(num_programs=8, longest=16_384, num_processors=132) == 33
-    assert choose_num_splits(num_programs=8, longest=1_000, num_processors=132) == 3
-    assert choose_num_splits(num_programs=2, longest=100_000, num_processors=132) == 64
-    assert choose_num_splits(num_programs=512, longest=16_384, num_processors=132) == 1
+    assert choose_num_splits(num_programs=8, num_processors=132) == 33
+    assert choose_num_splits(num_programs=2, num_processors=132) == 64
+    assert choose_num_splits(num_programs=512, num_processors=132) == 1
 
 
 def test_tensors_that_do_not_fit_are_refused(triton_device: str) -> None:

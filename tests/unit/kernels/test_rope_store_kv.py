@@ -54,6 +54,27 @@ def test_heads_are_placed_as_torch_places_them(
     assert cached[1][others].isnan().all()
 
 
+def test_heads_without_a_slot_are_turned_and_not_kept(triton_device: str) -> None:
+    from chiasm.kernels.rope_store_kv import rope_store_kv
+
+    qkv = random_rows(1, 3, 6 * 16, dtype=torch.float32).to(triton_device)
+    angles = random_rows(2, 3, 1, 16, dtype=torch.float32).to(triton_device)
+    tables = (angles.cos(), angles.sin())
+    placed = []
+    caches = []
+    for slots in ([2, 4, 0], [2, -1, 0]):
+        cached = (torch.zeros(5, 1, 16, device=triton_device),) * 2
+        caches.append([one.clone() for one in cached])
+        slot = torch.tensor(slots, device=triton_device)
+        placed.append(rope_store_kv(qkv, tables, slot, (caches[-1][0], caches[-1][1])))
+
+    assert torch.equal(*placed)
+    for kept, without in zip(*caches, strict=True):
+        assert kept[4].all()
+        assert not without[4].any()
+        assert torch.equal(kept[:4], without[:4])
+
+
 def test_tensors_that_do_not_fit_are_refused(triton_device: str) -> None:
     from chiasm.kernels.rope_store_kv import rope_store_kv
 

@@ -14,7 +14,7 @@ from chiasm.generator.model.fused.gpu_operators import GpuOperators
 from chiasm.generator.model.fused.kernel_operators import KernelOperators
 from chiasm.generator.model.fused.layer_weights import check_layers, take_layer, take_norm_weight
 from chiasm.generator.model.fused.linear_maker import LinearMaker
-from chiasm.generator.model.fused.rotary import make_rotation
+from chiasm.generator.model.fused.rotary import has_fixed_angles, make_rotation
 from chiasm.generator.model.fused.torch_operators import TorchOperators
 from chiasm.generator.model.model_spec import read_model_spec
 from chiasm.generator.model.text_model_io import (
@@ -117,6 +117,11 @@ class FusedDecoder:
     def gathers_contexts(self) -> bool:
         """Whether torch attends; see ``Decoder.gathers_contexts``."""
         return self._cache.kernels is None
+
+    @property
+    def is_replayable(self) -> bool:
+        """Whether forwards can be recorded; see ``Decoder.is_replayable``."""
+        return isinstance(self._cache.kernels, LayerKernels) and has_fixed_angles(self._rotary)
 
     @property
     def num_weight_bytes(self) -> int:

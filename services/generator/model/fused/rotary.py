@@ -36,6 +36,16 @@ def make_rotation(cos: torch.Tensor, sin: torch.Tensor) -> Rotation:
     return Rotation(cos[0][:, None].contiguous(), torch.cat([-first, second], dim=-1)[:, None])
 
 
+def has_fixed_angles(rotary: torch.nn.Module) -> bool:
+    """Return whether a rotary module of transformers gives a position the same angles always.
+
+    Others look at the largest position of a batch.
+    """
+    kinds = getattr(rotary, "rope_type", "default")
+    by_layer = kinds.values() if isinstance(kinds, dict) else [kinds]
+    return not any("dynamic" in kind or kind == "longrope" for kind in by_layer)
+
+
 def rotate(heads: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Turn ``heads``, [num_tokens, num_heads, head_dim]; what is behind ``rotary_dim`` stays."""
     rotary_dim = rotation.cos.shape[-1]
