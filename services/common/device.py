@@ -1,8 +1,13 @@
-"""Choose where a model computes."""
+"""Choose where a model computes, and send it values."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class DeviceUnavailableError(Exception):
@@ -23,3 +28,16 @@ def find_device(name: str) -> torch.device:
         reason = "sees none" if torch.version.cuda else "was built without CUDA"
         raise DeviceUnavailableError(f"A GPU is asked for, but torch {torch.__version__} {reason}.")
     return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+
+
+def send(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return ``values`` on ``device``; on a CPU the same memory, on a GPU without waiting for it.
+
+    Args:
+        values: Numbers of any shape, contiguous.
+        device: Where they are read.
+    """
+    tensor = torch.from_numpy(values)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

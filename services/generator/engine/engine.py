@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -235,10 +234,12 @@ class Engine:
             self._scheduler.commit(sequence, item.end)
         scored = _take_scored(sequence, computed.prompt_logprobs.get(sequence.seq_id))
         if token is not None:
-            return replace(self._append(sequence, token, now), prompt_logprobs=scored)
+            return self._append(sequence, token, now, scored)
         return None if scored is None else SequenceOutput(sequence.seq_id, prompt_logprobs=scored)
 
-    def _append(self, sequence: Sequence, token: SampledToken, now: float) -> SequenceOutput:
+    def _append(
+        self, sequence: Sequence, token: SampledToken, now: float, scored: PromptLogprobs | None
+    ) -> SequenceOutput:
         sequence.num_pending_tokens -= 1
         sequence.token_ids.append(token.token_id)
         if sequence.first_token_at is None:
@@ -247,7 +248,7 @@ class Engine:
         if end is not None:
             self.cancel(sequence.seq_id)
         logprobs = () if token.logprobs is None else (token.logprobs,)
-        return SequenceOutput(sequence.seq_id, (token.token_id,), end, logprobs)
+        return SequenceOutput(sequence.seq_id, (token.token_id,), end, logprobs, scored)
 
     def _fail(self, sequence: Sequence, error: Exception) -> SequenceOutput:
         self.cancel(sequence.seq_id)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from chiasm.common.device import send
 from chiasm.generator.engine.logit_rules import apply_rules
 from chiasm.generator.engine.logprobs import compute_logprobs
 
@@ -54,24 +56,46 @@ class Sampler:
     """
 
     def sample(self, logits: torch.Tensor, rows: Sequence[SampledRow]) -> list[SampledToken | None]:
-        """Return the next token of each row; ``None`` where the logits are not finite.
+        """Choose the next tokens and tell them; see ``choose`` and ``tell``."""
+        return self.tell(self.choose(logits, rows), logits, rows)
 
-        The states of the rows are advanced by their tokens.
+    def needs_host(self, rows: Sequence[SampledRow]) -> bool:
+        """Return whether tokens must be told before those of the next step are chosen."""
+        return any(row.state or row.params.num_logprobs is not None for row in rows)
+
+    def choose(self, logits: torch.Tensor, rows: Sequence[SampledRow]) -> torch.Tensor:
+        """Choose the next token of each row, on the device, if possible without waiting for it.
 
         Args:
             logits: [num_rows, vocab_size], any float type.
             rows: One per row.
+
+        Returns:
+            The tokens, and 1 where the logits were finite, else 0. [2, num_rows], int64.
         """
         # Not argmax, which takes four times as long on a CPU. NaN counts as the largest value, so
         # that the best logit shows it.
         highest, best = logits.max(dim=-1)
-        is_finite = highest.isfinite().tolist()
         # The best token of the model is all that the others need.
         special = [index for index, row in enumerate(rows) if row.state or not row.params.is_greedy]
         if special:
-            index = torch.tensor(special, device=logits.device)
+            index = _send(special, logits.device)
             best[index] = _choose(logits[index].float(), [rows[one] for one in special])
-        tokens: list[int] = best.tolist()
+        return torch.stack((best, highest.isfinite().long()))
+
+    def tell(
+        self, chosen: torch.Tensor, logits: torch.Tensor, rows: Sequence[SampledRow]
+    ) -> list[SampledToken | None]:
+        """Return what was chosen; ``None`` where the logits are not finite.
+
+        The states of the rows are advanced by their tokens.
+
+        Args:
+            chosen: What ``choose`` has returned, or a copy.
+            logits: As they were given to it.
+            rows: As above.
+        """
+        tokens, is_finite = chosen.tolist()
         for row, token in zip(rows, tokens, strict=True):
             if row.state is not None:
                 row.state.advance(token)
@@ -103,13 +127,13 @@ def _choose(logits: torch.Tensor, rows: Sequence[SampledRow]) -> torch.Tensor:
     """Return one token per row, whose logits are changed in place. [num_rows], int64."""
     ruled = [index for index, row in enumerate(rows) if row.state is not None]
     if ruled:
-        index = torch.tensor(ruled, device=logits.device)
+        index = _send(ruled, logits.device)
         states = [state for row in rows if (state := row.state) is not None]
         logits[index] = apply_rules(logits[index], states)
     tokens = logits.max(dim=-1).indices
     drawn = [index for index, row in enumerate(rows) if not row.params.is_greedy]
     if drawn:
-        index = torch.tensor(drawn, device=logits.device)
+        index = _send(drawn, logits.device)
         params = [rows[one].params for one in drawn]
         uniform = [uniform_of(rows[one].params.seed, rows[one].position) for one in drawn]
         tokens[index] = _draw(logits[index], params, uniform)
@@ -136,7 +160,7 @@ def _draw(
 ) -> torch.Tensor:
     """Return one token per row, whose best logit is finite. [num_rows], int64."""
     device = logits.device
-    temperature = torch.tensor([row.temperature for row in params], device=device)
+    temperature = _send([row.temperature for row in params], device)
     # From the best one on, so that no temperature makes it infinite.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
     top_k = [min(row.top_k, logits.shape[1]) or logits.shape[1] for row in params]
@@ -145,17 +169,18 @@ def _draw(
     probabilities = torch.softmax(logits, dim=-1)
     # Asked of the parameters: asking a tensor would make the host wait for the device.
     if any(row.min_p > 0.0 for row in params):
-        min_p = torch.tensor([row.min_p for row in params], device=device)
+        min_p = _send([row.min_p for row in params], device)
         least = min_p[:, None] * probabilities.amax(dim=-1, keepdim=True)
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
         mass = probabilities.sum(dim=-1, keepdim=True)
         probabilities /= torch.where(min_p[:, None] > 0.0, mass, 1.0)
     if any(row.top_p < 1.0 for row in params):
-        top_p = torch.tensor([row.top_p for row in params], device=device)
-        probabilities = _keep_top_p(probabilities, top_p)
+        top_p = _send([row.top_p for row in params], device)
+        most = max(k for k, row in zip(top_k, params, strict=True) if row.top_p < 1.0)
+        probabilities = _keep_top_p(probabilities, top_p, most)
     cumulative = probabilities.cumsum(dim=-1)
     total = cumulative[:, -1:].contiguous()
-    point = torch.tensor(uniform, dtype=torch.float32, device=device)[:, None] * total
+    point = _send(uniform, device)[:, None] * total
     token = torch.searchsorted(cumulative, point, right=True)
     # Rounding may put the point on the total; the last token with any probability is meant then.
     last = torch.searchsorted(cumulative, total)
@@ -167,27 +192,39 @@ def _keep_top_k(logits: torch.Tensor, top_k: Sequence[int]) -> torch.Tensor:
     vocab_size = logits.shape[1]
     width = max(k for k in top_k if k < vocab_size)
     largest = logits.topk(width, dim=-1).values
-    index = torch.tensor([min(k, width) - 1 for k in top_k], device=logits.device)
+    index = _send([min(k, width) - 1 for k in top_k], logits.device)
     threshold = largest.gather(1, index[:, None])
-    is_kept = torch.tensor([k >= vocab_size for k in top_k], device=logits.device)[:, None]
+    is_kept = _send([k >= vocab_size for k in top_k], logits.device)[:, None]
     return logits.masked_fill((logits < threshold) & ~is_kept, float("-inf"))
 
 
-def _keep_top_p(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+def _keep_top_p(probabilities: torch.Tensor, top_p: torch.Tensor, most: int) -> torch.Tensor:
     """Set to 0 what is not in the smallest set of tokens whose mass reaches ``top_p``; ties stay.
 
     The set is looked for among the largest few; they are widened until every row has its set.
+
+    Args:
+        probabilities: [num_rows, vocab_size], float32.
+        top_p: [num_rows], float32.
+        most: Tokens that have a probability in a row that looks for its set; ties with the least
+            likely of them do not count.
     """
     vocab_size = probabilities.shape[1]
     width = min(_FIRST_NUCLEUS, vocab_size)
     while True:
         largest = probabilities.topk(width, dim=-1).values
         mass = largest.cumsum(dim=-1)
-        has_set = (mass[:, -1] >= top_p) | (top_p >= 1.0)
-        if width == vocab_size or bool(has_set.all()):
+        # Asking the tensor makes the host wait for the device.
+        if width >= most or bool(((mass[:, -1] >= top_p) | (top_p >= 1.0)).all()):
             break
         width = min(width * _NUCLEUS_GROWTH, vocab_size)
     index = torch.searchsorted(mass, top_p[:, None]).clamp(max=width - 1)
     threshold = largest.gather(1, index)
     threshold = threshold.masked_fill(top_p[:, None] >= 1.0, 0.0)
     return probabilities.masked_fill(probabilities < threshold, 0.0)
+
+
+def _send(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    """Return numbers on the device, fractions as float32."""
+    array = np.array(values)
+    return send(array.astype(np.float32) if array.dtype == np.float64 else array, device)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from chiasm.generator.model.step_buffers import send
+from chiasm.common.device import send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as Items

@@ -116,16 +116,15 @@ def build_forward_batch(
         for row, item in enumerate(decodes)
         if item.start >= item.sequence.num_tokens
     ]
-    positions = [item.sequence.prompt.positions.of(item.start, item.end) for item in ordered]
     embedding_rows, embeddings = _collect_embeddings(chunks, starts[len(decodes) :])
     sampled, logit_rows = _find_sampled(scheduled, ordered, ends)
     return ForwardBatch(
         token_ids=buffers.put("token_ids", _tokens_of(ordered)),
         unknown_rows=buffers.put("unknown_rows", [row for row, _ in unknown]),
         unknown_sources=buffers.put("unknown_sources", [source for _, source in unknown]),
-        positions=buffers.put("positions", np.concatenate(positions, axis=1)),
+        positions=buffers.put("positions", _positions_of(decodes, chunks)),
         slot_mappings=tuple(
-            buffers.put(f"slots {group}", _slots_of_new(ordered, group, shape.block_size))
+            buffers.put(f"slots {group}", _slots_of_new(decodes, chunks, group, shape.block_size))
             for group in range(len(shape.windows))
         ),
         embedding_rows=buffers.put("embedding_rows", embedding_rows),
@@ -146,14 +145,36 @@ def _to_device(embeddings: list[torch.Tensor], device: torch.device) -> torch.Te
     return torch.cat(embeddings).to(device, non_blocking=True)
 
 
-def _slots_of_new(ordered: Items[ScheduledSequence], group: int, block_size: int) -> np.ndarray:
+def _positions_of(
+    decodes: Items[ScheduledSequence], chunks: Items[ScheduledSequence]
+) -> np.ndarray:
+    """Return the positions of all tokens of the step. [num_rows, num_tokens], int64."""
+    found = [item.sequence.prompt.positions.of(item.start, item.end) for item in chunks]
+    if decodes:
+        # Those of output are alike in all rows; one array for all, as each costs microseconds.
+        row = [item.start + item.sequence.prompt.positions.delta for item in decodes]
+        num_rows = decodes[0].sequence.prompt.positions.num_rows
+        found.insert(0, np.broadcast_to(np.array(row), (num_rows, len(row))))
+    return np.concatenate(found, axis=1)
+
+
+def _slots_of_new(
+    decodes: Items[ScheduledSequence],
+    chunks: Items[ScheduledSequence],
+    group: int,
+    block_size: int,
+) -> np.ndarray:
     """Return the slots of all tokens of the step in one cache group. [num_tokens], int64."""
-    return np.concatenate(
-        [
-            slots_of(item.sequence.tables[group].blocks, (item.start, item.end), block_size)
-            for item in ordered
-        ]
-    )
+    slots = [
+        item.sequence.tables[group].blocks[item.start // block_size] * block_size
+        + item.start % block_size
+        for item in decodes
+    ]
+    found = [
+        slots_of(item.sequence.tables[group].blocks, (item.start, item.end), block_size)
+        for item in chunks
+    ]
+    return np.concatenate([np.array(slots, dtype=np.int64), *found])
 
 
 def _tokens_of(ordered: Items[ScheduledSequence]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Execute steps in a thread of their own: build the batch here, run forward and sampling there."""
+"""Execute steps in a thread of their own: build the batch here, queue its work there."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from chiasm.generator.engine.sampler import SampledRow
 from chiasm.generator.model.attention_plan import CacheShape
 from chiasm.generator.model.forward_batch import build_forward_batch
 from chiasm.generator.model.step_buffers import StepBuffers
+from chiasm.generator.model.step_marks import StepMarks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,19 +47,22 @@ class _StepInput:
 class PendingStep:
     """A launched step; see ``StepHandle``."""
 
-    def __init__(self, future: Future[StepResult]) -> None:
+    def __init__(self, future: Future[Callable[[], StepResult]]) -> None:
         self._future = future
 
     def wait(self) -> StepResult:
         """Wait until the step has run; see ``StepHandle.wait``."""
-        return self._future.result()
+        take_result = self._future.result()
+        return take_result()
 
 
 class ModelRunner:
     """Turns scheduled sequences into sampled tokens.
 
     The thread that launches builds the tensors while the forward thread runs the step before. A
-    token that is not known yet is filled in on the device, from what the step before sampled.
+    token that is not known yet is filled in on the device, from what the step before sampled. A
+    GPU works behind the forward thread, which queues the work of a step while the one before runs,
+    unless the tokens of that one must be known for it; who waits for a step reads its tokens.
     """
 
     def __init__(
@@ -140,31 +144,38 @@ class ModelRunner:
         return build_forward_batch(items, self._shape, self._row_of, buffers)
 
     @torch.inference_mode()
-    def _execute(self, data: _StepInput) -> StepResult:
+    def _execute(self, data: _StepInput) -> Callable[[], StepResult]:
+        """Queue the work of a step and return what waits for its result."""
         last_tokens = self._last_tokens
         # If this step fails, the next one finds a token for every row, of sequences that ended.
         self._last_tokens = last_tokens.new_zeros(len(data.rows))
         self._begin_step()
-        started = time.perf_counter()
+        marks = StepMarks(self._decoder.device)
         if data.block_copies:
             self._decoder.copy_blocks(data.block_copies)
         prompt_logprobs: dict[int, PromptLogprobs] = {}
-        logits = [
+        parts = [
             self._compute_logits(batch, last_tokens, prompt_logprobs) for batch in data.batches
         ]
-        computed = time.perf_counter()
-        tokens = self._sampler.sample(
-            torch.cat(logits) if len(logits) > 1 else logits[0], data.rows
-        )
-        self._last_tokens = last_tokens.new_tensor([one.token_id if one else 0 for one in tokens])
-        sampled = dict(zip(data.seq_ids, tokens, strict=True))
-        if not sampled:
-            # Nothing was read back: a GPU may not even have begun. The step behind the next one
-            # writes to the memory from which this one's tensors are copied.
-            self.check_alive()
-        ended = time.perf_counter()
-        times = ExecutionTimes(data.build_s, computed - started, ended - computed)
-        return StepResult(sampled, times, prompt_logprobs)
+        logits = torch.cat(parts) if len(parts) > 1 else parts[0]
+        marks.set()
+        chosen = self._sampler.choose(logits, data.rows)
+        self._last_tokens = chosen[0]
+        # Copied behind the work of this step: a copy that is asked for later waits for the next.
+        told = chosen.to("cpu", non_blocking=True)
+        marks.set()
+
+        def take_result() -> StepResult:
+            forward_s, sample_s = marks.wait()
+            tokens = self._sampler.tell(told, logits, data.rows)
+            sampled = dict(zip(data.seq_ids, tokens, strict=True))
+            times = ExecutionTimes(data.build_s, forward_s, sample_s)
+            return StepResult(sampled, times, prompt_logprobs)
+
+        if self._decoder.device.type == "cuda" and not self._sampler.needs_host(data.rows):
+            return take_result
+        result = take_result()
+        return lambda: result
 
     def _compute_logits(
         self,

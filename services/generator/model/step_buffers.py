@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from chiasm.common.device import send
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -67,16 +69,3 @@ class StepBuffers:
             host = torch.zeros(shape, dtype=torch.int64, pin_memory=self._is_pinned)
             buffers[name] = (host, host.to(self._device))
         return buffers[name]
-
-
-def send(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return ``values`` on ``device``; on a CPU the same memory, on a GPU without waiting for it.
-
-    Args:
-        values: Integers of any shape, contiguous.
-        device: Where they are read.
-    """
-    tensor = torch.from_numpy(values)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
