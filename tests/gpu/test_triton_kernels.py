@@ -128,6 +128,7 @@ def test_rows_outside_the_chunks_are_left_alone(kernels: TritonKernels) -> None:
     assert torch.equal(output[300:], case.run(kernels, rule)[300:])
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_steps_wait_for_nothing(kernels: TritonKernels) -> None:
     decode = make_decode_case([700, 4096], (8, 2, 128), dtype=torch.bfloat16).to("cuda")
     prefill = make_prefill_case([Chunk(0, 300)], dtype=torch.bfloat16).to("cuda")
@@ -136,8 +137,8 @@ def test_steps_wait_for_nothing(kernels: TritonKernels) -> None:
         prefill.run(kernels, PrefillRule(16, 0.1)),
     )
 
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         again = (
             decode.run(kernels, DecodeRule(16, 0.1)),
             prefill.run(kernels, PrefillRule(16, 0.1)),
