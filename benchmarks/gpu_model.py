@@ -17,7 +17,8 @@ from chiasm.generator.engine.sampling_params import SamplingParams
 from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
 from chiasm.generator.engine.sequence import Prompt, Sequence
 from chiasm.generator.model.find_cache_kernels import find_cache_kernels
-from chiasm.generator.model.graphed_decoder import GraphedDecoder, GraphLimits, GraphRecorder
+from chiasm.generator.model.graph_inputs import GraphLimits
+from chiasm.generator.model.graphed_decoder import GraphedDecoder, GraphRecorder
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.make_decoder import make_decoder
 from chiasm.generator.model.model_spec import read_model_spec

@@ -48,7 +48,7 @@ from chiasm.generator.guides import Guides
 from chiasm.generator.info import GeneratorInfo
 from chiasm.generator.model.cache_sizes import CacheRequest, CacheTooSmallError
 from chiasm.generator.model.fused.description import UnsupportedDecoderError
-from chiasm.generator.model.load import load_model, replay_decodes
+from chiasm.generator.model.load import load_model, replay_steps
 from chiasm.generator.model.runner import ModelRunner
 from chiasm.generator.servicer import GeneratorServicer
 from chiasm.kernels.cpu.native import KernelsUnavailableError
@@ -236,7 +236,8 @@ def _load(settings: GeneratorSettings) -> LoadedModel:
     )
     if model.enforce_eager:
         return loaded
-    return replay_decodes(loaded, settings.scheduling.max_running_sequences)
+    scheduling = settings.scheduling
+    return replay_steps(loaded, scheduling.max_running_sequences, scheduling.max_step_tokens)
 
 
 def _make_compiler(settings: GeneratorSettings, loaded: LoadedModel) -> GrammarCompiler | None:

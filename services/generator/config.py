@@ -44,8 +44,8 @@ class ModelSettings(SettingsGroup):
     )
     enforce_eager: bool = Field(
         default=False,
-        description="Whether a GPU launches every kernel of every step; by default steps without"
-        " prompts are recorded at the start as CUDA graphs, and replayed.",
+        description="Whether a GPU launches every kernel of every step; by default steps of up to"
+        " 1,024 tokens are recorded at the start as CUDA graphs, and replayed.",
     )
     cpu_kernels: Literal["auto", "off", "plain", "avx2", "avx512", "amx"] = Field(
         default="auto",

@@ -80,11 +80,6 @@ class FakeDecoder:
         return True
 
     @property
-    def is_replayable(self) -> bool:
-        """Whether forwards can be recorded: this one asks the batch."""
-        return False
-
-    @property
     def block_size(self) -> int:
         """Tokens per block."""
         return self._block_size

@@ -17,7 +17,7 @@ from chiasm.generator.engine.sampler import Sampler
 from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
 from chiasm.generator.engine.sequence import Sequence
 from chiasm.generator.model.cache_sizes import CacheRequest
-from chiasm.generator.model.load import LoadedModel, load_model, replay_decodes
+from chiasm.generator.model.load import LoadedModel, load_model, replay_steps
 from chiasm.generator.model.runner import ModelRunner
 from tests.fakes.generator_engine import output_of
 
@@ -62,7 +62,7 @@ class SplitEngine:
             whole.path, dtype, device, request, decoder, quantization
         )
         if record is not None:
-            self.loaded = replay_decodes(self.loaded, MAX_RUNNING, record)
+            self.loaded = replay_steps(self.loaded, MAX_RUNNING, max_step_tokens, record)
         self.blocks = BlockManager(self.loaded.layout.sizes, block_size)
         max_running = min(MAX_RUNNING, max_step_tokens)
         self.scheduler = Scheduler(

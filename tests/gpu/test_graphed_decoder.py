@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chiasm.generator.model.graphed_decoder import GraphedDecoder, GraphRecorder
-from chiasm.generator.model.load import replay_decodes
+from chiasm.generator.model.load import replay_steps
 from tests.fakes.split_engine import SplitEngine
 from tests.fakes.text_models import TEXT_CONFIGS, make_text_model
 from tests.fakes.whole_model import WholeModel
@@ -96,5 +96,5 @@ def test_a_gpu_replays_unless_it_is_told_otherwise(
     fused = SplitEngine(whole_model, device=device).loaded
     modules = SplitEngine(whole_model, device=device, decoder="transformers").loaded
 
-    assert isinstance(replay_decodes(fused, 2).decoder, GraphedDecoder)
-    assert replay_decodes(modules, 2) is modules
+    assert isinstance(replay_steps(fused, 2, 64).decoder, GraphedDecoder)
+    assert replay_steps(modules, 2, 64) is modules

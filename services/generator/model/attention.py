@@ -144,12 +144,14 @@ def attend_to_cache(
     kept = cache.groups[group].window
     if kept and kept != rule.window:
         raise ValueError(f"Layer {layer} sees {rule.window} positions; its cache keeps {kept}.")
-    if len(batch.decode_groups) == 1 and not batch.prefills.segments:
+    if len(batch.decode_groups) == 1 and batch.prefills.is_empty:
         return _attend_decode(query, batch.decode_groups[0], cache, layer, rule)
-    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    # Rows of padding, which only recorded forwards have, are written by nobody.
+    make = torch.empty_like if batch.hidden is None else torch.zeros_like
+    output = make(query, memory_format=torch.contiguous_format)
     for decodes in batch.decode_groups:
         output[decodes.rows] = _attend_decode(query[decodes.rows], decodes, cache, layer, rule)
-    if cache.kernels is not None and batch.prefills.segments:
+    if cache.kernels is not None and not batch.prefills.is_empty:
         _attend_prefills_in_place(query, batch.prefills, cache, layer, rule, output)
         return output
     for segment in batch.prefills.segments:

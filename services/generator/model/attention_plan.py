@@ -189,6 +189,16 @@ class PrefillGroup:
         """Rows of the group."""
         return slice(self.start, None)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no chunks."""
+        return not self.segments and not self.contexts
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the longest block table."""
+        return _count_blocks(self.block_tables)
+
     def context(self, group: int, window: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return what the chunks attend to in one cache group, on the device.
 
@@ -257,7 +267,7 @@ class DecodeGroup:
     @property
     def num_blocks(self) -> int:
         """Blocks of the longest block table."""
-        return max(len(table[0]) for table in self.block_tables)
+        return _count_blocks(self.block_tables)
 
     @property
     def rows(self) -> slice:
@@ -369,6 +379,11 @@ def _make_group(members: Items[ScheduledSequence], start: int, shape: CacheShape
         for group in range(len(shape.windows))
     )
     return DecodeGroup(start, context_lengths, tables, shape.block_size, shape.device)
+
+
+def _count_blocks(tables: Items[np.ndarray]) -> int:
+    """Return the columns of the widest of ``tables``, [num_sequences, max_blocks] each."""
+    return max((int(table.shape[1]) for table in tables), default=0)
 
 
 def _pad(tables: Items[Items[int] | np.ndarray]) -> np.ndarray:

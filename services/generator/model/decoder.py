@@ -37,14 +37,6 @@ class Decoder(Protocol):
         """Whether contexts are copied out of the cache, so that similar lengths go together."""
         ...
 
-    @property
-    def is_replayable(self) -> bool:
-        """Whether what a forward of decodes launches depends on nothing but the batch's shapes.
-
-        It takes padding, too: negative slots, of which nothing is kept, and empty contexts.
-        """
-        ...
-
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Compute the tokens of ``batch`` and write their keys and values into the cache.
 

@@ -64,6 +64,8 @@ class ForwardBatch:
         sequences: Scheduled sequences with rows, in the order of their rows.
         sampled: Those that get a token, forks included.
         scored: Rows of prompts whose log probabilities are asked for.
+        hidden: What enters the first layer, embeddings included; ``None``: to be computed.
+            [num_tokens, hidden_size], dtype of the model.
     """
 
     token_ids: torch.Tensor
@@ -79,11 +81,17 @@ class ForwardBatch:
     sequences: tuple[ScheduledSequence, ...]
     sampled: tuple[ScheduledSequence, ...]
     scored: tuple[ScoredRows, ...]
+    hidden: torch.Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
         """Rows of the batch."""
-        return len(self.token_ids)
+        return self.positions.shape[1]
+
+    @property
+    def num_decodes(self) -> int:
+        """Rows that decode."""
+        return sum(group.num_sequences for group in self.decode_groups)
 
     def fill_in(self, last_tokens: torch.Tensor) -> None:
         """Put in the tokens that the step before has sampled. [num_sampled], int64."""

@@ -1,4 +1,4 @@
-"""Replay forwards in which every sequence decodes, instead of launching their kernels one by one.
+"""Replay short forwards instead of launching their kernels one by one.
 
 Source: CUDA Graphs, CUDA C++ Programming Guide, section 4.2; padded batch sizes as in vLLM.
 """
@@ -6,34 +6,43 @@ Source: CUDA Graphs, CUDA C++ Programming Guide, section 4.2; padded batch sizes
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import structlog
 import torch
 
-from chiasm.generator.model.attention_plan import DecodeGroup, PrefillGroup
-from chiasm.generator.model.forward_batch import ForwardBatch
-from chiasm.generator.model.positions import count_position_rows
+from chiasm.generator.model.decoder import Decoder
+from chiasm.generator.model.graph_inputs import GraphInputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from chiasm.generator.engine.block_manager import BlockCopy
-    from chiasm.generator.model.decoder import Decoder
+    from chiasm.generator.model.forward_batch import ForwardBatch
+    from chiasm.generator.model.graph_inputs import GraphLimits, GraphShape
     from chiasm.generator.model.model_spec import ModelSpec
 
     Forward = Callable[[], torch.Tensor]
 
-# Of how many sequences there are graphs, beyond 4: padding costs little, while every graph takes
-# memory and time at the start.
-_MULTIPLE = 8
-# What stands for no slot and for no context.
-_NO_SLOT = -1
-_NO_CONTEXT = 0
-
 log = structlog.get_logger("chiasm.generator")
+
+
+class ReplayableDecoder(Decoder, Protocol):
+    """A decoder whose forwards can be recorded.
+
+    What a forward launches depends on nothing but the shapes of the batch, and it takes padding:
+    negative slots, of which nothing is kept, and empty contexts.
+    """
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of hidden states and cache."""
+        ...
+
+    def embed(self, batch: ForwardBatch) -> torch.Tensor:
+        """Return what enters the first layer. [num_tokens, hidden_size], in new memory."""
+        ...
 
 
 class Recorder(Protocol):
@@ -77,128 +86,34 @@ class GraphRecorder:
         return replay
 
 
-@dataclass(frozen=True, slots=True)
-class GraphLimits:
-    """For which forwards there are graphs.
-
-    Attributes:
-        max_sequences: Most sequences.
-        max_context: Longest context, in tokens.
-    """
-
-    max_sequences: int
-    max_context: int
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Sequences of each graph, the most first: smaller ones fit into memory of larger ones."""
-        multiples = range(_MULTIPLE, self.max_sequences, _MULTIPLE)
-        sizes = {1, 2, 4, *multiples, self.max_sequences}
-        return tuple(sorted((one for one in sizes if one <= self.max_sequences), reverse=True))
-
-
-class _Inputs:
-    """What a recorded forward reads, at fixed addresses; rows without a sequence are padding.
-
-    Padding has a context of no position and no slot, so that it is neither kept nor attended to.
-    """
-
-    def __init__(self, decoder: Decoder, limits: GraphLimits) -> None:
-        device, rows = decoder.device, limits.max_sequences
-        num_groups = len(decoder.spec.cache_groups)
-        num_blocks = -(-limits.max_context // decoder.block_size)
-        self._block_size = decoder.block_size
-        self._device = device
-        self.num_blocks = num_blocks
-
-        def zeros(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
-
-        self._token_ids = zeros(rows)
-        self._positions = zeros(count_position_rows(decoder.spec.positions), rows)
-        self._slots = zeros(num_groups, rows)
-        self._tables = zeros(num_groups, rows, num_blocks)
-        self._lengths = zeros(rows)
-        self._nothing = zeros(0)
-        self._slots.fill_(_NO_SLOT)
-
-    def batch_of(self, size: int) -> ForwardBatch:
-        """Return a batch of ``size`` sequences, all of whose tensors are these."""
-        contexts = {
-            group: (tables[:size], self._lengths[:size])
-            for group, tables in enumerate(self._tables)
-        }
-        decodes = DecodeGroup(
-            start=0,
-            context_lengths=np.zeros(size, dtype=np.int64),
-            block_tables=(),
-            block_size=self._block_size,
-            device=self._device,
-            contexts=contexts,
-        )
-        return ForwardBatch(
-            token_ids=self._token_ids[:size],
-            unknown_rows=self._nothing,
-            unknown_sources=self._nothing,
-            positions=self._positions[:, :size],
-            slot_mappings=tuple(slots[:size] for slots in self._slots),
-            embedding_rows=self._nothing,
-            embeddings=None,
-            logit_rows=self._nothing,
-            decode_groups=(decodes,),
-            prefills=PrefillGroup(size, (), (), self._device),
-            sequences=(),
-            sampled=(),
-            scored=(),
-        )
-
-    def fill(self, batch: ForwardBatch, size: int) -> None:
-        """Copy what ``batch`` holds into the first of ``size`` rows."""
-        num_rows, decodes = batch.num_tokens, batch.decode_groups[0]
-        used, padding = slice(0, num_rows), slice(num_rows, size)
-        self._token_ids[used] = batch.token_ids
-        self._positions[:, used] = batch.positions
-        for group, slots in enumerate(batch.slot_mappings):
-            tables, lengths = decodes.context(group)
-            self._slots[group, used] = slots
-            self._tables[group, used, : tables.shape[1]] = tables
-            if not group:
-                self._lengths[used] = lengths
-        if num_rows < size:
-            # Frequencies may depend on the largest position of a batch.
-            self._positions[:, padding] = 0
-            self._slots[:, padding] = _NO_SLOT
-            self._lengths[padding] = _NO_CONTEXT
-
-
 class GraphedDecoder:
-    """A decoder whose forwards of decodes alone are recorded once and replayed.
+    """A decoder whose short forwards are recorded once and replayed.
 
     A forward of a few hundred launches keeps a GPU waiting for Python; a replay is one launch. It
     computes as many rows as the next larger recorded one. All other forwards go to the decoder.
     """
 
-    def __init__(self, decoder: Decoder, limits: GraphLimits, record: Recorder) -> None:
+    def __init__(self, decoder: ReplayableDecoder, limits: GraphLimits, record: Recorder) -> None:
         """Record the forwards of ``decoder``.
 
         Args:
-            decoder: Computes forwards; ``is_replayable``.
+            decoder: Computes forwards.
             limits: Which forwards are recorded.
             record: Records one.
         """
         started = time.perf_counter()
         self._decoder = decoder
-        self._inputs = _Inputs(decoder, limits)
-        self._replays: dict[int, Forward] = {}
+        self._max_chunks = limits.max_chunks
+        self._inputs = GraphInputs(decoder, limits)
         with torch.inference_mode():
-            for size in limits.sizes:
-                self._replays[size] = record(self._forward_of(size))
-        # Dictionaries keep the order: the least first, which is looked for.
-        self._replays = dict(reversed(self._replays.items()))
+            replays = {shape: record(self._forward_of(shape)) for shape in limits.shapes}
+        # The least first, which is looked for.
+        self._replays = dict(reversed(replays.items()))
         log.info(
-            "decodes_recorded",
-            sizes=list(self._replays),
-            max_context=limits.max_context,
+            "steps_recorded",
+            num_shapes=len(replays),
+            max_decodes=limits.max_decodes,
+            max_rows=max(replays).num_rows,
             seconds=round(time.perf_counter() - started, 2),
         )
 
@@ -222,18 +137,22 @@ class GraphedDecoder:
         """Whether torch attends; see ``Decoder.gathers_contexts``."""
         return self._decoder.gathers_contexts
 
-    @property
-    def is_replayable(self) -> bool:
-        """Whether forwards can be recorded; see ``Decoder.is_replayable``."""
-        return False
-
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Compute the tokens of ``batch``; see ``Decoder.forward``."""
-        size = self._find_size(batch)
-        if size is None:
+        shape = self._find_shape(batch)
+        if shape is None:
             return self._decoder.forward(batch)
-        self._inputs.fill(batch, size)
-        return self._replays[size]()[: batch.num_tokens]
+        if shape.num_chunk_rows:
+            batch = replace(batch, hidden=self._decoder.embed(batch))
+        self._inputs.fill(batch, shape)
+        hidden = self._replays[shape]()
+        if batch.num_decodes in (0, shape.num_decodes):
+            first = shape.num_decodes - batch.num_decodes
+            return hidden[first : first + batch.num_tokens]
+        decoded = hidden[: batch.num_decodes]
+        num_chunk_rows = batch.num_tokens - batch.num_decodes
+        chunks = hidden[shape.num_decodes : shape.num_decodes + num_chunk_rows]
+        return torch.cat((decoded, chunks)) if num_chunk_rows else decoded
 
     def call_before_layers(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called where layers are launched; see ``Decoder``."""
@@ -247,14 +166,20 @@ class GraphedDecoder:
         """Return the logits of hidden states; see ``Decoder.compute_logits``."""
         return self._decoder.compute_logits(hidden)
 
-    def _forward_of(self, size: int) -> Forward:
-        batch = self._inputs.batch_of(size)
+    def _forward_of(self, shape: GraphShape) -> Forward:
+        batch = self._inputs.batch_of(shape)
         return lambda: self._decoder.forward(batch)
 
-    def _find_size(self, batch: ForwardBatch) -> int | None:
-        """Return the rows of the forward that is replayed for ``batch``; ``None`` for none."""
-        if batch.prefills.segments or len(batch.decode_groups) != 1:
+    def _find_shape(self, batch: ForwardBatch) -> GraphShape | None:
+        """Return the shape of the forward that is replayed for ``batch``; ``None`` for none."""
+        if len(batch.decode_groups) > 1 or len(batch.prefills.segments) > self._max_chunks:
             return None
-        if batch.decode_groups[0].num_blocks > self._inputs.num_blocks:
+        has_media = batch.embeddings is not None
+        if has_media and self.spec.num_deepstack_levels:
             return None
-        return next((size for size in self._replays if size >= batch.num_tokens), None)
+        widths = [batch.prefills.num_blocks, *(one.num_blocks for one in batch.decode_groups)]
+        if max(widths) > self._inputs.num_blocks:
+            return None
+        num_chunk_rows = batch.num_tokens - batch.num_decodes
+        shapes = (one for one in self._replays if one.holds(batch.num_decodes, num_chunk_rows))
+        return next(shapes, None)

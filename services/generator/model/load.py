@@ -11,7 +11,9 @@ from chiasm.common.half_load import load_half
 from chiasm.common.loading_memory import give_back_loading_memory
 from chiasm.generator.model.cache_sizes import decide_sizes
 from chiasm.generator.model.find_cache_kernels import find_cache_kernels
-from chiasm.generator.model.graphed_decoder import GraphedDecoder, GraphLimits, GraphRecorder
+from chiasm.generator.model.fused.fused_decoder import FusedDecoder
+from chiasm.generator.model.graph_inputs import GraphLimits
+from chiasm.generator.model.graphed_decoder import GraphedDecoder, GraphRecorder
 from chiasm.generator.model.kv_cache import KVCache
 from chiasm.generator.model.make_decoder import make_decoder
 from chiasm.generator.model.memory_budget import decide_budget, read_device_memory
@@ -38,22 +40,25 @@ class LoadedModel:
     max_model_len: int
 
 
-def replay_decodes(
-    loaded: LoadedModel, max_sequences: int, record: Recorder | None = None
+def replay_steps(
+    loaded: LoadedModel, max_decodes: int, max_step_tokens: int, record: Recorder | None = None
 ) -> LoadedModel:
-    """Return ``loaded`` with a decoder that replays steps of decodes, if that helps.
+    """Return ``loaded`` with a decoder that replays short steps, if that helps.
 
     Args:
         loaded: What computes them now.
-        max_sequences: Most sequences of a step.
+        max_decodes: Most sequences of a step.
+        max_step_tokens: Most tokens of a step.
         record: Records a forward; ``None`` for CUDA graphs on a GPU, and nothing elsewhere.
     """
     decoder = loaded.decoder
-    if record is None and decoder.device.type == "cuda" and decoder.is_replayable:
+    if not isinstance(decoder, FusedDecoder) or not decoder.is_replayable:
+        return loaded
+    if record is None and decoder.device.type == "cuda":
         record = GraphRecorder(decoder.device)
     if record is None:
         return loaded
-    limits = GraphLimits(max_sequences, loaded.max_model_len)
+    limits = GraphLimits.of(max_decodes, max_step_tokens, loaded.max_model_len)
     return replace(loaded, decoder=GraphedDecoder(decoder, limits, record))
 
 

@@ -64,11 +64,6 @@ class TransformersDecoder:
         """Whether torch attends; see ``Decoder.gathers_contexts``."""
         return self._cache.kernels is None
 
-    @property
-    def is_replayable(self) -> bool:
-        """Whether forwards can be recorded; a model of transformers does as it likes."""
-        return False
-
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Compute the tokens of ``batch``; see ``Decoder.forward``."""
         levels = take_deepstack_levels(batch, self._spec.num_deepstack_levels)

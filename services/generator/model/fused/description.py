@@ -149,6 +149,8 @@ def _describe_layers(
     text_config: transformers.PreTrainedConfig, traits: _Traits
 ) -> tuple[LayerDescription, ...]:
     window = (getattr(text_config, "sliding_window", None) or 0) if traits.has_window else 0
+    if window >= text_config.max_position_embeddings:
+        window = 0
     # Without types, a window is that of all layers.
     types = getattr(text_config, "layer_types", None)
     types = types or ["sliding_attention"] * text_config.num_hidden_layers

@@ -109,6 +109,11 @@ class FusedDecoder:
         return self._cache.keys[0].device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of hidden states and cache."""
+        return self._cache.keys[0].dtype
+
+    @property
     def block_size(self) -> int:
         """Tokens per block of its KV cache."""
         return self._cache.layout.block_size
@@ -120,7 +125,10 @@ class FusedDecoder:
 
     @property
     def is_replayable(self) -> bool:
-        """Whether forwards can be recorded; see ``Decoder.is_replayable``."""
+        """Whether what a forward launches depends on nothing but the shapes of the batch.
+
+        It takes padding, too: negative slots, of which nothing is kept, and empty contexts.
+        """
         return isinstance(self._cache.kernels, LayerKernels) and has_fixed_angles(self._rotary)
 
     @property
@@ -132,9 +140,7 @@ class FusedDecoder:
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Compute the tokens of ``batch``; see ``Decoder.forward``."""
-        hidden = embed_batch(self._embed, batch)
-        if self._description.embedding_scale != 1.0:
-            hidden = hidden * self._description.embedding_scale
+        hidden = self.embed(batch) if batch.hidden is None else batch.hidden
         context = AttentionContext(batch, self._cache)
         rotations = self._make_rotations(hidden, batch)
         levels = take_deepstack_levels(batch, self._spec.num_deepstack_levels)
@@ -147,6 +153,17 @@ class FusedDecoder:
                 hidden[batch.embedding_rows] += levels[index].to(hidden.dtype)
                 addend = None
         return self._last_norm(hidden, addend)
+
+    def embed(self, batch: ForwardBatch) -> torch.Tensor:
+        """Return what enters the first layer for the tokens and media of ``batch``.
+
+        Returns:
+            [num_tokens, hidden_size], dtype of the model, in new memory.
+        """
+        hidden = embed_batch(self._embed, batch)
+        if self._description.embedding_scale != 1.0:
+            hidden = hidden * self._description.embedding_scale
+        return hidden
 
     def call_before_layers(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called before each layer; see ``Decoder.call_before_layers``."""
