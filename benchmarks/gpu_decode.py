@@ -47,6 +47,10 @@ NUM_STEPS = 12
 CACHE_TOKENS = max(BATCHES) * (CONTEXT + NUM_STEPS + max(BATCHES) + 32)
 WORKS = (
     *(Work(f"decode, batch {batch}", batch, 1, CONTEXT) for batch in BATCHES),
+    Work("prefill of 40", 1, 40, 40),
+    Work("prefill of 320", 1, 320, 320),
+    Work("prefill of 320 behind 1024", 1, 320, 1344),
+    Work("prefill of 900", 1, 900, 900),
     Work(f"prefill of {PREFILL}", 1, PREFILL, PREFILL),
     Work(f"prefill of {PREFILL} behind {PREFILL}", 1, PREFILL, 2 * PREFILL),
 )

@@ -17,6 +17,7 @@ from chiasm.generator.engine.sampling_params import SamplingParams
 from chiasm.generator.engine.scheduler import Scheduler, SchedulerLimits
 from chiasm.generator.engine.sequence import Prompt, Sequence
 from chiasm.generator.model.find_cache_kernels import find_cache_kernels
+from chiasm.generator.model.fused.fused_decoder import FusedDecoder
 from chiasm.generator.model.graph_inputs import GraphLimits
 from chiasm.generator.model.graphed_decoder import GraphedDecoder, GraphRecorder
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
@@ -92,7 +93,9 @@ def make_decoders(sizes: dict[str, Any], num_tokens: int) -> dict[str, Decoder]:
             tensor.normal_()
         decoders[choice] = make_decoder(choice, model, cache)
     limits = GraphLimits(MAX_SEQUENCES, MAX_CONTEXT)
-    decoders["replayed"] = GraphedDecoder(decoders["fused"], limits, GraphRecorder(CUDA))
+    fused = decoders["fused"]
+    assert isinstance(fused, FusedDecoder)
+    decoders["replayed"] = GraphedDecoder(fused, limits, GraphRecorder(CUDA))
     return decoders
 
 
