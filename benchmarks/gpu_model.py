@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from chiasm.common.families import PositionScheme
+from chiasm.common.graph_recorder import GraphRecorder
 from chiasm.generator.engine.block_group import GroupSize
 from chiasm.generator.engine.block_manager import BlockManager
 from chiasm.generator.engine.chunking import Chunking
@@ -19,7 +20,7 @@ from chiasm.generator.engine.sequence import Prompt, Sequence
 from chiasm.generator.model.find_cache_kernels import find_cache_kernels
 from chiasm.generator.model.fused.fused_decoder import FusedDecoder
 from chiasm.generator.model.graph_inputs import GraphLimits
-from chiasm.generator.model.graphed_decoder import GraphedDecoder, GraphRecorder
+from chiasm.generator.model.graphed_decoder import GraphedDecoder
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.make_decoder import make_decoder
 from chiasm.generator.model.model_spec import read_model_spec

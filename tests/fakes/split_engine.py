@@ -22,9 +22,9 @@ from chiasm.generator.model.runner import ModelRunner
 from tests.fakes.generator_engine import output_of
 
 if TYPE_CHECKING:
+    from chiasm.common.graph_recorder import Recorder
     from chiasm.generator.engine.outputs import EngineState, StepStatistics
     from chiasm.generator.model.fused.linear_maker import Quantization
-    from chiasm.generator.model.graphed_decoder import Recorder
     from chiasm.generator.model.make_decoder import DecoderChoice
     from chiasm.kernels.cpu.native import KernelChoice
     from tests.fakes.whole_model import MediaPrompt, WholeModel

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chiasm.generator.model.graphed_decoder import GraphedDecoder, GraphRecorder
+from chiasm.common.graph_recorder import GraphRecorder, Result
+from chiasm.generator.model.graphed_decoder import GraphedDecoder
 from chiasm.generator.model.load import replay_steps
 from tests.fakes.split_engine import SplitEngine
 from tests.fakes.text_models import TEXT_CONFIGS, make_text_model
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from chiasm.generator.model.graphed_decoder import Forward
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
@@ -61,11 +61,11 @@ class CountingRecorder:
         self._record = GraphRecorder(device)
         self.num_replays = 0
 
-    def __call__(self, forward: Forward) -> Forward:
+    def __call__(self, work: Callable[[], Result]) -> Callable[[], Result]:
         """See ``Recorder``."""
-        replay = self._record(forward)
+        replay = self._record(work)
 
-        def count() -> torch.Tensor:
+        def count() -> Result:
             self.num_replays += 1
             return replay()
 

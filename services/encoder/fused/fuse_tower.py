@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 
+from chiasm.common.graph_recorder import GraphRecorder
 from chiasm.encoder.fused.axial_tower import AxialTower
 from chiasm.encoder.fused.description import AXIAL_TOWER, PICTURE_TOWERS, UnsupportedTowerError
 from chiasm.encoder.fused.grid_tower import GridTower
@@ -89,7 +90,8 @@ def _install(model: transformers.PreTrainedModel, choice: KernelChoice) -> CpuKe
     if model.device.type == "cpu" and model.dtype in DTYPES:
         kernels = find_kernels(choice)
     if model_type in _GRID_MODELS:
-        model.model.visual = GridTower(model.model.visual, kernels)
+        record = GraphRecorder(model.device) if model.device.type == "cuda" else None
+        model.model.visual = GridTower(model.model.visual, kernels, record)
     elif model_type == _MERGING_MODEL:
         _install_merging_tower(model, kernels)
     else:

@@ -6,20 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
-from transformers.vision_utils import (
-    get_vision_cu_seqlens,
-    get_vision_interpolation_indices_and_weights,
-    get_vision_position_ids,
-    get_vision_window_index,
-)
 
 from chiasm.common.packed_linear import PackedLinear
 from chiasm.encoder.fused.description import UnsupportedTowerError, describe_blocks
+from chiasm.encoder.fused.grid_plan import GridPlanner, permute_blocks
 from chiasm.encoder.fused.kernel_operators import make_operators
 from chiasm.encoder.fused.linear import take_parameter
 from chiasm.encoder.fused.patch_merger import PatchMerger, check_merger
-from chiasm.encoder.fused.rotary import make_rotation
-from chiasm.encoder.fused.segments import Segments
+from chiasm.encoder.fused.replays import Replays
 from chiasm.encoder.fused.tower_block import TowerBlock, check_block
 
 if TYPE_CHECKING:
@@ -27,6 +21,8 @@ if TYPE_CHECKING:
 
     import transformers
 
+    from chiasm.common.graph_recorder import Recorder
+    from chiasm.encoder.fused.grid_plan import GridPlan
     from chiasm.kernels.cpu.native import CpuKernels
 
 
@@ -37,13 +33,17 @@ class GridTower(torch.nn.Module):
     """
 
     def __init__(
-        self, tower: transformers.PreTrainedModel, kernels: CpuKernels | None = None
+        self,
+        tower: transformers.PreTrainedModel,
+        kernels: CpuKernels | None = None,
+        record: Recorder | None = None,
     ) -> None:
         """Take the weights of ``tower``, one block at a time; it is unusable afterwards.
 
         Args:
             tower: Half-loaded tower.
             kernels: What computes that lies between its products; ``None`` for torch.
+            record: Records forwards of grids that come again; ``None``: all are computed.
 
         Raises:
             UnsupportedTowerError: The tower is of another kind; it is unchanged and usable.
@@ -67,9 +67,10 @@ class GridTower(torch.nn.Module):
         self._dtype = tower.dtype
         self._full_blocks = getattr(config, "fullatt_block_indexes", None)
         self._level_blocks: list[int] = getattr(config, "deepstack_visual_indexes", None) or []
-        self._rotary = tower.get_submodule("rotary_pos_emb")
         has_positions = hasattr(tower, "pos_embed")
         self._positions = tower.get_submodule("pos_embed") if has_positions else None
+        self._planner = GridPlanner(tower, self._positions)
+        self._replays = Replays(record)
         projection = tower.get_submodule("patch_embed.proj")
         bias = None if projection.bias is None else take_parameter(projection, "bias")
         self._patch_embed = PackedLinear(take_parameter(projection, "weight").flatten(1), bias)
@@ -104,51 +105,30 @@ class GridTower(torch.nn.Module):
             ``pooler_output``, [num_rows, hidden size of the language model], and as many tensors
             of this shape in ``deepstack_features`` as the tower has levels.
         """
-        hidden = self._patch_embed(patches.to(self._dtype))
-        if self._positions is not None:
-            hidden += self._learned_positions(grid_thw).to(hidden.dtype)
-        position_ids = get_vision_position_ids(grid_thw, self.spatial_merge_size)
-        cos, sin = self._rotary(hidden, position_ids)
-        frames = windows = Segments(get_vision_cu_seqlens(grid_thw))
-        order = None
-        if self._full_blocks is not None:
-            order, bounds = self._windows(grid_thw)
-            windows = Segments(bounds)
-            hidden, cos, sin = (self._permute(rows, order) for rows in (hidden, cos, sin))
-        rotation = make_rotation(cos, sin)
+        grids = tuple(tuple(grid) for grid in grid_thw.tolist())
+        plan = self._planner.plan(grids, patches.device)
+        merged, *levels = self._replays.run(
+            grids, patches.to(self._dtype), lambda rows: self._compute(rows, plan)
+        )
+        return BaseModelOutputWithDeepstackFeatures(pooler_output=merged, deepstack_features=levels)
+
+    def _compute(self, patches: torch.Tensor, plan: GridPlan) -> list[torch.Tensor]:
+        """Return the merged rows, and behind them those of each level."""
+        hidden = self._patch_embed(patches)
+        if plan.positions is not None:
+            hidden += plan.positions
+        if plan.order is not None:
+            hidden = permute_blocks(hidden, plan.order)
         levels = []
         for index, block in enumerate(self._blocks):
             self.before_block()
             is_full = self._full_blocks is None or index in self._full_blocks
-            hidden = block.forward(hidden, frames if is_full else windows, rotation)
+            segments = plan.frames if is_full else plan.windows
+            hidden = block.forward(hidden, segments, plan.rotation)
             if index in self._level_blocks:
                 levels.append(self._level_mergers[self._level_blocks.index(index)](hidden))
         merged = self._merger(hidden)
-        if order is not None:
-            merged = merged[order.argsort()]
-        return BaseModelOutputWithDeepstackFeatures(pooler_output=merged, deepstack_features=levels)
-
-    def _windows(self, grid_thw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the order of merged patches by window, and the windows' bounds in patches."""
-        order, bounds = get_vision_window_index(
-            grid_thw, self.spatial_merge_size, self._config.window_size, self._config.patch_size
-        )
-        return order.to(grid_thw.device), bounds.to(grid_thw.device)
-
-    def _permute(self, rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        blocks = rows.view(len(order), self.spatial_merge_size**2, -1)
-        return blocks[order].view(len(rows), -1)
-
-    def _learned_positions(self, grid_thw: torch.Tensor) -> torch.Tensor:
-        indices, weights = get_vision_interpolation_indices_and_weights(
-            grid_thw,
-            num_grid_per_side=int(self._config.num_position_embeddings**0.5),
-            align_corners=True,
-            spatial_merge_size=self.spatial_merge_size,
-        )
-        assert self._positions is not None, "the caller has looked"
-        corners: torch.Tensor = self._positions(indices)
-        return (corners * weights[:, :, None]).sum(1)
+        return [merged if plan.inverse is None else merged[plan.inverse], *levels]
 
 
 def _children(tower: torch.nn.Module, name: str) -> list[torch.nn.Module]:

@@ -1,7 +1,4 @@
-"""Replay short forwards instead of launching their kernels one by one.
-
-Source: CUDA Graphs, CUDA C++ Programming Guide, section 4.2; padded batch sizes as in vLLM.
-"""
+"""Replay short forwards instead of launching their kernels one by one."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from chiasm.generator.model.graph_inputs import GraphInputs
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from chiasm.common.graph_recorder import Recorder
     from chiasm.generator.engine.block_manager import BlockCopy
     from chiasm.generator.model.forward_batch import ForwardBatch
     from chiasm.generator.model.graph_inputs import GraphLimits, GraphShape
@@ -43,47 +41,6 @@ class ReplayableDecoder(Decoder, Protocol):
     def embed(self, batch: ForwardBatch) -> torch.Tensor:
         """Return what enters the first layer. [num_tokens, hidden_size], in new memory."""
         ...
-
-
-class Recorder(Protocol):
-    """Makes a forward that can be repeated."""
-
-    def __call__(self, forward: Forward) -> Forward:
-        """Return what repeats the work of ``forward`` on whatever its inputs hold by then.
-
-        What it returns lies in the same memory each time.
-        """
-        ...
-
-
-class GraphRecorder:
-    """Records forwards as CUDA graphs, which share the memory of what they compute on the way."""
-
-    def __init__(self, device: torch.device) -> None:
-        """Record on a stream of ``device`` of its own."""
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, forward: Forward) -> Forward:
-        """See ``Recorder``."""
-        current = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(current)
-        # Once before: kernels are compiled and libraries take their memory, which no graph can.
-        with torch.cuda.stream(self._stream):
-            forward()
-        self._stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            output = forward()
-        current.wait_stream(self._stream)
-
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return output
-
-        return replay
 
 
 class GraphedDecoder:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from chiasm.common.graph_recorder import GraphRecorder
 from chiasm.common.half_load import load_half
 from chiasm.common.loading_memory import give_back_loading_memory
 from chiasm.generator.model.cache_sizes import decide_sizes
 from chiasm.generator.model.find_cache_kernels import find_cache_kernels
 from chiasm.generator.model.fused.fused_decoder import FusedDecoder
 from chiasm.generator.model.graph_inputs import GraphLimits
-from chiasm.generator.model.graphed_decoder import GraphedDecoder, GraphRecorder
+from chiasm.generator.model.graphed_decoder import GraphedDecoder
 from chiasm.generator.model.kv_cache import KVCache
 from chiasm.generator.model.make_decoder import make_decoder
 from chiasm.generator.model.memory_budget import decide_budget, read_device_memory
@@ -22,10 +23,10 @@ from chiasm.generator.model.model_spec import read_model_spec
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from chiasm.common.graph_recorder import Recorder
     from chiasm.generator.model.cache_sizes import CacheRequest
     from chiasm.generator.model.decoder import Decoder
     from chiasm.generator.model.fused.linear_maker import Quantization
-    from chiasm.generator.model.graphed_decoder import Recorder
     from chiasm.generator.model.kv_cache import KVCacheLayout
     from chiasm.generator.model.make_decoder import DecoderChoice
 

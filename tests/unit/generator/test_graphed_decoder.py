@@ -5,7 +5,6 @@ Here their launches are repeated one by one, in Triton's interpreter; tests/gpu 
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from chiasm.generator.model.positions import compute_positions
 from tests.fakes.checkpoints import make_qwen2_5_vl
 from tests.fakes.gemma_checkpoints import make_gemma3
 from tests.fakes.generator_engine import BYTE_SPEC
+from tests.fakes.repeater import Repeater
 from tests.fakes.split_engine import BLOCK_SIZE, SplitEngine
 from tests.fakes.text_models import randomise_vectors
 from tests.fakes.whole_model import WholeModel
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from chiasm.generator.engine.block_manager import BlockCopy
     from chiasm.generator.model.forward_batch import ForwardBatch
-    from chiasm.generator.model.graphed_decoder import Forward
     from chiasm.generator.model.model_spec import ModelSpec
     from tests.fakes.whole_model import MediaPrompt
 
@@ -44,24 +43,6 @@ MAX_TOKENS = 4
 STEP_TOKENS = 16
 # Behind room for 8 sequences that decode.
 ROWS = STEP_TOKENS + 8
-
-
-class Repeater:
-    """Repeats forwards and counts how often those of each number of rows are."""
-
-    def __init__(self) -> None:
-        self.num_repeats: Counter[int] = Counter()
-
-    def __call__(self, forward: Forward) -> Forward:
-        """See ``Recorder``."""
-        output = forward()
-
-        @torch.inference_mode()
-        def repeat() -> torch.Tensor:
-            self.num_repeats[len(output)] += 1
-            return output.copy_(forward())
-
-        return repeat
 
 
 @pytest.fixture(autouse=True)
