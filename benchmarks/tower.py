@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from chiasm.common.graph_recorder import GraphRecorder
 from chiasm.common.packed_linear import PackedLinear
 from chiasm.encoder.fused.grid_tower import GridTower
 from chiasm.kernels.cpu.native import find_kernels
@@ -124,7 +125,8 @@ def main() -> None:
 def make_towers(sizes: dict[str, Any], device: torch.device) -> dict[str, torch.nn.Module]:
     """Return transformers' tower and the fused ones of equal sizes, on ``device``.
 
-    On a CPU there are two of ours: without our compiled kernels and with them.
+    On a CPU there are two of ours: without our compiled kernels and with them. On a GPU, one is
+    launched kernel by kernel, and one replayed.
     """
     text = {
         "hidden_size": 64,
@@ -142,7 +144,8 @@ def make_towers(sizes: dict[str, Any], device: torch.device) -> dict[str, torch.
             transformers.Qwen2_5_VLModel(config).visual.eval().to(torch.bfloat16) for _ in range(3)
         )
     if device.type != "cpu":
-        return {"transformers": plain, "fused": GridTower(taken)}
+        replayed = GridTower(other, record=GraphRecorder(torch.device("cuda")))
+        return {"transformers": plain, "fused": GridTower(taken), "replayed": replayed}
     fused = GridTower(other, find_kernels("auto"))
     return {"transformers": plain, "without kernels": GridTower(taken), "fused": fused}
 
