@@ -27,6 +27,7 @@ from chiasm.common.graph_recorder import GraphRecorder
 from chiasm.common.packed_linear import PackedLinear
 from chiasm.encoder.fused.grid_tower import GridTower
 from chiasm.kernels.cpu.native import find_kernels
+from chiasm.kernels.find_triton_kernels import find_triton_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +145,8 @@ def make_towers(sizes: dict[str, Any], device: torch.device) -> dict[str, torch.
             transformers.Qwen2_5_VLModel(config).visual.eval().to(torch.bfloat16) for _ in range(3)
         )
     if device.type != "cpu":
-        replayed = GridTower(other, record=GraphRecorder(torch.device("cuda")))
+        kernels = find_triton_kernels(device, "benchmarks")
+        replayed = GridTower(other, kernels, GraphRecorder(torch.device("cuda")))
         return {"transformers": plain, "fused": GridTower(taken), "replayed": replayed}
     fused = GridTower(other, find_kernels("auto"))
     return {"transformers": plain, "without kernels": GridTower(taken), "fused": fused}

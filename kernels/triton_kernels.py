@@ -12,6 +12,7 @@ from chiasm.kernels.paged_decode_attention import paged_decode_attention
 from chiasm.kernels.paged_prefill_attention import paged_prefill_attention
 from chiasm.kernels.rms_norm import add_rms_norm
 from chiasm.kernels.rope_store_kv import rope_store_kv
+from chiasm.kernels.turn_pairs import turn_pairs
 
 if TYPE_CHECKING:
     from chiasm.kernels.cache_kernels import PrefillRule
@@ -88,6 +89,10 @@ class TritonKernels:
     ) -> torch.Tensor:
         """See ``LayerKernels.rope_store``."""
         return rope_store_kv(qkv, tables, slots, cached, norm)
+
+    def turn_pairs(self, heads: torch.Tensor, num_turned: int, rotation: torch.Tensor) -> None:
+        """Turn the first heads of rows, in place; see ``kernels/turn_pairs.py``."""
+        turn_pairs(heads, num_turned, rotation)
 
 
 def _with_rows(query: torch.Tensor) -> torch.Tensor:

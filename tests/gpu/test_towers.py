@@ -82,5 +82,6 @@ def test_rows_are_those_of_transformers_on_a_cpu(
             assert relative_error(rows, expected) <= tolerance
         else:
             assert float((rows - expected).norm() / expected.norm()) <= tolerance
-    kind = "fused_torch" if choice == "fused" else choice
+    has_kernels = path.name.startswith(tuple(GRID_MAKERS))
+    kind = choice if choice != "fused" else "fused_kernels" if has_kernels else "fused_torch"
     assert (tower.kind, tower.device.type) == (kind, "cuda")

@@ -26,6 +26,7 @@ from chiasm.kernels.paged_decode_attention import paged_decode_attention
 from chiasm.kernels.paged_prefill_attention import paged_prefill_attention
 from chiasm.kernels.rms_norm import add_rms_norm
 from chiasm.kernels.rope_store_kv import rope_store_kv
+from chiasm.kernels.turn_pairs import turn_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,6 +116,7 @@ def _launch_layer(query: torch.Tensor) -> None:
     slots = torch.arange(num_tokens)
     norm = (heads[0, 1:], 1e-6)
     rope_store_kv(heads.flatten(1), tables, slots, cached, norm)
+    turn_pairs(heads, num_q_heads, torch.zeros(num_tokens, head_dim // 2, dtype=torch.complex64))
 
 
 def _read_usage(cubin: bytes) -> dict[str, int]:

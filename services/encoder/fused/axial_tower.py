@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import transformers
 
     from chiasm.kernels.cpu.native import CpuKernels
+    from chiasm.kernels.triton_kernels import TritonKernels
 
 
 class AxialTower(torch.nn.Module):
@@ -33,7 +34,7 @@ class AxialTower(torch.nn.Module):
         self,
         tower: transformers.PreTrainedModel,
         layers: Sequence[int],
-        kernels: CpuKernels | None = None,
+        kernels: CpuKernels | TritonKernels | None = None,
     ) -> None:
         """Take the weights of ``tower``, one block at a time; it is unusable afterwards.
 

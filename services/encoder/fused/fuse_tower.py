@@ -18,11 +18,13 @@ from chiasm.encoder.fused.projector import (
     check_projector,
 )
 from chiasm.kernels.cpu.native import DTYPES, find_kernels
+from chiasm.kernels.find_triton_kernels import find_triton_kernels
 
 if TYPE_CHECKING:
     import transformers
 
     from chiasm.kernels.cpu.native import CpuKernels, KernelChoice
+    from chiasm.kernels.triton_kernels import TritonKernels
 
 FUSED_TOWERS = (GridTower, PictureTower, AxialTower)
 TowerChoice = Literal["auto", "fused", "transformers"]
@@ -78,7 +80,9 @@ def count_packed_bytes(model: transformers.PreTrainedModel) -> int:
     return sum(module.num_packed_bytes for module in model.modules() if isinstance(module, fused))
 
 
-def _install(model: transformers.PreTrainedModel, choice: KernelChoice) -> CpuKernels | None:
+def _install(
+    model: transformers.PreTrainedModel, choice: KernelChoice
+) -> CpuKernels | TritonKernels | None:
     model_type = model.config.model_type
     known = (*_GRID_MODELS, *_PICTURE_MODELS, _MERGING_MODEL)
     if model_type not in known:
@@ -86,9 +90,12 @@ def _install(model: transformers.PreTrainedModel, choice: KernelChoice) -> CpuKe
             f"models of type {model_type!r} are not among those whose parity is tested:"
             f" {', '.join(known)}"
         )
-    kernels = None
+    kernels: CpuKernels | TritonKernels | None = None
     if model.device.type == "cpu" and model.dtype in DTYPES:
         kernels = find_kernels(choice)
+    # The others are not replayed, and Python takes longer to launch these than torch's own.
+    elif model.device.type == "cuda" and model_type in _GRID_MODELS:
+        kernels = find_triton_kernels(model.device, "chiasm.encoder")
     if model_type in _GRID_MODELS:
         record = GraphRecorder(model.device) if model.device.type == "cuda" else None
         model.model.visual = GridTower(model.model.visual, kernels, record)
@@ -99,7 +106,9 @@ def _install(model: transformers.PreTrainedModel, choice: KernelChoice) -> CpuKe
     return kernels
 
 
-def _install_picture_tower(model: transformers.PreTrainedModel, kernels: CpuKernels | None) -> None:
+def _install_picture_tower(
+    model: transformers.PreTrainedModel, kernels: CpuKernels | TritonKernels | None
+) -> None:
     config, inner = model.config, model.model
     has_bias = getattr(config, "multimodal_projector_bias", True)
     check_projector(inner.multi_modal_projector, has_bias=has_bias)
@@ -109,7 +118,9 @@ def _install_picture_tower(model: transformers.PreTrainedModel, kernels: CpuKern
     )
 
 
-def _install_merging_tower(model: transformers.PreTrainedModel, kernels: CpuKernels | None) -> None:
+def _install_merging_tower(
+    model: transformers.PreTrainedModel, kernels: CpuKernels | TritonKernels | None
+) -> None:
     config, inner = model.config, model.model
     check_merging_projector(inner.multi_modal_projector, has_bias=config.multimodal_projector_bias)
     inner.vision_tower = _fuse_picture_tower(model, kernels)
@@ -117,7 +128,7 @@ def _install_merging_tower(model: transformers.PreTrainedModel, kernels: CpuKern
 
 
 def _fuse_picture_tower(
-    model: transformers.PreTrainedModel, kernels: CpuKernels | None
+    model: transformers.PreTrainedModel, kernels: CpuKernels | TritonKernels | None
 ) -> AxialTower | PictureTower:
     """Return our tower in the place of that of ``model``, which has a layer or a list of them."""
     tower, layers = model.model.vision_tower, model.config.vision_feature_layer

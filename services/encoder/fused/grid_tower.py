@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from chiasm.common.graph_recorder import Recorder
     from chiasm.encoder.fused.grid_plan import GridPlan
     from chiasm.kernels.cpu.native import CpuKernels
+    from chiasm.kernels.triton_kernels import TritonKernels
 
 
 class GridTower(torch.nn.Module):
@@ -35,7 +36,7 @@ class GridTower(torch.nn.Module):
     def __init__(
         self,
         tower: transformers.PreTrainedModel,
-        kernels: CpuKernels | None = None,
+        kernels: CpuKernels | TritonKernels | None = None,
         record: Recorder | None = None,
     ) -> None:
         """Take the weights of ``tower``, one block at a time; it is unusable afterwards.

@@ -9,10 +9,12 @@ import torch
 
 from chiasm.common.packed_linear import PackedLinear
 from chiasm.common.rms_norm import RMSNorm
+from chiasm.encoder.fused.gpu_operators import GpuOperators
 from chiasm.encoder.fused.linear import activate
 from chiasm.encoder.fused.torch_operators import TorchOperators
 from chiasm.kernels.cache_kernels import PrefillRule
 from chiasm.kernels.cpu.elementwise import ACTIVATIONS, NormRule, PairRule
+from chiasm.kernels.cpu.native import CpuKernels
 from chiasm.kernels.cpu.tiled_linear import TiledLinear
 from chiasm.kernels.cpu.weight_panels import WeightMemory
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from chiasm.encoder.fused.description import BlockDescription
     from chiasm.encoder.fused.norm import Norm
     from chiasm.encoder.fused.segments import Segments
-    from chiasm.kernels.cpu.native import CpuKernels
+    from chiasm.kernels.triton_kernels import TritonKernels
 
 
 class KernelOperators:
@@ -84,9 +86,11 @@ class KernelOperators:
 
 
 def make_operators(
-    kernels: CpuKernels | None, description: BlockDescription, dtype: torch.dtype
+    kernels: CpuKernels | TritonKernels | None, description: BlockDescription, dtype: torch.dtype
 ) -> BlockOperators:
     """Return the operators of blocks; without ``kernels`` those of torch."""
     if kernels is None:
         return TorchOperators()
-    return KernelOperators(kernels, description, dtype)
+    if isinstance(kernels, CpuKernels):
+        return KernelOperators(kernels, description, dtype)
+    return GpuOperators(kernels, description)

@@ -20,6 +20,7 @@ MAX_REGISTERS = {
     "_add_rms_norm_kernel": 128,
     "_gated_activation_kernel": 64,
     "_rope_store_kv_kernel": 128,
+    "_turn_pairs_kernel": 64,
 }
 # Bytes that a program may have: of the smallest device of each generation.
 MAX_SHARED = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}

@@ -1,0 +1,103 @@
+"""Compute blocks with our kernels for GPUs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from chiasm.common.packed_linear import PackedLinear
+from chiasm.common.rms_norm import RMSNorm
+from chiasm.encoder.fused.linear import activate
+from chiasm.kernels.cache_kernels import PrefillRule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chiasm.encoder.fused.block_operators import MakeLinear, NormRows
+    from chiasm.encoder.fused.description import BlockDescription
+    from chiasm.encoder.fused.norm import Norm
+    from chiasm.encoder.fused.segments import Segments
+    from chiasm.kernels.triton_kernels import TritonKernels
+
+
+class GatedLinear:
+    """A linear layer of gates and factors, and the gate behind it."""
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        gate: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """Take weight and bias of both; ``gate`` maps [num_rows, 2 * width] to half the width."""
+        self._linear = PackedLinear(weight, bias)
+        self._gate = gate
+
+    @property
+    def num_inputs(self) -> int:
+        """Width of the rows that it takes."""
+        return self._linear.num_inputs
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weight and bias."""
+        return self._linear.num_bytes
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the gated products. [num_rows, num_inputs] to [num_rows, width]."""
+        return self._gate(self._linear(rows))
+
+    def add(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Return ``others + self(rows)``."""
+        return self(rows).add_(others)
+
+
+class GpuOperators:
+    """The operators of blocks, each one launch besides the products; see ``BlockOperators``.
+
+    A segment is a context of its own, whose keys and values are read where the projection left
+    them. Nothing waits for the device.
+    """
+
+    def __init__(self, kernels: TritonKernels, description: BlockDescription) -> None:
+        """Prepare the operators of the blocks that ``description`` tells of."""
+        self._kernels = kernels
+        self._num_turned = 2 * description.num_heads
+        self._score_rule = PrefillRule(block_size=1, scale=description.head_dim**-0.5)
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+        """See ``BlockOperators.linear``."""
+        return PackedLinear(weight, bias)
+
+    def gated(self, activation: str) -> MakeLinear | None:
+        """See ``BlockOperators.gated``."""
+        if not self._kernels.can_gate(activation):
+            return None
+        gate = partial(self._kernels.gate, activation=activation)
+        return partial(GatedLinear, gate=gate)
+
+    def norm(self, norm: Norm) -> NormRows:
+        """See ``BlockOperators.norm``; a layer norm is one operator of torch already."""
+        if not isinstance(norm, RMSNorm):
+            return norm
+        kernels, weight, epsilon = self._kernels, norm.weight.contiguous(), norm.epsilon
+        return lambda rows: kernels.add_rms_norm(rows, None, weight, epsilon, 1.0)
+
+    def activate(self, layer: PackedLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
+        """See ``BlockOperators.activate``."""
+        return activate(layer, rows, activation)
+
+    def rotate(self, heads: torch.Tensor, rotation: torch.Tensor) -> None:
+        """See ``BlockOperators.rotate``."""
+        self._kernels.turn_pairs(heads.flatten(1, 2), self._num_turned, rotation)
+
+    def attend(self, heads: torch.Tensor, segments: Segments) -> torch.Tensor:
+        """See ``BlockOperators.attend``."""
+        query, key, value = heads.unbind(1)
+        attended = torch.empty(query.shape, dtype=heads.dtype, device=heads.device)
+        self._kernels.paged_prefill(
+            query, (key, value), segments.contexts, self._score_rule, attended
+        )
+        return attended.flatten(1)
