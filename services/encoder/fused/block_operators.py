@@ -43,7 +43,13 @@ MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
 
 
 class BlockOperators(Protocol):
-    """Computes them, and makes the products; who does is the difference between two of these."""
+    """Computes them, and makes the products; who does is the difference between two of these.
+
+    Attributes:
+        width_multiple: Widths of gated rows are filled up to multiples of it.
+    """
+
+    width_multiple: int
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         """Return a linear layer; see ``MakeLinear``."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch.nn.functional import pad
+
 from chiasm.encoder.fused.linear import take_linears, take_weights
 
 if TYPE_CHECKING:
-    import torch
-
     from chiasm.common.packed_linear import PackedLinear
     from chiasm.encoder.fused.block_operators import BlockOperators, Linear
     from chiasm.encoder.fused.description import BlockDescription
@@ -22,13 +23,21 @@ class FeedForward:
     ) -> None:
         """Take the weights of ``module``, a block that ``check_block`` has accepted."""
         make_gated = operators.gated(description.activation)
+        down, down_bias = take_weights(module, (description.down,))
         self._widen: Linear | _Activated
         if make_gated is not None and len(description.inner) > 1:
-            self._widen = make_gated(*take_weights(module, description.inner))
+            # What is added are gates of zero, times zero.
+            added = -down.shape[1] % operators.width_multiple
+            parts = [_fill_up(*take_weights(module, (name,)), added) for name in description.inner]
+            biases = [bias for _, bias in parts if bias is not None]
+            self._widen = make_gated(
+                torch.cat([weight for weight, _ in parts]), torch.cat(biases) if biases else None
+            )
+            down = pad(down, (0, added)) if added else down
         else:
             layers = [take_linears(module, (name,)) for name in description.inner]
             self._widen = _Activated(layers, description.activation, operators)
-        self._down = operators.linear(*take_weights(module, (description.down,)))
+        self._down = operators.linear(down, down_bias)
 
     @property
     def num_bytes(self) -> int:
@@ -43,6 +52,15 @@ class FeedForward:
             others: As ``rows``, contiguous.
         """
         return self._down.add(self._widen(rows), others)
+
+
+def _fill_up(
+    weight: torch.Tensor, bias: torch.Tensor | None, added: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return a layer with ``added`` more outputs, of zero."""
+    if not added:
+        return weight, bias
+    return pad(weight, (0, 0, 0, added)), None if bias is None else pad(bias, (0, added))
 
 
 class _Activated:

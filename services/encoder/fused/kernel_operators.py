@@ -35,6 +35,8 @@ class KernelOperators:
     them; what a row attends to depends on its own segment alone, to the bit.
     """
 
+    width_multiple = 1
+
     def __init__(
         self, kernels: CpuKernels, description: BlockDescription, dtype: torch.dtype
     ) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class TorchOperators:
     """The operators of blocks; see ``BlockOperators``. Segments of a length attend in one call."""
 
+    width_multiple = 1
+
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
         """See ``BlockOperators.linear``."""
         return PackedLinear(weight, bias)

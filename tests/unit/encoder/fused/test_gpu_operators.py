@@ -12,6 +12,7 @@ from chiasm.common.packed_linear import PackedLinear
 from chiasm.common.rms_norm import RMSNorm
 from chiasm.encoder.fused import fuse_tower
 from chiasm.encoder.fused.description import BlockDescription
+from chiasm.encoder.fused.feed_forward import FeedForward
 from chiasm.encoder.fused.norm import LayerNorm
 from chiasm.encoder.fused.rotary import make_rotation
 from chiasm.encoder.fused.segments import Segments
@@ -98,6 +99,31 @@ def test_norms_and_products_are_those_of_torch(operators: GpuOperators) -> None:
     torch.testing.assert_close(gated(rows), expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(gated.add(rows, others), others + expected, rtol=1e-5, atol=1e-4)
     assert (gated.num_inputs, gated.num_bytes) == (24, matrix.nbytes)
+
+
+@pytest.mark.parametrize("width", [8, 13])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_gated_rows_are_filled_up_with_nothing(
+    operators: GpuOperators, width: int, has_bias: bool
+) -> None:
+    description = BlockDescription(
+        NUM_HEADS, HEAD_DIM, "silu", ("", ""), ("",), "", ("gate", "up"), "down"
+    )
+    made = []
+    for chosen in (operators, TorchOperators()):
+        torch.manual_seed(0)
+        module = torch.nn.Module()
+        for name in ("gate", "up"):
+            module.add_module(name, torch.nn.Linear(24, width, has_bias))
+        module.add_module("down", torch.nn.Linear(width, 24, has_bias))
+        made.append(FeedForward(module, description, chosen))
+    rows, others = (random_rows(seed, 5, 24, dtype=torch.float32) for seed in (3, 6))
+
+    filled, plain = (one.add(rows, others.clone()) for one in made)
+
+    torch.testing.assert_close(filled, plain, rtol=1e-5, atol=1e-5)
+    num_values = 3 * 24 * 16 + has_bias * (2 * 16 + 24) if width > 8 else 0
+    assert made[0].num_bytes == (4 * num_values or made[1].num_bytes)
 
 
 @pytest.mark.parametrize("make", GRID_MAKERS.values(), ids=GRID_MAKERS)
