@@ -45,9 +45,13 @@ def test_tensors_that_do_not_fit_are_refused(triton_device: str) -> None:
         turn_pairs(heads.transpose(0, 1)[:2], 1, rotation)
 
 
-def test_no_rows_are_turned(triton_device: str) -> None:
+def test_without_rows_or_heads_nothing_turns(triton_device: str) -> None:
     from chiasm.kernels.turn_pairs import turn_pairs
 
-    heads = torch.zeros(0, 6, 8, device=triton_device)
+    heads = torch.ones(2, 6, 8, device=triton_device)
+    rotation = torch.zeros(2, 4, dtype=torch.complex64, device=triton_device)
 
-    turn_pairs(heads, 4, torch.zeros(0, 4, dtype=torch.complex64, device=triton_device))
+    turn_pairs(heads[:0], 4, rotation[:0])
+    turn_pairs(heads, 0, rotation)
+
+    assert heads.all()
