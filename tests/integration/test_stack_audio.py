@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 NUM_TOKENS = 24
+MAX_WAVES = 8
 MIN_DISTINCT_TOKENS = 12
 NUM_LOGPROBS = 20
 # Of a log probability in float32, after up to 24 tokens on a cache.
@@ -130,15 +131,21 @@ def test_each_prompt_alone_gives_the_tokens_of_the_whole_model(family: Family) -
 
 
 def test_all_at_once_give_the_same_tokens_in_shared_forwards(family: Family) -> None:
-    with (
-        grpc.insecure_channel(family.stack.grpc_address) as channel,
-        ThreadPoolExecutor(len(PROMPTS)) as pool,
-    ):
-        responses = list(pool.map(lambda parts: ask(channel, parts), family.prompts))
+    most = 0
+    # On a busy machine the answers of the first have ended before the last have come.
+    for _ in range(MAX_WAVES):
+        with (
+            grpc.insecure_channel(family.stack.grpc_address) as channel,
+            ThreadPoolExecutor(len(PROMPTS)) as pool,
+        ):
+            responses = list(pool.map(lambda parts: ask(channel, parts), family.prompts))
 
-    assert [list(r.token_ids) for r in responses] == [a.token_ids for a in family.answers]
-    steps = [json.loads(line) for line in family.trace.read_text().splitlines()]
-    assert max(step["num_sequences"] for step in steps) >= 3
+        assert [list(r.token_ids) for r in responses] == [a.token_ids for a in family.answers]
+        steps = [json.loads(line) for line in family.trace.read_text().splitlines()]
+        most = max(step["num_sequences"] for step in steps)
+        if most >= 3:
+            break
+    assert most >= 3
 
 
 def test_clips_are_prefilled_in_chunks(family: Family) -> None:
