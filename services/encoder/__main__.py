@@ -198,7 +198,7 @@ def _build_admission(settings: EncoderSettings) -> Admission:
 
 def _build_decoder(settings: EncoderSettings) -> DecodePool:
     return DecodePool(
-        settings.decode.decode_workers,
+        settings.num_decode_workers,
         DecodeLimits(
             memory_bytes=settings.decode.decode_memory_bytes,
             cpu_limit_s=settings.decode.decode_cpu_s,
@@ -231,7 +231,7 @@ def _build_item_encoder(
         Stages(decoder, checkpoint.preprocessors, batcher, store),
         admission,
         max_in_work=max(settings.admission.max_items_in_work, 2 * batch_items),
-        num_threads=settings.admission.preprocess_threads,
+        num_threads=settings.num_preprocess_threads,
     )
     stack.callback(encoder.stop)
     return encoder

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from chiasm.common.config import RedisUrl, ServiceSettings, SettingsGroup
+from chiasm.common.cores import count_cores
 from chiasm.encoder.wire_video import MAX_SAMPLED_FRAMES
 
 _MIB = 1 << 20
@@ -91,7 +92,12 @@ class FetchSettings(SettingsGroup):
 class DecodeSettings(SettingsGroup):
     """What decoding may take."""
 
-    decode_workers: int = Field(2, ge=1, le=64, description="Processes that decode media.")
+    decode_workers: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Processes that decode media; default: half as many as cores, 2 to 16.",
+    )
     decode_memory_bytes: int = Field(
         1536 * _MIB, ge=256 * _MIB, description="Address space of one decode process."
     )
@@ -134,7 +140,9 @@ class AdmissionSettings(SettingsGroup):
     max_items_in_work: int = Field(
         4, ge=1, description="Items that are decoded, preprocessed or encoded at one time."
     )
-    preprocess_threads: int = Field(1, ge=1, description="Threads that preprocess.")
+    preprocess_threads: int | None = Field(
+        None, ge=1, description="Threads that preprocess; default: one for four cores, 1 to 8."
+    )
 
 
 class EncoderSettings(ServiceSettings):
@@ -191,6 +199,18 @@ class EncoderSettings(ServiceSettings):
             if self.admission.max_queue_pixels < getattr(self.decode, name):
                 raise ValueError(f"max_queue_pixels must not be below {name}")
         return self
+
+    @property
+    def num_decode_workers(self) -> int:
+        """Processes that decode media."""
+        num_cores = self.cores or count_cores()
+        return self.decode.decode_workers or max(2, min(16, num_cores // 2))
+
+    @property
+    def num_preprocess_threads(self) -> int:
+        """Threads that preprocess; each computes with one core."""
+        num_cores = self.cores or count_cores()
+        return self.admission.preprocess_threads or max(1, min(8, num_cores // 4))
 
     @property
     def model_name(self) -> str:

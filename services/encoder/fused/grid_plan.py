@@ -75,11 +75,12 @@ class GridPlanner:
         return self._make_plan(grids, device) if is_large else self._kept(grids, device)
 
     def _make_plan(self, grids: Grids, device: torch.device) -> GridPlan:
-        grid_thw = torch.tensor(grids, dtype=torch.int64, device=device)
+        # On the CPU, whatever computes the tower: these are small steps with numbers between them.
+        grid_thw = torch.tensor(grids, dtype=torch.int64)
         merge_size = self._config.spatial_merge_size
-        position_ids = get_vision_position_ids(grid_thw, merge_size)
+        position_ids = get_vision_position_ids(grid_thw, merge_size).to(device)
         cos, sin = self._rotary(torch.empty(0, dtype=self._dtype, device=device), position_ids)
-        frames = windows = Segments(get_vision_cu_seqlens(grid_thw))
+        frames = windows = Segments(get_vision_cu_seqlens(grid_thw), device)
         order = inverse = None
         if self._has_windows:
             order, bounds = get_vision_window_index(
@@ -87,12 +88,12 @@ class GridPlanner:
             )
             order = order.to(device)
             inverse = order.argsort()
-            windows = Segments(bounds.to(device))
+            windows = Segments(bounds, device)
             cos, sin = (permute_blocks(rows, order) for rows in (cos, sin))
-        positions = None if self._positions is None else self._learned_positions(grid_thw)
+        positions = None if self._positions is None else self._learned_positions(grid_thw, device)
         return GridPlan(positions, order, inverse, make_rotation(cos, sin), frames, windows)
 
-    def _learned_positions(self, grid_thw: torch.Tensor) -> torch.Tensor:
+    def _learned_positions(self, grid_thw: torch.Tensor, device: torch.device) -> torch.Tensor:
         indices, weights = get_vision_interpolation_indices_and_weights(
             grid_thw,
             num_grid_per_side=int(self._config.num_position_embeddings**0.5),
@@ -100,8 +101,8 @@ class GridPlanner:
             spatial_merge_size=self._config.spatial_merge_size,
         )
         assert self._positions is not None, "the caller has looked"
-        corners: torch.Tensor = self._positions(indices)
-        return (corners * weights[:, :, None]).sum(1).to(self._dtype)
+        corners: torch.Tensor = self._positions(indices.to(device))
+        return (corners * weights.to(device)[:, :, None]).sum(1).to(self._dtype)
 
 
 def permute_blocks(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:

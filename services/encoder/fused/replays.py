@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 # Shapes that are remembered, each with a graph of some hundred launches if it came twice.
 _MAX_SHAPES = 32
-# A forward of more rows keeps a GPU busy for longer than its launches take.
-_MAX_ROWS = 8192
+# A forward of more rows keeps a GPU busy for longer than its launches take, and batches of several
+# pictures are rarely alike.
+_MAX_ROWS = 2048
 
 
 @dataclass(slots=True)

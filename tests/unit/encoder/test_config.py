@@ -73,3 +73,22 @@ def test_the_queue_must_hold_one_picture() -> None:
 def test_code_from_checkpoints_is_refused() -> None:
     with pytest.raises(ConfigError, match="never run"):
         load("--trust-remote-code")
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "num_workers", "num_threads"),
+    [(1, 2, 1), (2, 2, 1), (4, 2, 1), (6, 3, 1), (8, 4, 2), (32, 16, 8), (96, 16, 8)],
+)
+def test_what_works_beside_the_tower_follows_the_cores(
+    num_cores: int, num_workers: int, num_threads: int
+) -> None:
+    settings = load("--cores", str(num_cores))
+
+    assert settings.num_decode_workers == num_workers
+    assert settings.num_preprocess_threads == num_threads
+
+
+def test_what_works_beside_the_tower_is_what_was_asked_for() -> None:
+    settings = load("--cores", "8", "--decode-workers", "1", "--preprocess-threads", "5")
+
+    assert (settings.num_decode_workers, settings.num_preprocess_threads) == (1, 5)
