@@ -108,9 +108,13 @@ async def call(
     }
     sent = request if kind in ("Unary", "Stream") else iter([request])
     running = kinds[kind](f"/{SERVICE}/{kind}")(sent, **options)
-    if kind in ("Unary", "Collect"):
-        return [await running]
-    return [answer async for answer in running]
+    try:
+        if kind in ("Unary", "Collect"):
+            return [await running]
+        return [answer async for answer in running]
+    finally:
+        # A task that is cancelled while grpc sends the request leaves the call as it is.
+        running.cancel()
 
 
 async def _echo(request: bytes, _context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
