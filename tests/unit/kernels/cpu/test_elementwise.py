@@ -43,13 +43,13 @@ def _random(seed: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
     return (3.0 * torch.randn(shape, generator=generator)).to(dtype)
 
 
-def _assert_close(output: torch.Tensor, expected: torch.Tensor) -> None:
+def _assert_close(output: torch.Tensor, expected: torch.Tensor, atol: float = 1e-30) -> None:
     assert output.dtype == expected.dtype
     if output.dtype is torch.float32:
         tolerance = FLOAT32_TOLERANCE
         torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance)
         return
-    torch.testing.assert_close(output, expected, rtol=BFLOAT16_TOLERANCE, atol=1e-30)
+    torch.testing.assert_close(output, expected, rtol=BFLOAT16_TOLERANCE, atol=atol)
     assert int((output != expected).sum()) <= max(1, output.numel() // 500)
 
 
@@ -236,7 +236,8 @@ def test_turn_pairs_equals_torch(
     if dtype is torch.float32:
         torch.testing.assert_close(rows.view(expected.shape), expected, rtol=1e-6, atol=1e-6)
     else:
-        _assert_close(rows.view(expected.shape), expected)
+        # Two products of float32 may be almost the same, and what is left of them is their rounding.
+        _assert_close(rows.view(expected.shape), expected, atol=1e-6)
 
 
 class _RopeCase:
