@@ -236,7 +236,7 @@ def test_turn_pairs_equals_torch(
     if dtype is torch.float32:
         torch.testing.assert_close(rows.view(expected.shape), expected, rtol=1e-6, atol=1e-6)
     else:
-        # Two products of float32 may be almost the same, and what is left of them is their rounding.
+        # What is left of two products of float32 that are almost the same is their rounding.
         _assert_close(rows.view(expected.shape), expected, atol=1e-6)
 
 
