@@ -5,7 +5,9 @@ takes time from another. Peers run from virtual environments of their own::
 
     python -m benchmarks.serve --vllm VENV --transformers VENV --workload text --concurrency 1,16
 
-``--w8a8`` measures ours a second time, with weights of 8-bit integers.
+``--w8a8`` measures ours a second time, with weights of 8-bit integers. ``--llama`` takes a folder
+with llama.cpp's ``llama-server`` and what ``convert_hf_to_gguf.py`` makes of the checkpoint:
+``model.gguf``, and ``mmproj.gguf`` with ``--mmproj``.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ PORTS = {
     "vllm-1t": 8201,
     "vllm-2t": 8202,
     "transformers": 8203,
+    "llama": 8204,
 }
+# Answers at one time, which share this context.
+LLAMA_FLAGS = ("--threads", "2", "--parallel", "16", "--ctx-size", "32768")
 # ``transformers serve`` answers one request at a time: more would measure its queue.
 TRANSFORMERS_CONCURRENCY = 1
 VLLM_FLAGS = (
@@ -89,6 +94,7 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--model-dir", type=Path, default=Path("build/bench-model"))
     parser.add_argument("--vllm", type=Path, help="virtual environment")
     parser.add_argument("--transformers", type=Path, help="virtual environment")
+    parser.add_argument("--llama", type=Path, help="folder of llama-server and the checkpoint")
     parser.add_argument("--vllm-threads", default="1,2", help="of its worker: 1, 2 or both")
     parser.add_argument("--w8a8", action="store_true", help="ours with 8-bit integers, too")
     parser.add_argument("--workload", action="append", choices=WORKLOADS)
@@ -147,7 +153,15 @@ def _servers(model: str, given: argparse.Namespace) -> dict[str, Server]:
         servers["transformers"] = Server(
             (*peer, *where("transformers"), "--device", "cpu", "--dtype", "bfloat16")
         )
+    if given.llama:
+        servers["llama"] = _llama(given.llama, model, where("llama"))
     return servers
+
+
+def _llama(folder: Path, model: str, where: tuple[str, ...]) -> Server:
+    weights = ("--model", str(folder / "model.gguf"), "--mmproj", str(folder / "mmproj.gguf"))
+    program = (str(folder / "llama-server"), *weights, "--alias", model)
+    return Server((*program, *where, *LLAMA_FLAGS))
 
 
 def _start(server: Server) -> subprocess.Popen[bytes]:
