@@ -71,7 +71,8 @@ class Sampler:
             rows: One per row.
 
         Returns:
-            The tokens, and 1 where the logits were finite, else 0. [2, num_rows], int64.
+            The tokens, each one of the vocabulary, and 1 where the logits were finite, else 0.
+            [2, num_rows], int64.
         """
         # Not argmax, which takes four times as long on a CPU. NaN counts as the largest value, so
         # that the best logit shows it.
@@ -81,7 +82,10 @@ class Sampler:
         if special:
             index = _send(special, logits.device)
             best[index] = _choose(logits[index].float(), [rows[one] for one in special])
-        return torch.stack((best, highest.isfinite().long()))
+        is_finite = highest.isfinite()
+        # What is drawn without probabilities lies behind the vocabulary, and the next step may look
+        # it up before its sequence has ended.
+        return torch.stack((best.masked_fill_(~is_finite, 0), is_finite.long()))
 
     def tell(
         self, chosen: torch.Tensor, logits: torch.Tensor, rows: Sequence[SampledRow]

@@ -93,7 +93,6 @@ class GraphInputs:
     def __init__(self, decoder: ReplayableDecoder, limits: GraphLimits) -> None:
         """Reserve it for ``decoder``."""
         self._device, self._block_size = decoder.device, decoder.block_size
-        self._max_chunks = limits.max_chunks
         self.num_blocks = -(-limits.max_context // decoder.block_size)
         most = max(limits.shapes).num_rows
         num_groups = len(decoder.spec.cache_groups)

@@ -151,6 +151,24 @@ def test_uniform_numbers_are_spread_evenly() -> None:
     assert all(abs(count - 1000) < 150 for count in counts.values())
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("wishes", [{}, {"top_p": 0.9}, {"top_k": 5}, {"num_logprobs": 2}], ids=str)
+def test_a_row_that_is_not_finite_gets_a_token_of_the_vocabulary_and_is_not_told_it(
+    bad: float, wishes: dict[str, Any]
+) -> None:
+    logits = torch.zeros(2, 8)
+    logits[0] = bad
+    row = SampledRow(SamplingParams(9, temperature=1.0, seed=3, **wishes), 4)
+
+    tokens, is_finite = Sampler().choose(logits, [row, row]).tolist()
+    told = Sampler().sample(logits, [row, row])
+
+    assert all(0 <= token < 8 for token in tokens)
+    assert is_finite == [0, 1]
+    assert told[0] is None
+    assert told[1] is not None
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_row_that_is_not_finite_is_told_apart(bad: float, temperature: float) -> None:
