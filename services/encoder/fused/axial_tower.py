@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import transformers
 
     from chiasm.kernels.cpu.native import CpuKernels
-    from chiasm.kernels.triton_kernels import TritonKernels
 
 
 class AxialTower(torch.nn.Module):
@@ -34,7 +33,7 @@ class AxialTower(torch.nn.Module):
         self,
         tower: transformers.PreTrainedModel,
         layers: Sequence[int],
-        kernels: CpuKernels | TritonKernels | None = None,
+        kernels: CpuKernels | None = None,
     ) -> None:
         """Take the weights of ``tower``, one block at a time; it is unusable afterwards.
 

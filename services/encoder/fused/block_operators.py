@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from chiasm.common.gate_after import RowMap
+
 if TYPE_CHECKING:
     from chiasm.common.packed_linear import PackedLinear
     from chiasm.encoder.fused.norm import Norm
@@ -16,21 +18,12 @@ if TYPE_CHECKING:
 NormRows = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Linear(Protocol):
-    """A linear layer whose weight never changes."""
+class Linear(RowMap, Protocol):
+    """A linear layer whose weight never changes: [num_rows, num_inputs] to [..., num_outputs]."""
 
     @property
     def num_inputs(self) -> int:
         """Width of the rows that it takes."""
-        ...
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of weight and bias."""
-        ...
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the products of ``rows``. [num_rows, num_inputs] to [num_rows, num_outputs]."""
         ...
 
     def add(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -40,6 +33,8 @@ class Linear(Protocol):
 
 # Makes a layer of its weight, [num_outputs, num_inputs], and bias, [num_outputs] or ``None``.
 MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
+# Makes one of the weights of gates and, below them, of their factors, and of all biases.
+MakeGated = Callable[[torch.Tensor, torch.Tensor | None], RowMap]
 
 
 class BlockOperators(Protocol):
@@ -55,8 +50,8 @@ class BlockOperators(Protocol):
         """Return a linear layer; see ``MakeLinear``."""
         ...
 
-    def gated(self, activation: str) -> MakeLinear | None:
-        """Return what makes layers whose products gate themselves; ``None`` if none do.
+    def gated(self, activation: str) -> MakeGated | None:
+        """Return what makes layers whose products are gated; ``None`` if there are none.
 
         Their weight is that of the gates, which ``activation`` is applied to, and then that of the
         factors: [2 * num_outputs, num_inputs].

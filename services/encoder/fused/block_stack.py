@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from chiasm.encoder.fused.segments import Segments
     from chiasm.kernels.cpu.native import CpuKernels
-    from chiasm.kernels.triton_kernels import TritonKernels
 
 
 class BlockStack:
@@ -27,7 +26,7 @@ class BlockStack:
         tower: transformers.PreTrainedModel,
         blocks: Sequence[torch.nn.Module],
         layers: Sequence[int],
-        kernels: CpuKernels | TritonKernels | None,
+        kernels: CpuKernels | None,
     ) -> None:
         """Take the weights of ``blocks``, one at a time.
 

@@ -10,8 +10,9 @@ from torch.nn.functional import pad
 from chiasm.encoder.fused.linear import take_linears, take_weights
 
 if TYPE_CHECKING:
+    from chiasm.common.gate_after import RowMap
     from chiasm.common.packed_linear import PackedLinear
-    from chiasm.encoder.fused.block_operators import BlockOperators, Linear
+    from chiasm.encoder.fused.block_operators import BlockOperators
     from chiasm.encoder.fused.description import BlockDescription
 
 
@@ -24,7 +25,7 @@ class FeedForward:
         """Take the weights of ``module``, a block that ``check_block`` has accepted."""
         make_gated = operators.gated(description.activation)
         down, down_bias = take_weights(module, (description.down,))
-        self._widen: Linear | _Activated
+        self._widen: RowMap
         if make_gated is not None and len(description.inner) > 1:
             # What is added are gates of zero, times zero.
             added = -down.shape[1] % operators.width_multiple

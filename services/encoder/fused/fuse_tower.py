@@ -90,25 +90,39 @@ def _install(
             f"models of type {model_type!r} are not among those whose parity is tested:"
             f" {', '.join(known)}"
         )
-    kernels: CpuKernels | TritonKernels | None = None
-    if model.device.type == "cpu" and model.dtype in DTYPES:
-        kernels = find_kernels(choice)
-    # The others are not replayed, and Python takes longer to launch these than torch's own.
-    elif model.device.type == "cuda" and model_type in _GRID_MODELS:
-        kernels = find_triton_kernels(model.device, "chiasm.encoder")
     if model_type in _GRID_MODELS:
-        record = GraphRecorder(model.device) if model.device.type == "cuda" else None
-        model.model.visual = GridTower(model.model.visual, kernels, record)
-    elif model_type == _MERGING_MODEL:
+        return _install_grid_tower(model, choice)
+    kernels = _find_cpu_kernels(model, choice)
+    if model_type == _MERGING_MODEL:
         _install_merging_tower(model, kernels)
     else:
         _install_picture_tower(model, kernels)
     return kernels
 
 
-def _install_picture_tower(
-    model: transformers.PreTrainedModel, kernels: CpuKernels | TritonKernels | None
-) -> None:
+def _find_cpu_kernels(
+    model: transformers.PreTrainedModel, choice: KernelChoice
+) -> CpuKernels | None:
+    is_known = model.device.type == "cpu" and model.dtype in DTYPES
+    return find_kernels(choice) if is_known else None
+
+
+def _install_grid_tower(
+    model: transformers.PreTrainedModel, choice: KernelChoice
+) -> CpuKernels | TritonKernels | None:
+    """Put in the only tower that is replayed: Python takes longer to launch Triton than torch."""
+    kernels: CpuKernels | TritonKernels | None
+    if model.device.type == "cuda":
+        kernels = find_triton_kernels(model.device, "chiasm.encoder")
+        record = GraphRecorder(model.device)
+        model.model.visual = GridTower(model.model.visual, kernels, record)
+    else:
+        kernels = _find_cpu_kernels(model, choice)
+        model.model.visual = GridTower(model.model.visual, kernels)
+    return kernels
+
+
+def _install_picture_tower(model: transformers.PreTrainedModel, kernels: CpuKernels | None) -> None:
     config, inner = model.config, model.model
     has_bias = getattr(config, "multimodal_projector_bias", True)
     check_projector(inner.multi_modal_projector, has_bias=has_bias)
@@ -118,9 +132,7 @@ def _install_picture_tower(
     )
 
 
-def _install_merging_tower(
-    model: transformers.PreTrainedModel, kernels: CpuKernels | TritonKernels | None
-) -> None:
+def _install_merging_tower(model: transformers.PreTrainedModel, kernels: CpuKernels | None) -> None:
     config, inner = model.config, model.model
     check_merging_projector(inner.multi_modal_projector, has_bias=config.multimodal_projector_bias)
     inner.vision_tower = _fuse_picture_tower(model, kernels)
@@ -128,7 +140,7 @@ def _install_merging_tower(
 
 
 def _fuse_picture_tower(
-    model: transformers.PreTrainedModel, kernels: CpuKernels | TritonKernels | None
+    model: transformers.PreTrainedModel, kernels: CpuKernels | None
 ) -> AxialTower | PictureTower:
     """Return our tower in the place of that of ``model``, which has a layer or a list of them."""
     tower, layers = model.model.vision_tower, model.config.vision_feature_layer

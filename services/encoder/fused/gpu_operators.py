@@ -7,51 +7,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from chiasm.common.gate_after import GateAfter
 from chiasm.common.packed_linear import PackedLinear
 from chiasm.common.rms_norm import RMSNorm
 from chiasm.encoder.fused.linear import activate
 from chiasm.kernels.cache_kernels import PrefillRule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from chiasm.encoder.fused.block_operators import MakeLinear, NormRows
+    from chiasm.encoder.fused.block_operators import MakeGated, NormRows
     from chiasm.encoder.fused.description import BlockDescription
     from chiasm.encoder.fused.norm import Norm
     from chiasm.encoder.fused.segments import Segments
     from chiasm.kernels.triton_kernels import TritonKernels
-
-
-class GatedLinear:
-    """A linear layer of gates and factors, and the gate behind it."""
-
-    def __init__(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        gate: Callable[[torch.Tensor], torch.Tensor],
-    ) -> None:
-        """Take weight and bias of both; ``gate`` maps [num_rows, 2 * width] to half the width."""
-        self._linear = PackedLinear(weight, bias)
-        self._gate = gate
-
-    @property
-    def num_inputs(self) -> int:
-        """Width of the rows that it takes."""
-        return self._linear.num_inputs
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of weight and bias."""
-        return self._linear.num_bytes
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the gated products. [num_rows, num_inputs] to [num_rows, width]."""
-        return self._gate(self._linear(rows))
-
-    def add(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """Return ``others + self(rows)``."""
-        return self(rows).add_(others)
 
 
 class GpuOperators:
@@ -75,12 +42,12 @@ class GpuOperators:
         """See ``BlockOperators.linear``."""
         return PackedLinear(weight, bias)
 
-    def gated(self, activation: str) -> MakeLinear | None:
-        """See ``BlockOperators.gated``."""
+    def gated(self, activation: str) -> MakeGated | None:
+        """See ``BlockOperators.gated``; the gate is a launch of its own."""
         if not self._kernels.can_gate(activation):
             return None
         gate = partial(self._kernels.gate, activation=activation)
-        return partial(GatedLinear, gate=gate)
+        return lambda weight, bias: GateAfter(PackedLinear(weight, bias), gate)
 
     def norm(self, norm: Norm) -> NormRows:
         """See ``BlockOperators.norm``; a layer norm is one operator of torch already."""

@@ -21,7 +21,7 @@ from chiasm.kernels.cpu.weight_panels import WeightMemory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from chiasm.encoder.fused.block_operators import BlockOperators, Linear, MakeLinear, NormRows
+    from chiasm.encoder.fused.block_operators import BlockOperators, Linear, MakeGated, NormRows
     from chiasm.encoder.fused.description import BlockDescription
     from chiasm.encoder.fused.norm import Norm
     from chiasm.encoder.fused.segments import Segments
@@ -54,7 +54,7 @@ class KernelOperators:
         """See ``BlockOperators.linear``; tiles multiply bfloat16, where the processor has any."""
         return (self._tiled or PackedLinear)(weight, bias)
 
-    def gated(self, activation: str) -> MakeLinear | None:
+    def gated(self, activation: str) -> MakeGated | None:
         """See ``BlockOperators.gated``."""
         if self._tiled is None or activation not in ACTIVATIONS:
             return None

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import transformers
 
     from chiasm.kernels.cpu.native import CpuKernels
-    from chiasm.kernels.triton_kernels import TritonKernels
 
 
 class PictureTower(torch.nn.Module):
@@ -30,7 +29,7 @@ class PictureTower(torch.nn.Module):
         self,
         tower: transformers.PreTrainedModel,
         layers: Sequence[int],
-        kernels: CpuKernels | TritonKernels | None = None,
+        kernels: CpuKernels | None = None,
     ) -> None:
         """Take the weights of ``tower``, one block at a time; it is unusable afterwards.
 

@@ -10,10 +10,11 @@ import torch
 from torch.nn.functional import gelu, relu, silu
 
 from chiasm.common.families import PositionScheme
+from chiasm.common.gate_after import GateAfter
 from chiasm.common.packed_linear import PackedLinear
 from chiasm.generator.engine.block_group import GroupSize
 from chiasm.generator.model.fused.description import UnsupportedDecoderError
-from chiasm.generator.model.fused.linear_maker import GateAfter, LinearMaker
+from chiasm.generator.model.fused.linear_maker import LinearMaker
 from chiasm.generator.model.fused.quantized_linear import QuantizedLinear
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.model_spec import ModelSpec

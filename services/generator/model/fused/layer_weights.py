@@ -13,9 +13,10 @@ from chiasm.generator.model.fused.description import UnsupportedDecoderError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from chiasm.common.gate_after import GateAfter
     from chiasm.generator.model.fused.description import DecoderDescription
     from chiasm.generator.model.fused.layer_operators import Gate
-    from chiasm.generator.model.fused.linear_maker import GateAfter, Linear, LinearMaker
+    from chiasm.generator.model.fused.linear_maker import Linear, LinearMaker
 
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _POST_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")

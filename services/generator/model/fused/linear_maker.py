@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from chiasm.common.gate_after import GateAfter
 from chiasm.common.packed_linear import PackedLinear
 from chiasm.generator.model.fused.description import UnsupportedDecoderError
 from chiasm.generator.model.fused.quantized_linear import QuantizedLinear, can_quantize
@@ -27,24 +28,6 @@ Quantization = Literal["none", "w8a8"]
 
 # Rows for which oneDNN is asked to choose its layout; the layout serves any number of rows.
 _TYPICAL_ROWS = 512
-
-
-class GateAfter:
-    """A linear layer and the gate that reads what it returns."""
-
-    def __init__(self, linear: Linear, gate: Gate) -> None:
-        """Put ``gate`` behind ``linear``."""
-        self._linear = linear
-        self._gate = gate
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of weight and bias."""
-        return self._linear.num_bytes
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the gated products. [num_rows, num_inputs] to [num_rows, width of the gate]."""
-        return self._gate(self._linear(rows))
 
 
 class LinearMaker:

@@ -83,7 +83,6 @@ def test_queries_and_keys_turn_as_by_torch(operators: GpuOperators) -> None:
 def test_norms_and_products_are_those_of_torch(operators: GpuOperators) -> None:
     rows = random_rows(3, 5, 24, dtype=torch.float32)
     weight, bias = random_rows(4, 24, dtype=torch.float32), random_rows(5, 24, dtype=torch.float32)
-    others = random_rows(6, 5, 8, dtype=torch.float32)
     matrix = random_rows(7, 16, 24, dtype=torch.float32)
     for norm in (RMSNorm(weight, 1e-6), LayerNorm(weight, bias, 1e-6)):
         before = rows.clone()
@@ -97,8 +96,7 @@ def test_norms_and_products_are_those_of_torch(operators: GpuOperators) -> None:
     gates, factors = PackedLinear(matrix)(rows).chunk(2, dim=1)
     expected = torch.nn.functional.silu(gates) * factors
     torch.testing.assert_close(gated(rows), expected, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(gated.add(rows, others), others + expected, rtol=1e-5, atol=1e-4)
-    assert (gated.num_inputs, gated.num_bytes) == (24, matrix.nbytes)
+    assert gated.num_bytes == matrix.nbytes
 
 
 @pytest.mark.parametrize("width", [8, 13])
