@@ -223,9 +223,16 @@ class GuardedRedis:
                 self._fail("slow")
                 raise _unavailable("The embedding store is too slow.") from None
 
-    def pubsub(self) -> PubSub:
-        """Return a subscriber with a connection of its own; the caller bounds its waits."""
-        return self._client.pubsub(ignore_subscribe_messages=True)
+    @asynccontextmanager
+    async def subscribed(self, channel: str) -> AsyncIterator[PubSub]:
+        """Listen to ``channel`` inside, on a connection of its own; the caller bounds its waits.
+
+        Raises:
+            StoreUnavailableError: As ``execute``.
+        """
+        async with self._client.pubsub(ignore_subscribe_messages=True) as listener:
+            await self._guard(partial(listener.subscribe, channel), 0)
+            yield listener
 
     async def close(self) -> None:
         """Close all connections."""
@@ -242,7 +249,7 @@ class GuardedRedis:
                 STORE_BYPASSES.labels("breaker").inc()
                 raise _unavailable("The embedding store is unavailable.")
             try:
-                async with asyncio.timeout(self._budget.total_s(num_bytes)):
+                async with _heeded_cancellation(), asyncio.timeout(self._budget.total_s(num_bytes)):
                     result = await operation()
             except (TimeoutError, RedisTimeoutError) as error:
                 self._fail("timeout")
@@ -288,6 +295,24 @@ class GuardedRedis:
         if self._breaker.is_open:
             log.info("store_breaker_closed")
         self._breaker.record_success()
+
+
+@asynccontextmanager
+async def _heeded_cancellation() -> AsyncIterator[None]:
+    """Let a cancellation that comes inside through, whatever redis-py makes of it.
+
+    It sends with ``asyncio.wait_for``, which in Python 3.11 forgets a cancellation that comes when
+    all is sent, and may turn one into an error of its own. The task would go on, and whoever has
+    cancelled it would wait for its end.
+    """
+    task = asyncio.current_task()
+    assert task is not None, "the caller is a coroutine"
+    num_before = task.cancelling()
+    try:
+        yield
+    finally:
+        if task.cancelling() > num_before:
+            raise asyncio.CancelledError
 
 
 def _num_bytes(chunks: Sequence[KeyedChunk]) -> int:

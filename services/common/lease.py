@@ -71,9 +71,8 @@ class Lease:
         try:
             async with (
                 asyncio.timeout(self._settings.patience_s),
-                self._redis.pubsub() as freed,
+                self._redis.subscribed(self._channel) as freed,
             ):
-                await self._subscribe(freed)
                 while not is_ours and result is None:
                     is_ours, result = await self._try(find_result)
                     if not is_ours and result is None:
@@ -109,12 +108,6 @@ class Lease:
         if reply and result is not None:
             await self._free()
         return bool(reply), result
-
-    async def _subscribe(self, freed: PubSub) -> None:
-        try:
-            await freed.subscribe(self._channel)
-        except (RedisError, OSError) as error:
-            raise StoreUnavailableError("The embedding store is unreachable.") from error
 
     async def _wait(self, freed: PubSub) -> None:
         try:

@@ -169,9 +169,10 @@ class MediaTask:
         """Cancel what is still going on and forget the source."""
         for work in self._works:
             work.cancel()
+        # Nobody connects any more: work whose cancellation was lost must not wait for that.
+        self._sink.cancel()
         await asyncio.gather(*self._works, return_exceptions=True)
-        for future in (self._planned, self._sink):
-            future.cancel()
+        self._planned.cancel()
         if self._planned.done() and not self._planned.cancelled():
             self._planned.exception()  # marks it as seen
         self.release_source()
