@@ -50,7 +50,10 @@ class MediaBatch:
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        await asyncio.gather(*(task.close() for task in self._tasks))
+        # All of it before the first wait, which a second cancellation may end.
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*(task.wait_ended() for task in self._tasks))
 
     async def planned(self) -> list[PlannedItem]:
         """Return the plan of every item, in their order.

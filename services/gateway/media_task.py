@@ -79,7 +79,7 @@ class MediaTask:
     3. If the generator misses the embedding, it is encoded once more and sent in chunks.
 
     What happens after the plan goes to the sink given to ``connect``. A failure before the plan is
-    raised by ``planned``, one after it is sent to the sink. ``close`` ends all work.
+    raised by ``planned``, one after it is sent to the sink. ``cancel`` ends all work.
     """
 
     def __init__(
@@ -165,17 +165,20 @@ class MediaTask:
         self._services.kept_sources.release(self._num_kept_bytes)
         self._num_kept_bytes = 0
 
-    async def close(self) -> None:
+    def cancel(self) -> None:
         """Cancel what is still going on and forget the source."""
         for work in self._works:
             work.cancel()
         # Nobody connects any more: work whose cancellation was lost must not wait for that.
         self._sink.cancel()
-        await asyncio.gather(*self._works, return_exceptions=True)
         self._planned.cancel()
-        if self._planned.done() and not self._planned.cancelled():
+        if not self._planned.cancelled():
             self._planned.exception()  # marks it as seen
         self.release_source()
+
+    async def wait_ended(self) -> None:
+        """Return when all work has ended; ``cancel`` comes first."""
+        await asyncio.gather(*self._works, return_exceptions=True)
 
     def _keep_source(self) -> int:
         size = num_bytes_of(self._item.source)
@@ -186,7 +189,7 @@ class MediaTask:
             stored = await self._find_stored()
             if stored is not None:
                 self._note(ItemReady(CacheStatus.HIT))
-                self._planned.set_result(stored)
+                self._plan(stored)
             else:
                 await self._encode(inline=False)
             self._drop_source_unless_kept()
@@ -214,7 +217,8 @@ class MediaTask:
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, ItemPlanned):
-                    self._plan(event)
+                    is_ready = event.cache_status is CacheStatus.HIT
+                    self._plan(PlannedItem(event.ref, event.layout, is_ready))
                 elif isinstance(event, ItemChunk):
                     sends_chunks = sends_chunks or self._claim_inline()
                     if sends_chunks:
@@ -222,10 +226,9 @@ class MediaTask:
                 elif isinstance(event, ItemReady):
                     await self._finish(event)
 
-    def _plan(self, event: ItemPlanned) -> None:
+    def _plan(self, planned: PlannedItem) -> None:
         if not self._planned.done():
-            is_ready = event.cache_status is CacheStatus.HIT
-            self._planned.set_result(PlannedItem(event.ref, event.layout, is_ready))
+            self._planned.set_result(planned)
 
     async def _finish(self, event: ItemReady) -> None:
         self._note(event)
