@@ -1,4 +1,4 @@
-"""Load of all kinds at once: text and pictures, answers cancelled midway, malformed requests."""
+"""Load of all kinds at once: text and pictures, clients that leave, requests that are refused."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import json
 import random
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
 
 from tests.harness import chat
 
-# Of twenty requests in a row one is malformed and four are cancelled.
+# Of twenty requests in a row two are refused, four are cancelled midway, and two clients leave
+# while their media are looked up or encoded.
 ROUND = 20
-MALFORMED_TURNS = (3,)
+REFUSED_TURNS = (3, 14)
 CANCELLED_TURNS = (1, 6, 11, 16)
+LEFT_TURNS = (8, 18)
+LONGEST_STAY_S = 0.03
 PICTURE_PART = 0.4
 NUM_PICTURES = 24
 MAX_TOKENS = 24
@@ -31,7 +35,7 @@ class MixedLoad:
     """Sends requests from several workers and counts how they ended.
 
     Attributes:
-        counts: Requests by ``complete``, ``cancelled``, ``refused``, or ``wrong: ...``.
+        counts: Requests by ``complete``, ``cancelled``, ``left``, ``refused``, or ``wrong: ...``.
     """
 
     def __init__(self, base_url: str, seed: int) -> None:
@@ -61,8 +65,10 @@ class MixedLoad:
         while time.monotonic() < end:
             turn = next(self._turns) % ROUND
             try:
-                if turn in MALFORMED_TURNS:
-                    outcome = await self._send_malformed(session)
+                if turn in REFUSED_TURNS:
+                    outcome = await self._send_wrong(session)
+                elif turn in LEFT_TURNS:
+                    outcome = await self._leave(session)
                 elif turn in CANCELLED_TURNS:
                     cancel_after = self._random.randint(0, MAX_TOKENS - 2)
                     outcome = await self._stream(
@@ -98,13 +104,14 @@ class MixedLoad:
                     return "cancelled"
         return "complete" if finish_reason == "length" else f"wrong: ended by {finish_reason}"
 
-    async def _send_malformed(self, session: aiohttp.ClientSession) -> str:
+    async def _send_wrong(self, session: aiohttp.ClientSession) -> str:
         body = self._random.choice(
             (
                 json.dumps({**self._body(4), "temperature": -1}).encode(),
                 json.dumps({**self._body(4), "messages": "none"}).encode(),
                 json.dumps(chat.chat_body("What?", [b"not a picture" * 9], 4)).encode(),
                 json.dumps(chat.chat_body("What?", [self._pictures[0][:-40]], 4)).encode(),
+                json.dumps(self._body_with_unknown_item()).encode(),
                 b'{"messages": [',
             )
         )
@@ -112,7 +119,23 @@ class MixedLoad:
         async with session.post(self._url, data=body, headers=headers) as response:
             error = (await response.json())["error"]
             is_refused = 400 <= response.status < 500 and error["message"]
-        return "refused" if is_refused else f"wrong: malformed got {response.status}"
+        return "refused" if is_refused else f"wrong: refusal expected, got {response.status}"
+
+    async def _leave(self, session: aiohttp.ClientSession) -> str:
+        """Hang up soon after the request was sent, whether or not it is answered by then."""
+        body = self._body(4) if self._random.random() < 0.5 else self._body_with_unknown_item()
+        stay_s = self._random.uniform(0, LONGEST_STAY_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(stay_s), session.post(self._url, json=body) as response:
+                await response.read()
+        return "left"
+
+    def _body_with_unknown_item(self) -> dict[str, Any]:
+        """Return a request that is refused while its other pictures are being encoded."""
+        body = chat.chat_body("What?", self._random.sample(self._pictures, 4), 4)
+        unknown = {"type": "image_url", "image_url": None, "uuid": "unknown"}
+        body["messages"][0]["content"].insert(self._random.randrange(5), unknown)
+        return {**body, "cache_salt": f"{self._random.randrange(8)}"}
 
     def _body(self, num_tokens: int) -> dict[str, Any]:
         question = self._random.choice(QUESTIONS) + f" {self._random.randrange(10**6)}"

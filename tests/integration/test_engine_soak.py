@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fakes.checkpoints import make_qwen2_vl
-from tests.harness.mixed_load import CANCELLED_TURNS, MALFORMED_TURNS, ROUND, MixedLoad
+from tests.harness.mixed_load import CANCELLED_TURNS, LEFT_TURNS, REFUSED_TURNS, ROUND, MixedLoad
 from tests.harness.process_usage import UsageSampler, median_rss, read_usage
 from tests.harness.stack import Stack
 
@@ -94,6 +94,13 @@ def wait_until_idle(stack: Stack, start: dict[str, Held]) -> dict[str, object]:
         threading.Event().wait(POLL_PAUSE_S)
 
 
+def crashes(stack: Stack) -> list[str]:
+    """Return the lines of all logs that tell of an error nobody expected."""
+    logs = stack.state_dir.rglob("*.log")
+    lines = [line for log in logs for line in log.read_text().splitlines()]
+    return [line for line in lines if "Traceback" in line or '"level": "error"' in line]
+
+
 def run_soak(stack: Stack, soak: Soak) -> dict[str, float]:
     """Check what each service holds behind the load.
 
@@ -112,6 +119,7 @@ def run_soak(stack: Stack, soak: Soak) -> dict[str, float]:
 
     check_answers(load)
     assert wait_until_idle(stack, start) == {}
+    assert crashes(stack) == []
     assert {name: stack.pid(name) for name in SERVICES} == pids
     growth = {}
     for name in SERVICES:
@@ -124,11 +132,12 @@ def run_soak(stack: Stack, soak: Soak) -> dict[str, float]:
 
 
 def check_answers(load: MixedLoad) -> None:
-    assert set(load.counts) == {"complete", "cancelled", "refused"}, load.counts
+    assert set(load.counts) == {"complete", "cancelled", "left", "refused"}, load.counts
     num_rounds = load.counts.total() // ROUND
     assert num_rounds >= 1
     assert load.counts["cancelled"] >= num_rounds * len(CANCELLED_TURNS)
-    assert load.counts["refused"] >= num_rounds * len(MALFORMED_TURNS)
+    assert load.counts["left"] >= num_rounds * len(LEFT_TURNS)
+    assert load.counts["refused"] >= num_rounds * len(REFUSED_TURNS)
 
 
 @pytest.mark.timeout(120)
