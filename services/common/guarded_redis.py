@@ -277,13 +277,13 @@ class GuardedRedis:
 
     async def _probe(self) -> None:
         """Ask Redis whether it is there, now and then, until it answers or a late call did."""
-        # redis-py may turn a cancellation into an error of its own.
+        # A call that fails behind ``close`` begins to probe, too.
         while self._breaker.is_open and not self._is_closed:
             if not self._breaker.admit():
                 await asyncio.sleep(max(self._breaker.probe_in_s, _MIN_PAUSE_S))
                 continue
             try:
-                async with asyncio.timeout(self._budget.total_s(0)):
+                async with _heeded_cancellation(), asyncio.timeout(self._budget.total_s(0)):
                     await self._client.ping()
             except (TimeoutError, RedisError, OSError):
                 self._breaker.record_failure()

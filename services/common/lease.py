@@ -92,8 +92,8 @@ class Lease:
         try:
             yield
         finally:
-            # NOTE: the Redis client may turn a cancellation into an error of its own, so the
-            # heartbeat must not depend on it to end.
+            # NOTE: a library may lose a cancellation, as redis-py does; the guard around it heeds
+            # them, but work goes on in vain if the heartbeat depends on that to end.
             is_over.set()
             heartbeat.cancel()
             await asyncio.wait([heartbeat])
