@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
+import threading
 import urllib.error
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -277,6 +280,20 @@ def test_a_running_answer_is_untouched_by_extreme_wishes_beside_it(watched: Watc
     events += running
 
     assert chat.joined_text(events) == alone
+
+
+def test_clients_that_leave_with_requests_queued_are_no_errors(watched: Watched) -> None:
+    host, port = watched.stack.base_url.removeprefix("http://").split(":")
+    for stay_s in (0.01, 0.02, 0.05, 0.1):
+        with ExitStack() as clients:
+            for _ in range(20):
+                client = clients.enter_context(socket.create_connection((host, int(port))))
+                client.sendall(20 * b"GET /v1/media HTTP/1.1\r\nHost: x\r\n\r\n")
+            # Nothing can be waited for: some answers are to be on their way when all leave.
+            threading.Event().wait(stay_s)
+    assert chat.post_chat(watched.stack.base_url, text_with())["choices"]
+
+    assert [line for line in watched.stack.lines if "Traceback" in line] == []
 
 
 def test_every_process_outlived_the_bad_requests(watched: Watched) -> None:

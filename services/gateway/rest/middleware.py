@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from chiasm.common.limits import Limits
 
 _HEADER = b"x-request-id"
+# What uvloop says of a write to a connection that was reset a moment ago.
+_RESET = "the handler is closed"
 
 
 class RequestMiddleware:
@@ -43,7 +45,12 @@ class RequestMiddleware:
                 status = message["status"]
                 headers = [*message.get("headers", ()), (_HEADER, request_id.encode())]
                 message = {**message, "headers": headers}
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError as error:
+                # The server drops messages to clients that have left, once it knows.
+                if _RESET not in str(error):
+                    raise
 
         try:
             await self._app(scope, receive, send_with_id)
