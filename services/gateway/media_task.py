@@ -122,8 +122,8 @@ class MediaTask:
     def receipt(self) -> MediaReceipt:
         """Tell how the item came to be available; it must be planned.
 
-        The last words of an embedding that travels inline may come after the answer has ended; then
-        the plan tells what is known.
+        The last words of an embedding may come after the answer has ended, its times among them;
+        then they are 0.
         """
         planned = self._planned.result()
         expected = CacheStatus.HIT if planned.is_ready else CacheStatus.MISS
@@ -220,6 +220,7 @@ class MediaTask:
                     is_ready = event.cache_status is CacheStatus.HIT
                     self._plan(PlannedItem(event.ref, event.layout, is_ready))
                 elif isinstance(event, ItemChunk):
+                    self._note(ItemReady(CacheStatus.INLINE))  # its times come last
                     sends_chunks = sends_chunks or self._claim_inline()
                     if sends_chunks:
                         await (await self._sink).send_chunk(event.chunk)
@@ -287,5 +288,6 @@ class MediaTask:
             content.release()
 
     def _note(self, ready: ItemReady) -> None:
-        self._ready = ready
-        GATEWAY_MEDIA_ITEMS.labels(self._item.modality.value, ready.cache_status.value).inc()
+        before, self._ready = self._ready, ready
+        if before is None or before.cache_status is not ready.cache_status:
+            GATEWAY_MEDIA_ITEMS.labels(self._item.modality.value, ready.cache_status.value).inc()

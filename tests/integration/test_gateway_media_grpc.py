@@ -195,7 +195,7 @@ async def test_a_hit_that_was_evicted_says_how_it_came_in_the_end(gateway: Gatew
 
     usage = (await gateway.ask([image_part(b"owl")], include_media_usage=True)).json()["usage"]
 
-    assert [(one["cache"], one["encode_ms"]) for one in usage["media"]] == [("inline", 3000.0)]
+    assert [one["cache"] for one in usage["media"]] == ["inline"]
 
 
 async def test_every_item_is_counted_by_how_it_came(gateway: Gateway) -> None:

@@ -33,6 +33,7 @@ NUM_LOGPROBS = 20
 # differs from processor to processor.
 MAX_ERROR = 5e-4
 MIN_DISTINCT_TOKENS = 20
+MAX_WAVES = 5
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_vl": checkpoints.make_qwen2_vl,
     "qwen2_5_vl": checkpoints.make_qwen2_5_vl,
@@ -104,15 +105,21 @@ def test_each_prompt_alone_gives_the_tokens_of_the_whole_model(family: Family) -
 
 
 def test_eight_at_once_give_the_same_tokens_in_shared_forwards(family: Family) -> None:
-    with (
-        grpc.insecure_channel(family.stack.grpc_address) as channel,
-        ThreadPoolExecutor(len(PROMPTS)) as pool,
-    ):
-        responses = list(pool.map(lambda prompt: ask(channel, prompt), family.prompts))
+    most = 0
+    # On a busy machine the answers of the first have ended before the last have come.
+    for _ in range(MAX_WAVES):
+        with (
+            grpc.insecure_channel(family.stack.grpc_address) as channel,
+            ThreadPoolExecutor(len(PROMPTS)) as pool,
+        ):
+            responses = list(pool.map(lambda prompt: ask(channel, prompt), family.prompts))
 
-    assert [list(r.token_ids) for r in responses] == [a.token_ids for a in family.answers]
-    steps = [json.loads(line) for line in family.trace.read_text().splitlines()]
-    assert max(step["num_sequences"] for step in steps) >= 4
+        assert [list(r.token_ids) for r in responses] == [a.token_ids for a in family.answers]
+        steps = [json.loads(line) for line in family.trace.read_text().splitlines()]
+        most = max(step["num_sequences"] for step in steps)
+        if most >= 4:
+            break
+    assert most >= 4
 
 
 def test_a_grpc_stream_carries_the_same_tokens(family: Family) -> None:
