@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from chiasm.encoder import __main__ as encoder
+from chiasm.encoder import service
 from chiasm.encoder.tower import Tower
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def main() -> None:
         return [torch.zeros(item.num_rows, width) for item in items]
 
     Tower.encode = sleep  # type: ignore[method-assign]  # what this program is for
-    encoder.main(sys.argv[2:])
+    service.main(sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import tempfile
@@ -16,12 +17,21 @@ from chiasm.common.embedded_redis import EmbeddedRedis
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# All that is imported to find the tests stays: a minute of a run went into looking at it again.
+gc.disable()
 # Before anything imports torch: beside a busy process the threads of one operator spin for each
 # other, and tests take thirty times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before anything imports triton: without a GPU its kernels run in its interpreter.
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage again, but not among what is there by now."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

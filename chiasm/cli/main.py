@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from chiasm import __version__
 from chiasm.cli.media import media_app
 from chiasm.cli.thread_env import set_thread_defaults
+from chiasm.common.launch import launch
 
 _FLAGS_GO_THROUGH = {
     "allow_extra_args": True,
@@ -112,7 +112,7 @@ def main() -> None:
 
 def _run_service(name: str, argv: list[str]) -> None:
     set_thread_defaults()
-    importlib.import_module(f"chiasm.{name}.__main__").main(argv)
+    launch(f"chiasm.{name}.service", argv)
 
 
 if __name__ == "__main__":

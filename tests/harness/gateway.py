@@ -14,8 +14,8 @@ import aiohttp
 from chiasm.common.config import load_settings
 from chiasm.common.secrets import StoreSecrets
 from chiasm.common.service_token import load_or_create_service_token
-from chiasm.gateway.__main__ import build_server
 from chiasm.gateway.config import GatewaySettings
+from chiasm.gateway.service import build_server
 from chiasm.gateway.tokenizer import Tokenizer
 from tests.fakes.encoder_service import FakeEncoder, start_encoder
 from tests.fakes.generator_service import FakeGenerator, Script, start_generator

@@ -104,7 +104,7 @@ print(LlamaForCausalLM(config).config.model_type)
 @pytest.mark.integration
 @pytest.mark.parametrize(
     "module",
-    ["chiasm.gateway.__main__", "chiasm.cli.up", "chiasm.cli.main", "chiasm.common.config"],
+    ["chiasm.gateway.service", "chiasm.cli.up", "chiasm.cli.main", "chiasm.common.config"],
 )
 def test_module_loads_neither_torch_nor_transformers(module: str) -> None:
     program = f"""

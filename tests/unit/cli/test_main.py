@@ -19,11 +19,11 @@ def test_spin_is_bounded_before_the_service_is_imported(monkeypatch: pytest.Monk
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
     seen: list[tuple[str | None, str | None]] = []
-    module = ModuleType("chiasm.encoder.__main__")
+    module = ModuleType("chiasm.encoder.service")
     vars(module)["main"] = lambda _argv: seen.append(
         (os.environ.get("GOMP_SPINCOUNT"), os.environ.get("TOKENIZERS_PARALLELISM"))
     )
-    monkeypatch.setitem(sys.modules, "chiasm.encoder.__main__", module)
+    monkeypatch.setitem(sys.modules, "chiasm.encoder.service", module)
 
     _run_service("encoder", [])
     monkeypatch.delenv("TOKENIZERS_PARALLELISM")

@@ -7,7 +7,7 @@ import sys
 
 FORBIDDEN = ("torch", "transformers", "torchvision", "triton", "safetensors", "PIL", "aiohttp")
 PROGRAM = (
-    "import sys, chiasm.gateway.__main__;"
+    "import sys, chiasm.gateway.service;"
     f"print([name for name in {FORBIDDEN!r} if name in sys.modules])"
 )
 

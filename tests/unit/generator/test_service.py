@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chiasm.common.config import load_settings
-from chiasm.generator import __main__ as main
+from chiasm.generator import service
 from chiasm.generator.config import GeneratorSettings
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ def test_steps_are_recorded_unless_every_launch_is_asked_for(
 ) -> None:
     loaded = object()
     asked: list[tuple[object, int, int]] = []
-    monkeypatch.setattr(main, "load_model", lambda *_: loaded)
-    monkeypatch.setattr(main, "replay_steps", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(service, "load_model", lambda *_: loaded)
+    monkeypatch.setattr(service, "replay_steps", lambda *arguments: asked.append(arguments))
     settings = load_settings(
         GeneratorSettings,
         "generator",
@@ -35,7 +35,7 @@ def test_steps_are_recorded_unless_every_launch_is_asked_for(
         ],
     )
 
-    found = main._load(settings)
+    found = service._load(settings)
 
     assert asked == ([(loaded, 5, 77)] if is_recorded else [])
     assert found is (None if is_recorded else loaded)
