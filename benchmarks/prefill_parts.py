@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chiasm.generator.model.forward_batch import ForwardBatch
-    from chiasm.generator.model.fused.linear_maker import Quantization
+    from chiasm.kernels.cpu.quantized_layer import Quantization
 
 
 class Parts:

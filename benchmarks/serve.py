@@ -133,7 +133,7 @@ def _servers(model: str, given: argparse.Namespace) -> dict[str, Server]:
     if given.w8a8:
         state = ("--state-dir", str(given.model_dir.with_name("bench-w8a8").resolve()))
         name = "chiasm-w8a8"
-        flags = (*ours, "--quantization", "w8a8", *state)
+        flags = (*ours, "--quantization", "w8a8", "--tower-quantization", "w8a8", *state)
         servers[name] = Server((*chiasm, *where(name), *flags))
     if given.vllm:
         program = (str(given.vllm / "bin/vllm"), "serve", model, *VLLM_FLAGS)

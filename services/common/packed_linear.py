@@ -117,6 +117,11 @@ def can_activate(activation: str) -> bool:
     return activation in _FUSED
 
 
+def activation_of(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the function for which ``can_activate`` is true."""
+    return _FUSED[name][2]
+
+
 def can_pack(weight: torch.Tensor) -> bool:
     """Return whether oneDNN has a layout for ``weight`` on its device, and hardware for its dtype.
 

@@ -15,6 +15,7 @@ from chiasm.common.media import Modality, Placeholder
 from chiasm.encoder.audio_preprocessor import AudioPreprocessor
 from chiasm.encoder.commands import EncoderDescription
 from chiasm.encoder.fingerprint import compute_fingerprint
+from chiasm.encoder.fused.fuse_tower import DEFAULT_REQUEST
 from chiasm.encoder.image_preprocessor import ImagePreprocessor
 from chiasm.encoder.preprocess import MediaLimits
 from chiasm.encoder.processor_tokens import find_processor_tokens
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from chiasm.encoder.fused.fuse_tower import TowerChoice
+    from chiasm.encoder.fused.fuse_tower import TowerRequest
     from chiasm.encoder.preprocess import Preprocessor
-    from chiasm.kernels.cpu.native import KernelChoice
 
 _DTYPES = {
     "auto": None,
@@ -69,8 +69,7 @@ class EncoderCheckpoint:
         dtype: str = "auto",
         device: str = "auto",
         limits: MediaLimits | None = None,
-        choice: TowerChoice = "auto",
-        kernels: KernelChoice = "auto",
+        request: TowerRequest = DEFAULT_REQUEST,
     ) -> EncoderCheckpoint:
         """Load a checkpoint from a directory in the hub layout; takes seconds.
 
@@ -79,15 +78,15 @@ class EncoderCheckpoint:
             dtype: Element type of weights and embeddings; ``auto`` takes the checkpoint's own.
             device: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
             limits: Bounds of single items; ``None`` takes the defaults.
-            choice: Who computes the tower; see ``fuse_tower``.
-            kernels: Which compiled kernels it takes; as above.
+            request: Who shall compute the tower.
 
         Raises:
             CheckpointError: Weights are missing or the architecture is unknown.
             DeviceUnavailableError: ``device`` is ``cuda``, but there is no GPU.
             OSError: A file is missing.
-            UnsupportedTowerError: ``choice`` is ``fused``, which does not compute this checkpoint.
-            KernelsUnavailableError: The kernels that ``kernels`` names cannot be had.
+            UnsupportedTowerError: ``request`` needs the fused tower, which does not compute this
+                checkpoint.
+            KernelsUnavailableError: The kernels that ``request`` names cannot be had.
             UnsupportedModelError: The family is not served, or a configuration is incomplete.
         """
         config = served_part(_read_config(path))
@@ -98,7 +97,7 @@ class EncoderCheckpoint:
             modality: _PREPROCESSORS[modality].load(path, family, config, limits or MediaLimits())
             for modality in family.modalities
         }
-        tower = Tower.load(path, _DTYPES[dtype], find_device(device), choice, kernels)
+        tower = Tower.load(path, _DTYPES[dtype], find_device(device), request)
         placeholders = {
             modality: family.placeholder(config, modality) for modality in family.modalities
         }

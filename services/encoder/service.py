@@ -42,6 +42,7 @@ from chiasm.encoder.decode_pool import DecodeLimits, DecodePool
 from chiasm.encoder.fetch import FetchLimits, MediaFetcher, SystemResolver
 from chiasm.encoder.frames_reader import FramesReader
 from chiasm.encoder.fused.description import UnsupportedTowerError
+from chiasm.encoder.fused.fuse_tower import TowerRequest
 from chiasm.encoder.item_encoder import Encoded, ItemEncoder, Stages
 from chiasm.encoder.local_files import LocalFiles
 from chiasm.encoder.pipeline import EncodePipeline, PipelineParts
@@ -138,8 +139,9 @@ async def _build(
             max_video_duration_s=settings.decode.max_video_duration_s,
             max_audio_duration_s=settings.decode.max_audio_duration_s,
         ),
-        settings.tower.tower,
-        settings.tower.cpu_kernels,
+        TowerRequest(
+            settings.tower.tower, settings.tower.cpu_kernels, settings.tower.tower_quantization
+        ),
     )
     log.info(
         "checkpoint_loaded",

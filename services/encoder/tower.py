@@ -14,7 +14,12 @@ from chiasm.common.half_load import load_half
 from chiasm.common.loading_memory import give_back_loading_memory
 from chiasm.common.media import DataType, Modality
 from chiasm.encoder.families import pixtral, qwen2_5_omni, qwen2_audio
-from chiasm.encoder.fused.fuse_tower import FUSED_TOWERS, count_packed_bytes, fuse_tower
+from chiasm.encoder.fused.fuse_tower import (
+    DEFAULT_REQUEST,
+    FUSED_TOWERS,
+    count_packed_bytes,
+    fuse_tower,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +27,8 @@ if TYPE_CHECKING:
 
     import transformers
 
-    from chiasm.encoder.fused.fuse_tower import TowerChoice, TowerKind
+    from chiasm.encoder.fused.fuse_tower import TowerKind, TowerRequest
     from chiasm.encoder.preprocess import TowerInputs
-    from chiasm.kernels.cpu.native import KernelChoice
 
 _DATA_TYPES = {
     torch.float32: DataType.FLOAT32,
@@ -55,14 +59,13 @@ class Tower:
         self,
         model: transformers.PreTrainedModel,
         device: torch.device,
-        choice: TowerChoice,
-        kernels: KernelChoice,
+        request: TowerRequest,
     ) -> None:
         self._weights_digest = _digest_weights(model)
         # The wrapper around this method loses its types.
         self._model = model.to(device)  # type: ignore[arg-type]
         self._dtype = self._model.dtype
-        self._kind = fuse_tower(choice, self._model, kernels)
+        self._kind = fuse_tower(request, self._model)
         self._device = device
         config = self._model.config.to_dict()
         family = family_of(config)
@@ -76,8 +79,7 @@ class Tower:
         model_path: Path,
         dtype: torch.dtype | None,
         device: torch.device,
-        choice: TowerChoice = "auto",
-        kernels: KernelChoice = "auto",
+        request: TowerRequest = DEFAULT_REQUEST,
     ) -> Tower:
         """Load the tower and projector of the checkpoint at ``model_path``.
 
@@ -85,15 +87,15 @@ class Tower:
             model_path: Directory of the checkpoint.
             dtype: Element type of weights and embeddings; ``None`` takes the checkpoint's own.
             device: Where to run.
-            choice: Who computes it; see ``fuse_tower``.
-            kernels: Which compiled kernels it takes; as above.
+            request: Who shall compute it.
 
         Raises:
             CheckpointError: The checkpoint is incomplete or of an unknown architecture.
-            UnsupportedTowerError: ``choice`` is ``fused``, which does not compute this checkpoint.
-            KernelsUnavailableError: The kernels that ``kernels`` names cannot be had.
+            UnsupportedTowerError: ``request`` needs the fused tower, which does not compute this
+                checkpoint.
+            KernelsUnavailableError: The kernels that ``request`` names cannot be had.
         """
-        tower = cls(load_half(model_path, "encoder", dtype), device, choice, kernels)
+        tower = cls(load_half(model_path, "encoder", dtype), device, request)
         give_back_loading_memory(model_path)
         return tower
 

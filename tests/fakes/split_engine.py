@@ -24,9 +24,9 @@ from tests.fakes.generator_engine import output_of
 if TYPE_CHECKING:
     from chiasm.common.graph_recorder import Recorder
     from chiasm.generator.engine.outputs import EngineState, StepStatistics
-    from chiasm.generator.model.fused.linear_maker import Quantization
     from chiasm.generator.model.make_decoder import DecoderChoice
     from chiasm.kernels.cpu.native import KernelChoice
+    from chiasm.kernels.cpu.quantized_layer import Quantization
     from tests.fakes.whole_model import MediaPrompt, WholeModel
 
 BLOCK_SIZE = 4

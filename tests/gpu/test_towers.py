@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from chiasm.encoder.fused.fuse_tower import TowerRequest
 from chiasm.encoder.tower import Tower
 from tests.unit.encoder.fused.test_fused_tower import (
     AXIAL_MAKERS,
@@ -70,7 +71,7 @@ def test_rows_are_those_of_transformers_on_a_cpu(
     dtype: torch.dtype,
     tolerance: float,
 ) -> None:
-    tower = Tower.load(path, dtype, device, choice)
+    tower = Tower.load(path, dtype, device, TowerRequest(choice))
 
     # From the second time on, forwards of grids are replayed.
     for items in [items for items in batches for _ in range(3)]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import transformers
 
     from chiasm.kernels.cpu.native import CpuKernels
+    from chiasm.kernels.cpu.quantized_layer import Quantization
 
 
 class AxialTower(torch.nn.Module):
@@ -34,6 +35,7 @@ class AxialTower(torch.nn.Module):
         tower: transformers.PreTrainedModel,
         layers: Sequence[int],
         kernels: CpuKernels | None = None,
+        quantization: Quantization = "none",
     ) -> None:
         """Take the weights of ``tower``, one block at a time; it is unusable afterwards.
 
@@ -41,6 +43,7 @@ class AxialTower(torch.nn.Module):
             tower: Half-loaded tower.
             layers: Indices of the hidden states that are read; see ``BlockStack``.
             kernels: What computes that lies between its products; ``None`` for torch.
+            quantization: How the weights of blocks are held.
 
         Raises:
             UnsupportedTowerError: The tower is of another kind; it is unchanged and usable.
@@ -60,7 +63,7 @@ class AxialTower(torch.nn.Module):
         self.patch_size: int = config.patch_size
         self._dtype = tower.dtype
         blocks = list(tower.get_submodule("transformer.layers").children())
-        self._blocks = BlockStack(tower, blocks, layers, kernels)
+        self._blocks = BlockStack(tower, blocks, layers, kernels, quantization)
         self._pre_norm = take_norm(pre_norm)
         self._patch_embed = PackedLinear(take_parameter(projection, "weight").flatten(1))
 

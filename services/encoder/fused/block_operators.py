@@ -10,7 +10,6 @@ import torch
 from chiasm.common.gate_after import RowMap
 
 if TYPE_CHECKING:
-    from chiasm.common.packed_linear import PackedLinear
     from chiasm.encoder.fused.norm import Norm
     from chiasm.encoder.fused.segments import Segments
 
@@ -28,6 +27,18 @@ class Linear(RowMap, Protocol):
 
     def add(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         """Return ``others + self(rows)``, rounded once."""
+        ...
+
+
+class InnerLinear(RowMap, Protocol):
+    """A linear layer whose outputs a function is applied to, or multiply those of another."""
+
+    def activate(self, rows: torch.Tensor, activation: str) -> torch.Tensor:
+        """Return ``activation(self(rows))``; see ``PackedLinear.activate``."""
+        ...
+
+    def multiply(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Return ``others * self(rows)``; may change ``others``."""
         ...
 
 
@@ -50,6 +61,10 @@ class BlockOperators(Protocol):
         """Return a linear layer; see ``MakeLinear``."""
         ...
 
+    def inner(self, weight: torch.Tensor, bias: torch.Tensor | None) -> InnerLinear:
+        """Return a linear layer for ``activate``, or one that multiplies what it has returned."""
+        ...
+
     def gated(self, activation: str) -> MakeGated | None:
         """Return what makes layers whose products are gated; ``None`` if there are none.
 
@@ -62,7 +77,7 @@ class BlockOperators(Protocol):
         """Return what computes ``norm``."""
         ...
 
-    def activate(self, layer: PackedLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
+    def activate(self, layer: InnerLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
         """Return ``activation(layer(rows))`` for any activation that transformers knows."""
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chiasm.encoder.fused.description import describe_blocks
-from chiasm.encoder.fused.kernel_operators import make_operators
+from chiasm.encoder.fused.make_operators import make_operators, quantize
 from chiasm.encoder.fused.tower_block import TowerBlock, check_block
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from chiasm.encoder.fused.segments import Segments
     from chiasm.kernels.cpu.native import CpuKernels
+    from chiasm.kernels.cpu.quantized_layer import Quantization
 
 
 class BlockStack:
@@ -27,6 +28,7 @@ class BlockStack:
         blocks: Sequence[torch.nn.Module],
         layers: Sequence[int],
         kernels: CpuKernels | None,
+        quantization: Quantization,
     ) -> None:
         """Take the weights of ``blocks``, one at a time.
 
@@ -36,6 +38,7 @@ class BlockStack:
             layers: Indices of the hidden states that are read, negative ones counted from the end;
                 0 are those before the first block.
             kernels: What computes that lies between products; ``None`` for torch.
+            quantization: How the weights of blocks are held.
 
         Raises:
             UnsupportedTowerError: The tower is of another kind; its blocks are unchanged.
@@ -46,6 +49,7 @@ class BlockStack:
         self._num_states = len(blocks) + 1
         self._read = {layer % self._num_states for layer in layers}
         operators = make_operators(kernels, description, tower.dtype)
+        operators = quantize(operators, kernels, quantization)
         self._blocks = [
             TowerBlock(block, description, operators) for block in blocks[: max(self._read)]
         ]

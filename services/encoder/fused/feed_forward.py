@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import pad
 
-from chiasm.encoder.fused.linear import take_linears, take_weights
+from chiasm.encoder.fused.linear import take_weights
 
 if TYPE_CHECKING:
     from chiasm.common.gate_after import RowMap
-    from chiasm.common.packed_linear import PackedLinear
-    from chiasm.encoder.fused.block_operators import BlockOperators
+    from chiasm.encoder.fused.block_operators import BlockOperators, InnerLinear
     from chiasm.encoder.fused.description import BlockDescription
 
 
@@ -36,7 +35,7 @@ class FeedForward:
             )
             down = pad(down, (0, added)) if added else down
         else:
-            layers = [take_linears(module, (name,)) for name in description.inner]
+            layers = [operators.inner(*take_weights(module, (name,))) for name in description.inner]
             self._widen = _Activated(layers, description.activation, operators)
         self._down = operators.linear(down, down_bias)
 
@@ -68,7 +67,7 @@ class _Activated:
     """A linear layer with a function; a second one multiplies its outputs."""
 
     def __init__(
-        self, layers: list[PackedLinear], activation: str, operators: BlockOperators
+        self, layers: list[InnerLinear], activation: str, operators: BlockOperators
     ) -> None:
         self._first, *self._factors = layers
         self._activation = activation

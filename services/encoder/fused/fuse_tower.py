@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import structlog
@@ -18,18 +19,22 @@ from chiasm.encoder.fused.projector import (
     check_projector,
 )
 from chiasm.kernels.cpu.native import DTYPES, find_kernels
+from chiasm.kernels.cpu.quantized_layer import can_quantize
 from chiasm.kernels.find_triton_kernels import find_triton_kernels
 
 if TYPE_CHECKING:
     import transformers
 
     from chiasm.kernels.cpu.native import CpuKernels, KernelChoice
+    from chiasm.kernels.cpu.quantized_layer import Quantization
     from chiasm.kernels.triton_kernels import TritonKernels
 
 FUSED_TOWERS = (GridTower, PictureTower, AxialTower)
 TowerChoice = Literal["auto", "fused", "transformers"]
-# Ours with compiled kernels or with torch alone.
-TowerKind = Literal["fused_kernels", "fused_torch", "transformers"]
+# Ours, with weights as they are or of 8-bit integers, with compiled kernels or with torch alone.
+TowerKind = Literal[
+    "fused_kernels", "fused_torch", "quantized_kernels", "quantized_torch", "transformers"
+]
 
 # Model types of checkpoints whose parity with transformers is tested.
 _GRID_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -39,38 +44,67 @@ _MERGING_MODEL = "mistral3"
 log = structlog.get_logger("chiasm.encoder")
 
 
-def fuse_tower(
-    choice: TowerChoice, model: transformers.PreTrainedModel, kernels: KernelChoice = "auto"
-) -> TowerKind:
+@dataclass(frozen=True, slots=True)
+class TowerRequest:
+    """Who shall compute a tower.
+
+    Attributes:
+        choice: ``auto`` takes the fused tower for models of a kind whose parity with transformers
+            is tested, and transformers for all others.
+        kernels: Which compiled kernels a fused tower takes on a CPU; see ``find_kernels``.
+        quantization: How the weights of blocks are held; all but ``none`` needs the fused tower.
+    """
+
+    choice: TowerChoice = "auto"
+    kernels: KernelChoice = "auto"
+    quantization: Quantization = "none"
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether products are of 8-bit integers."""
+        return self.quantization != "none"
+
+
+DEFAULT_REQUEST = TowerRequest()
+
+
+def fuse_tower(request: TowerRequest, model: transformers.PreTrainedModel) -> TowerKind:
     """Put a fused tower into ``model`` where one can be, log which tower computes it, and why.
 
     Args:
-        choice: ``auto`` takes the fused tower for models of a kind whose parity with transformers
-            is tested, and transformers for all others.
+        request: Who shall compute it.
         model: Encoder half of a checkpoint, on its device; its features calls stay usable.
-        kernels: Which compiled kernels a fused tower takes on a CPU; see ``find_kernels``.
 
     Returns:
         Which one computes it.
 
     Raises:
-        UnsupportedTowerError: ``choice`` is ``fused``, but the model is of another kind.
-        KernelsUnavailableError: The kernels that ``kernels`` names cannot be had.
+        UnsupportedTowerError: The request needs the fused tower, but the model is of another kind,
+            or its device has no products of 8-bit integers.
+        KernelsUnavailableError: The kernels that the request names cannot be had.
     """
     model_type = model.config.model_type
     kind: TowerKind = "transformers"
     reason = "asked for"
-    if choice != "transformers":
+    if request.choice == "transformers" and request.is_quantized:
+        raise UnsupportedTowerError(f"{request.quantization} needs the fused tower")
+    if request.choice != "transformers":
         try:
-            kind = "fused_torch" if _install(model, kernels) is None else "fused_kernels"
+            kind = _kind_of(_install(model, request), request)
         except UnsupportedTowerError as error:
-            if choice == "fused":
+            if request.choice == "fused" or request.is_quantized:
                 raise
             reason = str(error)
         else:
-            reason = "asked for" if choice == "fused" else "parity is tested for this model type"
-    tower = "transformers" if kind == "transformers" else "fused"
-    log.info("tower_chosen", tower=tower, model_type=model_type, reason=reason)
+            is_choice = request.choice == "fused"
+            reason = "asked for" if is_choice else "parity is tested for this model type"
+    log.info(
+        "tower_chosen",
+        tower="transformers" if kind == "transformers" else "fused",
+        model_type=model_type,
+        reason=reason,
+        quantization=request.quantization,
+    )
     return kind
 
 
@@ -80,8 +114,14 @@ def count_packed_bytes(model: transformers.PreTrainedModel) -> int:
     return sum(module.num_packed_bytes for module in model.modules() if isinstance(module, fused))
 
 
+def _kind_of(kernels: CpuKernels | TritonKernels | None, request: TowerRequest) -> TowerKind:
+    if request.is_quantized:
+        return "quantized_torch" if kernels is None else "quantized_kernels"
+    return "fused_torch" if kernels is None else "fused_kernels"
+
+
 def _install(
-    model: transformers.PreTrainedModel, choice: KernelChoice
+    model: transformers.PreTrainedModel, request: TowerRequest
 ) -> CpuKernels | TritonKernels | None:
     model_type = model.config.model_type
     known = (*_GRID_MODELS, *_PICTURE_MODELS, _MERGING_MODEL)
@@ -90,13 +130,17 @@ def _install(
             f"models of type {model_type!r} are not among those whose parity is tested:"
             f" {', '.join(known)}"
         )
+    kernels = _find_cpu_kernels(model, request.kernels)
+    if request.is_quantized and not can_quantize(model.device, kernels):
+        raise UnsupportedTowerError(
+            f"{request.quantization} needs a CPU, and our kernels or oneDNN"
+        )
     if model_type in _GRID_MODELS:
-        return _install_grid_tower(model, choice)
-    kernels = _find_cpu_kernels(model, choice)
+        return _install_grid_tower(model, kernels, request.quantization)
     if model_type == _MERGING_MODEL:
-        _install_merging_tower(model, kernels)
+        _install_merging_tower(model, kernels, request.quantization)
     else:
-        _install_picture_tower(model, kernels)
+        _install_picture_tower(model, kernels, request.quantization)
     return kernels
 
 
@@ -108,46 +152,48 @@ def _find_cpu_kernels(
 
 
 def _install_grid_tower(
-    model: transformers.PreTrainedModel, choice: KernelChoice
+    model: transformers.PreTrainedModel, kernels: CpuKernels | None, quantization: Quantization
 ) -> CpuKernels | TritonKernels | None:
     """Put in the only tower that is replayed: Python takes longer to launch Triton than torch."""
-    kernels: CpuKernels | TritonKernels | None
-    if model.device.type == "cuda":
-        kernels = find_triton_kernels(model.device, "chiasm.encoder")
-        record = GraphRecorder(model.device)
-        model.model.visual = GridTower(model.model.visual, kernels, record)
-    else:
-        kernels = _find_cpu_kernels(model, choice)
-        model.model.visual = GridTower(model.model.visual, kernels)
-    return kernels
+    tower = model.model.visual
+    if model.device.type != "cuda":
+        model.model.visual = GridTower(tower, kernels, quantization=quantization)
+        return kernels
+    triton_kernels = find_triton_kernels(model.device, "chiasm.encoder")
+    model.model.visual = GridTower(tower, triton_kernels, GraphRecorder(model.device))
+    return triton_kernels
 
 
-def _install_picture_tower(model: transformers.PreTrainedModel, kernels: CpuKernels | None) -> None:
+def _install_picture_tower(
+    model: transformers.PreTrainedModel, kernels: CpuKernels | None, quantization: Quantization
+) -> None:
     config, inner = model.config, model.model
     has_bias = getattr(config, "multimodal_projector_bias", True)
     check_projector(inner.multi_modal_projector, has_bias=has_bias)
-    inner.vision_tower = _fuse_picture_tower(model, kernels)
+    inner.vision_tower = _fuse_picture_tower(model, kernels, quantization)
     inner.multi_modal_projector = FusedProjector(
         inner.multi_modal_projector, config.projector_hidden_act
     )
 
 
-def _install_merging_tower(model: transformers.PreTrainedModel, kernels: CpuKernels | None) -> None:
+def _install_merging_tower(
+    model: transformers.PreTrainedModel, kernels: CpuKernels | None, quantization: Quantization
+) -> None:
     config, inner = model.config, model.model
     check_merging_projector(inner.multi_modal_projector, has_bias=config.multimodal_projector_bias)
-    inner.vision_tower = _fuse_picture_tower(model, kernels)
+    inner.vision_tower = _fuse_picture_tower(model, kernels, quantization)
     inner.multi_modal_projector = MergingProjector(inner.multi_modal_projector, config)
 
 
 def _fuse_picture_tower(
-    model: transformers.PreTrainedModel, kernels: CpuKernels | None
+    model: transformers.PreTrainedModel, kernels: CpuKernels | None, quantization: Quantization
 ) -> AxialTower | PictureTower:
     """Return our tower in the place of that of ``model``, which has a layer or a list of them."""
     tower, layers = model.model.vision_tower, model.config.vision_feature_layer
     layers = [layers] if isinstance(layers, int) else layers
     tower_type = tower.config.model_type
     if tower_type == AXIAL_TOWER:
-        return AxialTower(tower, layers, kernels)
+        return AxialTower(tower, layers, kernels, quantization)
     if tower_type in PICTURE_TOWERS:
-        return PictureTower(tower, layers, kernels)
+        return PictureTower(tower, layers, kernels, quantization)
     raise UnsupportedTowerError(f"towers of type {tower_type!r} are not fused")

@@ -14,7 +14,7 @@ from chiasm.encoder.fused.linear import activate
 from chiasm.kernels.cache_kernels import PrefillRule
 
 if TYPE_CHECKING:
-    from chiasm.encoder.fused.block_operators import MakeGated, NormRows
+    from chiasm.encoder.fused.block_operators import InnerLinear, MakeGated, NormRows
     from chiasm.encoder.fused.description import BlockDescription
     from chiasm.encoder.fused.norm import Norm
     from chiasm.encoder.fused.segments import Segments
@@ -42,6 +42,10 @@ class GpuOperators:
         """See ``BlockOperators.linear``."""
         return PackedLinear(weight, bias)
 
+    def inner(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+        """See ``BlockOperators.inner``."""
+        return PackedLinear(weight, bias)
+
     def gated(self, activation: str) -> MakeGated | None:
         """See ``BlockOperators.gated``; the gate is a launch of its own."""
         if not self._kernels.can_gate(activation):
@@ -56,7 +60,7 @@ class GpuOperators:
         kernels, weight, epsilon = self._kernels, norm.weight.contiguous(), norm.epsilon
         return lambda rows: kernels.add_rms_norm(rows, None, weight, epsilon, 1.0)
 
-    def activate(self, layer: PackedLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
+    def activate(self, layer: InnerLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
         """See ``BlockOperators.activate``."""
         return activate(layer, rows, activation)
 

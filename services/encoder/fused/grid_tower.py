@@ -10,8 +10,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 from chiasm.common.packed_linear import PackedLinear
 from chiasm.encoder.fused.description import UnsupportedTowerError, describe_blocks
 from chiasm.encoder.fused.grid_plan import GridPlanner, permute_blocks
-from chiasm.encoder.fused.kernel_operators import make_operators
 from chiasm.encoder.fused.linear import take_parameter
+from chiasm.encoder.fused.make_operators import make_operators, quantize
 from chiasm.encoder.fused.patch_merger import PatchMerger, check_merger
 from chiasm.encoder.fused.replays import Replays
 from chiasm.encoder.fused.tower_block import TowerBlock, check_block
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from chiasm.common.graph_recorder import Recorder
     from chiasm.encoder.fused.grid_plan import GridPlan
     from chiasm.kernels.cpu.native import CpuKernels
+    from chiasm.kernels.cpu.quantized_layer import Quantization
     from chiasm.kernels.triton_kernels import TritonKernels
 
 
@@ -38,6 +39,7 @@ class GridTower(torch.nn.Module):
         tower: transformers.PreTrainedModel,
         kernels: CpuKernels | TritonKernels | None = None,
         record: Recorder | None = None,
+        quantization: Quantization = "none",
     ) -> None:
         """Take the weights of ``tower``, one block at a time; it is unusable afterwards.
 
@@ -45,6 +47,7 @@ class GridTower(torch.nn.Module):
             tower: Half-loaded tower.
             kernels: What computes that lies between its products; ``None`` for torch.
             record: Records forwards of grids that come again; ``None``: all are computed.
+            quantization: How the weights of blocks are held.
 
         Raises:
             UnsupportedTowerError: The tower is of another kind; it is unchanged and usable.
@@ -76,7 +79,8 @@ class GridTower(torch.nn.Module):
         bias = None if projection.bias is None else take_parameter(projection, "bias")
         self._patch_embed = PackedLinear(take_parameter(projection, "weight").flatten(1), bias)
         operators = make_operators(kernels, description, self._dtype)
-        self._blocks = [TowerBlock(block, description, operators) for block in blocks]
+        products = quantize(operators, kernels, quantization)
+        self._blocks = [TowerBlock(block, description, products) for block in blocks]
         self._merger, *self._level_mergers = (
             PatchMerger(one, config.model_type, operators) for one in (merger, *level_mergers)
         )

@@ -9,23 +9,20 @@ import torch
 
 from chiasm.common.packed_linear import PackedLinear
 from chiasm.common.rms_norm import RMSNorm
-from chiasm.encoder.fused.gpu_operators import GpuOperators
 from chiasm.encoder.fused.linear import activate
-from chiasm.encoder.fused.torch_operators import TorchOperators
 from chiasm.kernels.cache_kernels import PrefillRule
 from chiasm.kernels.cpu.elementwise import ACTIVATIONS, NormRule, PairRule
-from chiasm.kernels.cpu.native import CpuKernels
 from chiasm.kernels.cpu.tiled_linear import TiledLinear
 from chiasm.kernels.cpu.weight_panels import WeightMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from chiasm.encoder.fused.block_operators import BlockOperators, Linear, MakeGated, NormRows
+    from chiasm.encoder.fused.block_operators import InnerLinear, Linear, MakeGated, NormRows
     from chiasm.encoder.fused.description import BlockDescription
     from chiasm.encoder.fused.norm import Norm
     from chiasm.encoder.fused.segments import Segments
-    from chiasm.kernels.triton_kernels import TritonKernels
+    from chiasm.kernels.cpu.native import CpuKernels
 
 
 class KernelOperators:
@@ -54,6 +51,10 @@ class KernelOperators:
         """See ``BlockOperators.linear``; tiles multiply bfloat16, where the processor has any."""
         return (self._tiled or PackedLinear)(weight, bias)
 
+    def inner(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+        """See ``BlockOperators.inner``."""
+        return PackedLinear(weight, bias)
+
     def gated(self, activation: str) -> MakeGated | None:
         """See ``BlockOperators.gated``."""
         if self._tiled is None or activation not in ACTIVATIONS:
@@ -67,7 +68,7 @@ class KernelOperators:
         rule = NormRule(norm.weight, norm.epsilon, self._dtype)
         return partial(self._kernels.elementwise.add_rms_norm, rule, addend=None)
 
-    def activate(self, layer: PackedLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
+    def activate(self, layer: InnerLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
         """See ``BlockOperators.activate``; products apply the other functions themselves."""
         if activation == "quick_gelu":
             return self._kernels.elementwise.quick_gelu(layer(rows))
@@ -85,14 +86,3 @@ class KernelOperators:
             query, (key, value), segments.contexts, self._score_rule, attended
         )
         return attended.flatten(1)
-
-
-def make_operators(
-    kernels: CpuKernels | TritonKernels | None, description: BlockDescription, dtype: torch.dtype
-) -> BlockOperators:
-    """Return the operators of blocks; without ``kernels`` those of torch."""
-    if kernels is None:
-        return TorchOperators()
-    if isinstance(kernels, CpuKernels):
-        return KernelOperators(kernels, description, dtype)
-    return GpuOperators(kernels, description)

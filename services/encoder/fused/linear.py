@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from transformers.activations import ACT2FN
 
 from chiasm.common.packed_linear import PackedLinear, can_activate
 from chiasm.encoder.fused.description import UnsupportedTowerError
+
+if TYPE_CHECKING:
+    from chiasm.encoder.fused.block_operators import InnerLinear
 
 
 def check_linears(owner: torch.nn.Module, names: tuple[str, ...], *, has_bias: bool = True) -> None:
@@ -62,7 +67,7 @@ def take_parameter(module: torch.nn.Module, name: str) -> torch.Tensor:
     return parameter.detach()
 
 
-def activate(layer: PackedLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
+def activate(layer: InnerLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
     """Return ``activation(layer(rows))`` for any activation that transformers knows."""
     if can_activate(activation):
         return layer.activate(rows, activation)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import transformers
 
     from chiasm.kernels.cpu.native import CpuKernels
+    from chiasm.kernels.cpu.quantized_layer import Quantization
 
 
 class PictureTower(torch.nn.Module):
@@ -30,6 +31,7 @@ class PictureTower(torch.nn.Module):
         tower: transformers.PreTrainedModel,
         layers: Sequence[int],
         kernels: CpuKernels | None = None,
+        quantization: Quantization = "none",
     ) -> None:
         """Take the weights of ``tower``, one block at a time; it is unusable afterwards.
 
@@ -38,6 +40,7 @@ class PictureTower(torch.nn.Module):
             layers: Indices of the hidden states that are read, negative ones counted from the end;
                 0 are those before the first block.
             kernels: What computes that lies between its products; ``None`` for torch.
+            quantization: How the weights of blocks are held.
 
         Raises:
             UnsupportedTowerError: The tower is of another kind; it is unchanged and usable.
@@ -46,7 +49,7 @@ class PictureTower(torch.nn.Module):
         # Called in a forward before each block.
         self.before_block: Callable[[], None] = lambda: None
         blocks = list(tower.get_submodule("encoder.layers").children())
-        self._blocks = BlockStack(tower, blocks, layers, kernels)
+        self._blocks = BlockStack(tower, blocks, layers, kernels, quantization)
         self._dtype = tower.dtype
         self._embeddings = tower.get_submodule("embeddings")
         self._pre_norm = getattr(tower, "pre_layrnorm", None)

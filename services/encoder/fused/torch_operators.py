@@ -13,7 +13,7 @@ from chiasm.encoder.fused.rotary import rotate
 if TYPE_CHECKING:
     import torch
 
-    from chiasm.encoder.fused.block_operators import NormRows
+    from chiasm.encoder.fused.block_operators import InnerLinear, NormRows
     from chiasm.encoder.fused.norm import Norm
     from chiasm.encoder.fused.segments import Segments
 
@@ -27,6 +27,10 @@ class TorchOperators:
         """See ``BlockOperators.linear``."""
         return PackedLinear(weight, bias)
 
+    def inner(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+        """See ``BlockOperators.inner``."""
+        return PackedLinear(weight, bias)
+
     def gated(self, activation: str) -> None:
         """See ``BlockOperators.gated``; products apply the function alone."""
 
@@ -34,7 +38,7 @@ class TorchOperators:
         """See ``BlockOperators.norm``."""
         return norm
 
-    def activate(self, layer: PackedLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
+    def activate(self, layer: InnerLinear, rows: torch.Tensor, activation: str) -> torch.Tensor:
         """See ``BlockOperators.activate``."""
         return activate(layer, rows, activation)
 

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from chiasm.common.graph_recorder import Recorder
     from chiasm.generator.model.cache_sizes import CacheRequest
     from chiasm.generator.model.decoder import Decoder
-    from chiasm.generator.model.fused.linear_maker import Quantization
     from chiasm.generator.model.kv_cache import KVCacheLayout
     from chiasm.generator.model.make_decoder import DecoderChoice
+    from chiasm.kernels.cpu.quantized_layer import Quantization
 
 
 @dataclass(frozen=True, slots=True)

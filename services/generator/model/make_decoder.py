@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import transformers
 
     from chiasm.generator.model.decoder import Decoder
-    from chiasm.generator.model.fused.linear_maker import Quantization
     from chiasm.generator.model.kv_cache import KVCache
+    from chiasm.kernels.cpu.quantized_layer import Quantization
 
 DecoderChoice = Literal["auto", "fused", "transformers"]
 

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio]
 
 
-async def test_the_flag_chooses_the_kernels_of_the_tower(redis_url: str, tmp_path: Path) -> None:
-    process = EncoderProcess(
-        make_llava(tmp_path / "model"), redis_url, tmp_path, ["--cpu-kernels", "off"]
-    )
+async def test_flags_choose_the_kernels_and_the_weights_of_the_tower(
+    redis_url: str, tmp_path: Path
+) -> None:
+    flags = ["--cpu-kernels", "off", "--tower-quantization", "w8a8"]
+    process = EncoderProcess(make_llava(tmp_path / "model"), redis_url, tmp_path, flags)
 
     await process.start()
 
@@ -28,6 +29,8 @@ async def test_the_flag_chooses_the_kernels_of_the_tower(redis_url: str, tmp_pat
     (line,) = (line for line in process.lines if "cpu_kernels_chosen" in line)
     chosen = json.loads(line)
     assert (chosen["kernels"], chosen["reason"]) == ("torch", "asked for")
+    (line,) = (line for line in process.lines if "tower_chosen" in line)
+    assert json.loads(line)["quantization"] == "w8a8"
 
 
 async def test_a_model_that_cannot_be_fused_as_asked_for_ends_the_start_with_a_reason(

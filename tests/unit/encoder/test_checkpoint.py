@@ -21,6 +21,7 @@ from chiasm.common.families import UnsupportedModelError
 from chiasm.common.half_load import load_half
 from chiasm.common.media import DataType, Modality, ProcessingOptions
 from chiasm.encoder.checkpoint import EncoderCheckpoint
+from chiasm.encoder.fused.fuse_tower import TowerRequest
 from chiasm.encoder.image_preprocessor import ImagePreprocessor
 from chiasm.encoder.memory_file import MemoryFile
 from chiasm.encoder.preprocess import plain
@@ -78,7 +79,7 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @functools.cache
 def load(path: Path) -> EncoderCheckpoint:
-    return EncoderCheckpoint.load(path, device="cpu", choice="transformers")
+    return EncoderCheckpoint.load(path, device="cpu", request=TowerRequest("transformers"))
 
 
 @functools.cache
@@ -203,7 +204,7 @@ def test_the_files_of_older_checkpoints_give_the_same(
     config["vision_config"] |= {"rope_theta": rotation["rope_theta"], "is_composition": True}
     (path / "config.json").write_text(json.dumps(config))
 
-    again = EncoderCheckpoint.load(path, device="cpu", choice="transformers")
+    again = EncoderCheckpoint.load(path, device="cpu", request=TowerRequest("transformers"))
 
     assert torch.equal(encode(again, image), expected)
 
@@ -231,7 +232,7 @@ def test_no_page_of_the_file_is_held_after_loading(path: Path, tmp_path: Path) -
     copy = shutil.copytree(path, tmp_path / "copy")
     image = noise(56, 56)
 
-    checkpoint = EncoderCheckpoint.load(copy, device="cpu", choice="transformers")
+    checkpoint = EncoderCheckpoint.load(copy, device="cpu", request=TowerRequest("transformers"))
 
     assert num_mapped_bytes(copy / "model.safetensors") == 0
     assert torch.equal(encode(checkpoint, image), encode_whole(path, image))
@@ -252,7 +253,9 @@ def test_rows_are_finite_float32_of_the_language_models_width(path: Path) -> Non
 
 
 def test_another_dtype_can_be_chosen(path: Path) -> None:
-    checkpoint = EncoderCheckpoint.load(path, dtype="bfloat16", device="cpu", choice="transformers")
+    checkpoint = EncoderCheckpoint.load(
+        path, dtype="bfloat16", device="cpu", request=TowerRequest("transformers")
+    )
 
     rows = encode(checkpoint, noise(30, 30))
 
@@ -280,7 +283,7 @@ def test_the_fingerprint_does_not_depend_on_the_place(path: Path, tmp_path: Path
     copy = shutil.copytree(path, tmp_path / "copy")
 
     assert len(load(path).fingerprint) == 32
-    again = EncoderCheckpoint.load(copy, device="cpu", choice="transformers")
+    again = EncoderCheckpoint.load(copy, device="cpu", request=TowerRequest("transformers"))
     assert again.fingerprint == load(path).fingerprint
 
 
@@ -314,7 +317,7 @@ def test_the_fingerprint_ignores_the_language_model(tmp_path: Path) -> None:
         model.lm_head.weight.add_(1.0)
     model.save_pretrained(path)
 
-    after = EncoderCheckpoint.load(path, device="cpu", choice="transformers")
+    after = EncoderCheckpoint.load(path, device="cpu", request=TowerRequest("transformers"))
     assert after.fingerprint == before
 
 

@@ -13,6 +13,7 @@ import torch
 from chiasm.common.errors import InvalidRequestError, TooLargeError
 from chiasm.common.media import Modality, Placeholder, ProcessingOptions
 from chiasm.encoder.checkpoint import EncoderCheckpoint
+from chiasm.encoder.fused.fuse_tower import TowerRequest
 from chiasm.encoder.memory_file import MemoryFile
 from chiasm.encoder.preprocess import MediaLimits
 from chiasm.encoder.video_preprocessor import DEFAULT_NUM_FRAMES, VideoPreprocessor
@@ -48,7 +49,7 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @functools.cache
 def load(path: Path) -> EncoderCheckpoint:
-    return EncoderCheckpoint.load(path, device="cpu", choice="transformers")
+    return EncoderCheckpoint.load(path, device="cpu", request=TowerRequest("transformers"))
 
 
 @functools.cache

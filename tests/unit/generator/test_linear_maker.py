@@ -15,10 +15,10 @@ from chiasm.common.packed_linear import PackedLinear
 from chiasm.generator.engine.block_group import GroupSize
 from chiasm.generator.model.fused.description import UnsupportedDecoderError
 from chiasm.generator.model.fused.linear_maker import LinearMaker
-from chiasm.generator.model.fused.quantized_linear import QuantizedLinear
 from chiasm.generator.model.kv_cache import KVCache, KVCacheLayout
 from chiasm.generator.model.model_spec import ModelSpec
 from chiasm.kernels.cpu.native import LEVELS, CpuKernels, KernelsUnavailableError
+from chiasm.kernels.cpu.quantized_layer import QuantizedLinear
 from chiasm.kernels.cpu.tiled_linear import TiledLinear
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chiasm.generator.model.fused.layer_operators import Gate
-    from chiasm.generator.model.fused.linear_maker import Quantization
     from chiasm.kernels.cpu.native import Level
+    from chiasm.kernels.cpu.quantized_layer import Quantization
 
 SPEC = ModelSpec(
     num_layers=1,

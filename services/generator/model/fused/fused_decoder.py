@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from chiasm.generator.engine.block_manager import BlockCopy
     from chiasm.generator.model.forward_batch import ForwardBatch
     from chiasm.generator.model.fused.layer_operators import LayerOperators
-    from chiasm.generator.model.fused.linear_maker import Quantization
     from chiasm.generator.model.fused.rotary import Rotation
     from chiasm.generator.model.kv_cache import KVCache
     from chiasm.generator.model.model_spec import ModelSpec
+    from chiasm.kernels.cpu.quantized_layer import Quantization
 
 # Rows of a step that are sampled from.
 _TYPICAL_HEAD_ROWS = 16

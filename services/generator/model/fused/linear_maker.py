@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 from chiasm.common.gate_after import GateAfter
 from chiasm.common.packed_linear import PackedLinear
 from chiasm.generator.model.fused.description import UnsupportedDecoderError
-from chiasm.generator.model.fused.quantized_linear import QuantizedLinear, can_quantize
 from chiasm.kernels.cpu.elementwise import ACTIVATIONS
 from chiasm.kernels.cpu.native import CpuKernels
+from chiasm.kernels.cpu.quantized_layer import Quantization, QuantizedLinear, can_quantize
 from chiasm.kernels.cpu.tiled_linear import TiledLinear
 from chiasm.kernels.cpu.weight_panels import WeightMemory
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from chiasm.generator.model.kv_cache import KVCache
 
     Linear = PackedLinear | QuantizedLinear | TiledLinear
-
-Quantization = Literal["none", "w8a8"]
 
 # Rows for which oneDNN is asked to choose its layout; the layout serves any number of rows.
 _TYPICAL_ROWS = 512

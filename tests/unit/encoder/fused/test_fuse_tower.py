@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from chiasm.common.half_load import load_half
 from chiasm.encoder.fused.axial_tower import AxialTower
 from chiasm.encoder.fused.description import UnsupportedTowerError
-from chiasm.encoder.fused.fuse_tower import fuse_tower
+from chiasm.encoder.fused.fuse_tower import TowerRequest, fuse_tower
 from chiasm.encoder.fused.grid_tower import GridTower
 from chiasm.encoder.fused.picture_tower import PictureTower
 from tests.fakes.checkpoints import (
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from chiasm.encoder.fused.fuse_tower import TowerChoice
     from chiasm.kernels.cpu.native import KernelChoice
 
 
@@ -36,7 +37,7 @@ def test_kernels_that_are_chosen_are_logged(tmp_path: Path, choice: KernelChoice
     model = load_half(make_llava(tmp_path), "encoder")
 
     with capture_logs() as logs:
-        kind = fuse_tower("fused", model, choice)
+        kind = fuse_tower(TowerRequest("fused", choice), model)
 
     (log,) = (log for log in logs if log["event"] == "cpu_kernels_chosen")
     assert (log["kernels"], kind) == {
@@ -45,10 +46,44 @@ def test_kernels_that_are_chosen_are_logged(tmp_path: Path, choice: KernelChoice
     }[choice]
 
 
+@pytest.mark.parametrize(
+    ("kernels", "kind"), [("off", "quantized_torch"), ("plain", "quantized_kernels")]
+)
+def test_a_quantized_tower_says_so(tmp_path: Path, kernels: KernelChoice, kind: str) -> None:
+    model = load_half(make_qwen2_5_vl(tmp_path), "encoder")
+
+    with capture_logs() as logs:
+        assert fuse_tower(TowerRequest("auto", kernels, "w8a8"), model) == kind
+
+    (log,) = (log for log in logs if log["event"] == "tower_chosen")
+    assert (log["tower"], log["quantization"]) == ("fused", "w8a8")
+
+
+@pytest.mark.parametrize("choice", ["auto", "transformers"])
+def test_a_tower_of_transformers_is_not_quantized(tmp_path: Path, choice: TowerChoice) -> None:
+    model = load_half(make_qwen2_audio(tmp_path), "encoder")
+    reason = "not among those" if choice == "auto" else "w8a8 needs the fused tower"
+
+    with pytest.raises(UnsupportedTowerError, match=reason):
+        fuse_tower(TowerRequest(choice, "off", "w8a8"), model)
+
+
+def test_where_nothing_multiplies_integers_a_tower_is_not_quantized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_half(make_llava(tmp_path), "encoder")
+    monkeypatch.setattr(torch._C, "_has_mkldnn", False)
+
+    with pytest.raises(UnsupportedTowerError, match="needs a CPU"):
+        fuse_tower(TowerRequest("auto", "off", "w8a8"), model)
+
+    assert fuse_tower(TowerRequest("auto", "plain", "w8a8"), model) == "quantized_kernels"
+
+
 def test_elements_without_kernels_are_left_to_torch(tmp_path: Path) -> None:
     model = load_half(make_llava(tmp_path), "encoder", torch.float16)
 
-    assert fuse_tower("fused", model, "plain") == "fused_torch"
+    assert fuse_tower(TowerRequest("fused", "plain"), model) == "fused_torch"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +104,7 @@ def test_auto_fuses_what_is_tested_and_says_so(
     model = load_half(make(tmp_path), "encoder")
 
     with capture_logs() as logs:
-        assert fuse_tower("auto", model) != "transformers"
+        assert fuse_tower(TowerRequest("auto"), model) != "transformers"
 
     assert [log["tower"] for log in logs if log["event"] == "tower_chosen"] == ["fused"]
     assert any(isinstance(module, kind) for module in model.modules())
@@ -79,12 +114,12 @@ def test_auto_leaves_other_models_to_transformers_and_says_why(tmp_path: Path) -
     model = load_half(make_qwen2_audio(tmp_path), "encoder")
 
     with capture_logs() as logs:
-        assert fuse_tower("auto", model) == "transformers"
+        assert fuse_tower(TowerRequest("auto"), model) == "transformers"
 
     (log,) = (log for log in logs if log["event"] == "tower_chosen")
     assert "not among those" in log["reason"]
     with pytest.raises(UnsupportedTowerError, match="not among those"):
-        fuse_tower("fused", model)
+        fuse_tower(TowerRequest("fused"), model)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +145,7 @@ def test_a_tower_with_other_modules_stays_as_it_is(
     names = [name for name, _ in model.named_parameters()]
 
     with pytest.raises(UnsupportedTowerError):
-        fuse_tower("fused", model)
+        fuse_tower(TowerRequest("fused"), model)
 
     assert [name for name, _ in model.named_parameters()] == names
 
@@ -119,6 +154,6 @@ def test_a_tower_of_transformers_looks_for_no_kernels(tmp_path: Path) -> None:
     model = load_half(make_qwen2_5_vl(tmp_path), "encoder")
 
     with capture_logs() as logs:
-        fuse_tower("transformers", model, "plain")
+        fuse_tower(TowerRequest("transformers", "plain"), model)
 
     assert "cpu_kernels_chosen" not in [log["event"] for log in logs]

@@ -12,7 +12,12 @@ import torch
 from chiasm.common.half_load import load_half
 from chiasm.common.media import Modality
 from chiasm.encoder.checkpoint import EncoderCheckpoint
-from chiasm.encoder.fused.fuse_tower import count_packed_bytes, fuse_tower
+from chiasm.encoder.fused.fuse_tower import (
+    FUSED_TOWERS,
+    TowerRequest,
+    count_packed_bytes,
+    fuse_tower,
+)
 from chiasm.encoder.preprocess import TowerInputs
 from chiasm.encoder.tower import Tower
 from tests.fakes.checkpoints import (
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chiasm.kernels.cpu.native import KernelChoice
+    from chiasm.kernels.cpu.quantized_layer import Quantization
 
 GRID_MAKERS = {
     "qwen2_vl": make_qwen2_vl,
@@ -58,6 +64,8 @@ PICTURES = {
 }
 # A rounding to 24 bits after sums of a few hundred terms, in another order.
 FLOAT32_TOLERANCE = 1e-5
+# Rounding to 1/127 of the largest value, several times one after the other; relative to the norm.
+QUANTIZED_ERROR = (1e-3, 5e-2)
 # How much farther from float32 than transformers' own bfloat16 the fused one may be.
 BFLOAT16_RATIO = 1.2
 
@@ -90,8 +98,10 @@ def load(
     choice: Any,
     dtype: torch.dtype = torch.float32,
     kernels: KernelChoice = "off",
+    quantization: Quantization = "none",
 ) -> Tower:
-    return Tower.load(path, dtype, torch.device("cpu"), choice, kernels)
+    request = TowerRequest(choice, kernels, quantization)
+    return Tower.load(path, dtype, torch.device("cpu"), request)
 
 
 def make_items(path: Path, grids: Sequence[tuple[int, int, int]]) -> list[TowerInputs]:
@@ -170,6 +180,22 @@ def check_bfloat16(path: Path, items: list[TowerInputs], kernels: KernelChoice) 
     assert ratio <= BFLOAT16_RATIO
 
 
+def num_block_bytes(tower: Tower) -> int:
+    (fused,) = (module for module in tower._model.modules() if isinstance(module, FUSED_TOWERS))
+    blocks: Any = fused._blocks
+    return sum(block.num_bytes for block in getattr(blocks, "_blocks", blocks))
+
+
+def check_quantized(path: Path, items: list[TowerInputs], kernels: KernelChoice) -> None:
+    expected = torch.cat(load(path, "transformers").encode(items))
+    tower = load(path, "auto", kernels=kernels, quantization="w8a8")
+
+    rows = torch.cat(tower.encode(items))
+
+    least, most = QUANTIZED_ERROR
+    assert least <= float((rows - expected).norm() / expected.norm()) <= most
+
+
 @pytest.mark.parametrize("grids", GRIDS.values(), ids=GRIDS)
 def test_grids_equal_transformers(
     grid_path: Path, kernels: KernelChoice, grids: list[tuple[int, int, int]]
@@ -234,6 +260,20 @@ def test_pictures_do_not_see_each_other(axial_path: Path, kernels: KernelChoice)
     assert not torch.equal(rows[1], changed[1])
 
 
+def test_grids_of_a_quantized_tower_are_near(grid_path: Path, kernels: KernelChoice) -> None:
+    check_quantized(grid_path, make_items(grid_path, GRIDS["items"]), kernels)
+
+
+def test_pictures_of_a_quantized_tower_are_near(picture_path: Path, kernels: KernelChoice) -> None:
+    check_quantized(picture_path, [make_pictures(picture_path)], kernels)
+
+
+def test_pictures_of_any_size_of_a_quantized_tower_are_near(
+    axial_path: Path, kernels: KernelChoice
+) -> None:
+    check_quantized(axial_path, make_axial_items(axial_path, PICTURES["pictures"]), kernels)
+
+
 @pytest.mark.parametrize("num_frames", [1, 3])
 def test_clips_equal_transformers(tmp_path: Path, kernels: KernelChoice, num_frames: int) -> None:
     check_parity(make_llava_onevision(tmp_path), [make_clip(num_frames)], kernels)
@@ -260,7 +300,7 @@ def test_blocks_behind_the_last_that_is_read_are_dropped(
         projector.linear_1 = torch.nn.Linear(32 * len(layer), 64)
     expected = model.get_image_features(pixels).pooler_output[0]
 
-    fuse_tower("fused", model)
+    fuse_tower(TowerRequest("fused"), model)
 
     rows = model.get_image_features(pixels).pooler_output[0]
     assert relative_error(rows, expected) < FLOAT32_TOLERANCE
@@ -277,9 +317,28 @@ def test_no_weight_is_held_twice(any_path: Path, dtype: torch.dtype) -> None:
     assert before <= tower.num_parameter_bytes <= 1.5 * before
 
 
+def test_weights_of_a_quantized_tower_are_held_as_bytes(any_path: Path) -> None:
+    plain, quantized = (
+        load(any_path, "fused", quantization=quantization) for quantization in ("none", "w8a8")
+    )
+
+    # Scales and biases, of outputs few as those of a test are, and norms are held besides.
+    assert num_block_bytes(quantized) < 0.4 * num_block_bytes(plain)
+
+
+def test_quantization_is_part_of_the_fingerprint(any_path: Path, kernels: KernelChoice) -> None:
+    plain, quantized = (
+        EncoderCheckpoint.load(any_path, device="cpu", request=TowerRequest("auto", kernels, how))
+        for how in ("none", "w8a8")
+    )
+
+    assert plain.fingerprint != quantized.fingerprint
+    assert plain.tower.weights_digest == quantized.tower.weights_digest
+
+
 def test_the_implementation_is_part_of_the_fingerprint(any_path: Path) -> None:
     fused, auto, plain = (
-        EncoderCheckpoint.load(any_path, device="cpu", choice=choice)
+        EncoderCheckpoint.load(any_path, device="cpu", request=TowerRequest(choice))
         for choice in ("fused", "auto", "transformers")
     )
 
@@ -291,7 +350,7 @@ def test_kernels_are_part_of_the_fingerprint_and_their_instructions_are_not(
     grid_path: Path, kernels: KernelChoice
 ) -> None:
     off, plain, other = (
-        EncoderCheckpoint.load(grid_path, device="cpu", kernels=choice)
+        EncoderCheckpoint.load(grid_path, device="cpu", request=TowerRequest(kernels=choice))
         for choice in ("off", "plain", kernels)
     )
 
@@ -301,7 +360,7 @@ def test_kernels_are_part_of_the_fingerprint_and_their_instructions_are_not(
 
 @pytest.mark.parametrize("choice", ["fused", "transformers"])
 def test_a_callback_runs_before_each_block(any_path: Path, choice: Any) -> None:
-    tower = Tower.load(any_path, torch.float32, torch.device("cpu"), choice)
+    tower = Tower.load(any_path, torch.float32, torch.device("cpu"), TowerRequest(choice))
     config: Any = tower.config["vision_config"]
     calls: list[int] = []
     tower.call_before_layers(functools.partial(calls.append, 1))

@@ -13,6 +13,7 @@ from chiasm.common.rms_norm import RMSNorm
 from chiasm.encoder.fused import fuse_tower
 from chiasm.encoder.fused.description import BlockDescription
 from chiasm.encoder.fused.feed_forward import FeedForward
+from chiasm.encoder.fused.fuse_tower import TowerRequest
 from chiasm.encoder.fused.norm import LayerNorm
 from chiasm.encoder.fused.rotary import make_rotation
 from chiasm.encoder.fused.segments import Segments
@@ -131,7 +132,7 @@ def test_towers_give_what_transformers_computes(
     assert callable(make)
     path = make(tmp_path)
     monkeypatch.setattr(fuse_tower, "find_kernels", lambda _: kernels)
-    tower = Tower.load(path, torch.float32, torch.device("cpu"), "fused", "auto")
+    tower = Tower.load(path, torch.float32, torch.device("cpu"), TowerRequest("fused", "auto"))
     items = make_items(path, [(1, 4, 6), (1, 2, 2)])
 
     rows = torch.cat(tower.encode(items))

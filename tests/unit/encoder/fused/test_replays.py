@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from chiasm.encoder.fused import replays
+from chiasm.encoder.fused.fuse_tower import TowerRequest
 from chiasm.encoder.fused.grid_tower import GridTower
 from chiasm.encoder.fused.replays import Replays
 from chiasm.encoder.tower import Tower
@@ -96,7 +97,8 @@ def test_replayed_towers_give_the_rows_of_others(make: object, tmp_path: Path) -
     assert callable(make)
     path = make(tmp_path)
     plain, recorded = (
-        Tower.load(path, torch.float32, torch.device("cpu"), "fused", "off") for _ in range(2)
+        Tower.load(path, torch.float32, torch.device("cpu"), TowerRequest("fused", "off"))
+        for _ in range(2)
     )
     repeater = Repeater()
     for module in recorded._model.modules():

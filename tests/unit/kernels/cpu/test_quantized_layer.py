@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from chiasm.generator.model.fused.quantized_linear import QuantizedLinear, can_quantize
 from chiasm.kernels.cpu.native import CpuKernels
+from chiasm.kernels.cpu.quantized_layer import QuantizedLinear, can_quantize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +52,16 @@ def test_product_is_near_the_exact_one(
     expected = linear(rows.double(), weight.double(), None if bias is None else bias.double())
     assert product.dtype == dtype
     assert float((product.double() - expected).norm() / expected.norm()) <= MAX_ERROR
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_products_join_other_rows(kernels: CpuKernels | None, dtype: torch.dtype) -> None:
+    layer = QuantizedLinear(_random(37, 240, dtype=dtype), kernels=kernels)
+    rows, others = _random(5, 240, dtype=dtype), _random(5, 37, dtype=dtype)
+    product = layer(rows)
+
+    assert torch.equal(layer.add(rows, others), product + others)
+    assert torch.equal(layer.multiply(rows, others), product * others)
 
 
 def test_products_of_integers_are_exact(kernels: CpuKernels | None) -> None:

@@ -8,7 +8,7 @@ A row has a scale of its own, so that it does not depend on what it is computed 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from chiasm.kernels.cpu.elementwise import Activation
     from chiasm.kernels.cpu.native import CpuKernels
     from chiasm.kernels.cpu.weight_panels import WeightMemory
+
+# How the weights of linear layers are held.
+Quantization = Literal["none", "w8a8"]
 
 _MAX_INT8 = 127.0
 # oneDNN holds rows as unsigned integers around this: it has no other fast product without AMX.
@@ -87,6 +90,19 @@ class QuantizedLinear:
             [num_rows, num_outputs], dtype of the weight.
         """
         return self._multiply(rows.contiguous())
+
+    def add(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Return ``others + self(rows)``.
+
+        Args:
+            rows: As for a call.
+            others: [num_rows, num_outputs], dtype of the weight.
+        """
+        return self(rows).add_(others)
+
+    def multiply(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Return ``others * self(rows)``; see ``add``."""
+        return self(rows).mul_(others)
 
 
 def can_quantize(device: torch.device, kernels: CpuKernels | None = None) -> bool:
