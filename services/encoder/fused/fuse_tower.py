@@ -87,7 +87,9 @@ def fuse_tower(request: TowerRequest, model: transformers.PreTrainedModel) -> To
     kind: TowerKind = "transformers"
     reason = "asked for"
     if request.choice == "transformers" and request.is_quantized:
-        raise UnsupportedTowerError(f"{request.quantization} needs the fused tower")
+        raise UnsupportedTowerError(
+            f"--tower-quantization {request.quantization} needs the fused tower: leave out --tower"
+        )
     if request.choice != "transformers":
         try:
             kind = _kind_of(_install(model, request), request)
@@ -133,7 +135,7 @@ def _install(
     kernels = _find_cpu_kernels(model, request.kernels)
     if request.is_quantized and not can_quantize(model.device, kernels):
         raise UnsupportedTowerError(
-            f"{request.quantization} needs a CPU, and our kernels or oneDNN"
+            f"--tower-quantization {request.quantization} needs a CPU, and our kernels or oneDNN"
         )
     if model_type in _GRID_MODELS:
         return _install_grid_tower(model, kernels, request.quantization)
