@@ -34,6 +34,7 @@ class Limits:
         max_media_items: Media items of one request.
         max_messages: Messages of one chat.
         max_content_parts: Content parts of one message.
+        max_request_parts: Content parts of all messages of one request.
         max_text_chars: Characters of all texts of one request.
         max_template_output_chars: Characters of a rendered chat template.
         max_model_name_chars: Characters of a model or adapter name.
@@ -77,6 +78,7 @@ class Limits:
     max_media_items: int = 64
     max_messages: int = 4096
     max_content_parts: int = 1024
+    max_request_parts: int = 16_384
     max_text_chars: int = _MIB
     max_template_output_chars: int = 4 * _MIB
     max_model_name_chars: int = 512

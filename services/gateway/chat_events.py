@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from .media_object import MediaReceipt
 
 
+# Each of them has up to 20 alternatives with their texts.
+_MAX_SCORED_TOKENS_ON_LOOP = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens counted for a request so far; media placeholders count expanded.
@@ -121,6 +125,12 @@ class WholeAnswer:
     choices: tuple[WholeChoice, ...]
     usage: Usage
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it takes so long to write that an event loop had better not do it."""
+        num_scored = len(self.prompt_logprobs) + sum(len(one.logprobs) for one in self.choices)
+        return num_scored > _MAX_SCORED_TOKENS_ON_LOOP
 
 
 async def collect(deltas: AsyncIterator[ChatDelta]) -> WholeAnswer:

@@ -135,6 +135,11 @@ class ChatRequest:
         """Characters of all texts together."""
         return sum(len(part.text) for part in self._parts() if isinstance(part, TextPart))
 
+    @property
+    def num_parts(self) -> int:
+        """Content parts of all messages together."""
+        return sum(len(message.content) for message in self.messages)
+
     def _parts(self) -> Iterator[TextPart | MediaItem]:
         for message in self.messages:
             yield from message.content

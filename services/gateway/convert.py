@@ -89,11 +89,12 @@ def chat_request_from_proto(
 
 
 class _MessageReader:
-    """Reads the messages of one request, counting the characters as it goes."""
+    """Reads the messages of one request, counting parts and characters as it goes."""
 
     def __init__(self, limits: Limits, policy: MediaPolicy) -> None:
         self._limits = limits
         self._media = MediaReader(limits, policy)
+        self._num_parts = 0
         self._num_text_chars = 0
 
     def read(self, message: chat_pb2.ChatCompletionRequest) -> tuple[ChatMessage, ...]:
@@ -118,6 +119,10 @@ class _MessageReader:
                 f" got {count}.",
                 param=f"{param}.content",
             )
+        self._num_parts += count
+        check_size(
+            self._num_parts, self._limits.max_request_parts, "content parts", f"{param}.content"
+        )
         if message.name and not _is_author_name(message.name):
             raise InvalidRequestError(
                 f"A name must have 1 to {_MAX_NAME_CHARS} letters, digits, '_' or '-'.",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 _MAX_CHARS_ON_LOOP = 2048
+# A part takes about as long to render as so many characters of text take to encode.
+_CHARS_OF_A_PART = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ class PromptBuilder:
             InvalidRequestError: The template refuses the conversation, or does not place each
                 media item exactly once.
         """
-        if request.num_text_chars <= _MAX_CHARS_ON_LOOP:
+        size = request.num_text_chars + _CHARS_OF_A_PART * request.num_parts
+        if size <= _MAX_CHARS_ON_LOOP:
             return self.build_now(request, placeholders)
         return await asyncio.to_thread(self.build_now, request, placeholders)
 

@@ -78,6 +78,8 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         async with aclosing(self._pipeline.run(chat, caller)) as deltas:
             answer = await collect(deltas)
         answer = replace(answer, usage=_shown(answer.usage, chat))
+        if answer.is_long:
+            return await asyncio.to_thread(answer_to_proto, self._head(chat), answer)
         return answer_to_proto(self._head(chat), answer)
 
     async def StreamChatCompletion(  # noqa: N802 - named by the proto

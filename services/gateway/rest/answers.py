@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_MAX_SCORED_TOKENS_ON_LOOP = 64
-
 
 @dataclass(frozen=True, slots=True)
 class AnswerSource:
@@ -161,9 +159,9 @@ class StreamedAnswer(Response):
 
 
 async def _write(source: AnswerSource, answer: WholeAnswer) -> bytes:
-    if len(answer.prompt_logprobs) <= _MAX_SCORED_TOKENS_ON_LOOP:
-        return _answer_to_json(source, answer)
-    return await asyncio.to_thread(_answer_to_json, source, answer)
+    if answer.is_long:
+        return await asyncio.to_thread(_answer_to_json, source, answer)
+    return _answer_to_json(source, answer)
 
 
 def _answer_to_json(source: AnswerSource, answer: WholeAnswer) -> bytes:

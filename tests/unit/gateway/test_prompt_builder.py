@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from chiasm.common.errors import InvalidRequestError
@@ -109,6 +111,19 @@ async def test_a_long_prompt_is_the_same_as_a_short_one_built_in_a_thread() -> N
     request = ask("word " * 2000)
     builder = PromptBuilder(TOKENIZER, ChatTemplate(TEMPLATE, {}, 100_000))
     assert await builder.build(request, {}) == builder.build_now(request, {})
+
+
+@pytest.mark.parametrize(("num_parts", "is_on_loop"), [(1, True), (64, True), (65, False)])
+async def test_many_parts_are_rendered_in_a_thread(
+    num_parts: int, is_on_loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    builder = PromptBuilder(TOKENIZER, ChatTemplate(TEMPLATE, {}, 100_000))
+    monkeypatch.setattr(builder, "build_now", lambda *_: threads.append(threading.current_thread()))
+
+    await builder.build(ask(*[""] * num_parts), {})
+
+    assert (threads == [threading.main_thread()]) == is_on_loop
 
 
 def test_the_margin_of_a_placeholder_is_encoded_with_the_text_around_it() -> None:
