@@ -18,9 +18,9 @@ yes   digest  unknown         stored (the alias is bound now) or to be encoded
 ====  ======  ==============  ===============================================================
 
 New processing options or a new model make another embedding id, so what an alias leads to is never
-stale. Null media without options may also mean the item as it was when it was named, with the
-options that it had then. Without the store, items with data are as good as unknown, and null media
-cannot be told.
+stale. Null media without options of the client means the item as it was when it was named, with the
+options that it had then, whatever else is stored of the same content. Without the store, items with
+data are as good as unknown, and null media cannot be told.
 """
 
 from __future__ import annotations
@@ -45,11 +45,10 @@ from chiasm.common.identity import (
     url_digest,
     validate_uuid,
 )
-from chiasm.common.media import ProcessingOptions
 
 if TYPE_CHECKING:
     from chiasm.common.embedding_store import EmbeddingStore, StoredEmbedding
-    from chiasm.common.media import Modality, RequestContext
+    from chiasm.common.media import Modality, ProcessingOptions, RequestContext
     from chiasm.common.secrets import StoreSecrets
 
 log = structlog.get_logger(__name__)
@@ -61,13 +60,14 @@ class MediaQuery:
 
     Attributes:
         modality: Kind of the item.
-        options: The client's processing options, as they came.
+        options: Processing options of the client and of the operator.
         uuid: The client's name for the item; empty for none.
         source_digest: Digest of the item's bytes or tensor; ``None`` if not known (yet).
         num_bytes: Bytes of the source, if its digest is known; 0 if they were not counted.
         url: URL that the item comes from; empty for none. Data URLs are bytes, not URLs.
         index: Position among the request's items of this modality.
         param: Path of the item in the request, for errors.
+        is_plain: Whether the client has no processing options.
     """
 
     modality: Modality
@@ -78,6 +78,7 @@ class MediaQuery:
     url: str = ""
     index: int = 0
     param: str = ""
+    is_plain: bool = False
 
     @property
     def has_data(self) -> bool:
@@ -231,9 +232,9 @@ class MediaResolver:
         self, context: RequestContext, query: MediaQuery, target: AliasTarget | None
     ) -> Resolution:
         if target is not None:
-            resolution = await self._find(context, query, target.source_digest)
+            resolution = await self._find_as_named(context, query, target)
             if not resolution.is_hit:
-                resolution = await self._find_as_named(context, query, target)
+                resolution = await self._find(context, query, target.source_digest)
             if resolution.is_hit:
                 return resolution
         raise MediaNotFoundError(
@@ -245,12 +246,11 @@ class MediaResolver:
     async def _find_as_named(
         self, context: RequestContext, query: MediaQuery, target: AliasTarget
     ) -> Resolution:
-        """Find the embedding that the item had when it was named, if no options were asked for."""
-        record, stored = target.record, None
-        if record is None or record.fingerprint != self._fingerprint:
+        """Find the embedding that the item had when it was named, if the client has no options."""
+        record = target.record
+        if not query.is_plain or record is None or record.fingerprint != self._fingerprint:
             return Resolution(None, None, None)
-        if query.options == ProcessingOptions():
-            stored = await self._store.lookup(context.tenant, record.embedding_id)
+        stored = await self._store.lookup(context.tenant, record.embedding_id)
         return Resolution(record.embedding_id, target.source_digest, stored)
 
     async def _find(

@@ -17,7 +17,14 @@ from chiasm.common.errors import (
     StoreUnavailableError,
 )
 from chiasm.common.logging import bind_request_id
-from chiasm.common.media import CacheStatus, Embedding, EmbeddingRef, TensorRole, TensorSpec
+from chiasm.common.media import (
+    CacheStatus,
+    Embedding,
+    EmbeddingRef,
+    ProcessingOptions,
+    TensorRole,
+    TensorSpec,
+)
 from chiasm.common.media_resolver import MediaQuery
 from chiasm.common.metrics import ENCODER_REJECTED_ITEMS
 from chiasm.encoder.commands import (
@@ -286,6 +293,7 @@ def _query(command: EncodeCommand) -> MediaQuery:
         options=command.options,
         uuid=command.uuid,
         url=source.url if isinstance(source, UrlSource) and is_remote else "",
+        is_plain=command.options == ProcessingOptions(),
     )
 
 

@@ -66,8 +66,10 @@ class MediaItem:
         index: Position among the request's items of this modality.
         param: Path of the part in the request, such as ``"messages[1].content[0]"``.
         uuid: Client's own name for the item; empty: none.
-        options: Client's wishes for preprocessing.
+        options: Wishes for preprocessing, of the client and of the operator.
         source: Where the item is; ``None``: known under ``uuid``.
+        is_plain: Whether the client has no wishes; an item without a source is then meant as it
+            was named.
     """
 
     modality: Modality
@@ -76,6 +78,7 @@ class MediaItem:
     uuid: str
     options: ProcessingOptions
     source: MediaSource | None
+    is_plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,13 @@ from chiasm.common.data_url import decode_data_url, is_data_url
 from chiasm.common.errors import InvalidRequestError
 from chiasm.common.identity import validate_uuid
 from chiasm.common.limits import check_size
-from chiasm.common.media import Modality, PatchGrid
+from chiasm.common.media import Modality, PatchGrid, ProcessingOptions
 
 from .chat_request import BytesSource, MediaItem, UrlSource
 from .media_sources import FramesSource, TensorFileSource, TensorSource, num_bytes_of
 
 if TYPE_CHECKING:
     from chiasm.common.limits import Limits
-    from chiasm.common.media import ProcessingOptions
     from chiasm.v1 import chat_pb2, media_pb2
 
     from .media_policy import MediaPolicy
@@ -72,6 +71,7 @@ class MediaReader:
             uuid=media.uuid,
             options=self._policy.merge(modality, wishes),
             source=source,
+            is_plain=wishes == ProcessingOptions(),
         )
 
     def _source(

@@ -35,6 +35,7 @@ async def query_of(item: MediaItem) -> MediaQuery | None:
         url=source.url if isinstance(source, UrlSource) else "",
         index=item.index,
         param=item.param,
+        is_plain=item.is_plain,
     )
 
 

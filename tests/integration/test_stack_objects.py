@@ -171,10 +171,12 @@ def test_options_of_an_object_hold_for_chats_that_name_it(stack: Stack) -> None:
     picture = chat.picture(3, 200, 200)
     fields = {"url": source(picture), "uuid": "small", "max_pixels": 60 * 60}
     _, put = call(f"{stack.base_url}/v1/media", "POST", fields)
+    # The same content is there in full, too, under another name.
+    _, large = call(f"{stack.base_url}/v1/media", "POST", {"url": fields["url"], "uuid": "large"})
 
     usage = chat.post_chat(stack.base_url, body_of(picture, image_url=None, uuid="small"))["usage"]
 
-    assert usage["prompt_tokens_details"]["multimodal_tokens"] == put["tokens"]
+    assert usage["prompt_tokens_details"]["multimodal_tokens"] == put["tokens"] < large["tokens"]
 
 
 def test_the_command_line_does_it_all(stack: Stack, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from chiasm.common.alias_target import AliasRecord
-from chiasm.common.errors import InvalidRequestError
+from chiasm.common.errors import InvalidRequestError, MediaNotFoundError
 from chiasm.common.identity import AliasName, source_digest
 from chiasm.common.media import Modality, ProcessingOptions, RequestContext
 from chiasm.common.media_resolver import MediaQuery, MediaResolver
@@ -192,16 +192,34 @@ async def test_what_is_not_there_gets_no_time(shelf: _Shelf) -> None:
     assert await shelf.store.seconds_left("a", [bytes(32)]) == [0.0]
 
 
-async def test_null_media_without_options_means_the_item_as_it_was_named(shelf: _Shelf) -> None:
-    options = ProcessingOptions(max_pixels=1000)
-    digest = source_digest(b"cat")
-    query = dataclasses.replace(_QUERY, uuid="cat", source_digest=digest, options=options)
-    embedding_id = shelf.resolver.embedding_id(_CONTEXT, query, digest)
+async def _put_as(shelf: _Shelf, query: MediaQuery) -> bytes:
+    """Store the embedding of an item under the options of ``query``; return its id."""
+    assert query.source_digest is not None
+    embedding_id = shelf.resolver.embedding_id(_CONTEXT, query, query.source_digest)
     ref = dataclasses.replace(make_ref(), embedding_id=embedding_id)
     await shelf.store.put("a", make_embedding(ref), make_layout(ref))
-    await shelf.resolver.bind(_CONTEXT, query, digest)
+    return embedding_id
 
-    found = await shelf.resolver.resolve(_CONTEXT, dataclasses.replace(_QUERY, uuid="cat"))
 
-    assert found.embedding_id == embedding_id
-    assert found.is_hit
+@pytest.mark.parametrize("operators", [ProcessingOptions(), ProcessingOptions(max_pixels=9000)])
+async def test_null_media_without_options_means_the_item_as_it_was_named(
+    shelf: _Shelf, operators: ProcessingOptions
+) -> None:
+    digest = source_digest(b"cat")
+    full = dataclasses.replace(_QUERY, source_digest=digest, options=operators)
+    small = dataclasses.replace(full, uuid="cat", options=ProcessingOptions(max_pixels=1000))
+    small_id = await _put_as(shelf, small)
+    await shelf.resolver.bind(_CONTEXT, small, digest)
+    asked = dataclasses.replace(_QUERY, uuid="cat", options=operators)
+    as_named = dataclasses.replace(asked, is_plain=True)
+
+    alone = await shelf.resolver.resolve(_CONTEXT, as_named)
+    with pytest.raises(MediaNotFoundError):
+        await shelf.resolver.resolve(_CONTEXT, asked)
+    full_id = await _put_as(shelf, full)
+    beside = await shelf.resolver.resolve(_CONTEXT, as_named)
+    other = await shelf.resolver.resolve(_CONTEXT, asked)
+
+    assert (alone.embedding_id, alone.is_hit) == (small_id, True)
+    assert (beside.embedding_id, beside.is_hit) == (small_id, True)
+    assert (other.embedding_id, other.is_hit) == (full_id, True)

@@ -124,6 +124,12 @@ class MediaEndpoint:
     async def forget_media(self, request: Request) -> Response:
         """Forget everything of the caller's tenant, if the query says ``all=true``."""
         caller = self._caller(request)
+        # What narrows other calls must not be taken for a part of everything.
+        if others := sorted(set(request.query_params) - {"all"}):
+            raise InvalidRequestError(
+                f"Everything of the tenant is forgotten, whatever its {others[0]}; leave it out.",
+                param=others[0],
+            )
         if request.query_params.get("all") != "true":
             raise InvalidRequestError(
                 "To forget every media item, say so with ?all=true; to forget one, name it.",
