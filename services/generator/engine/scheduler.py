@@ -47,6 +47,7 @@ class _StepDraft:
     decodes: list[ScheduledSequence] = field(default_factory=list)
     prefills: list[ScheduledSequence] = field(default_factory=list)
     block_copies: list[BlockCopy] = field(default_factory=list)
+    starved: Sequence | None = None
     num_preemptions: int = 0
     num_queried_tokens: int = 0
     num_cached_tokens: int = 0
@@ -83,7 +84,8 @@ class Scheduler:
     prompts, then prompts from the waiting queue while budget and blocks last, and no more of them
     than keeps the step short for those that decode. A prompt is computed up to its first span whose
     embedding is missing. When a running sequence cannot grow, the youngest of the least urgent ones
-    gives its blocks up and is computed anew later, so the first in rank always advances.
+    gives its blocks up and is computed anew later, so the first in rank always advances. While the
+    chunk of a running prompt lacks room, nobody behind it in rank starts.
 
     Steps are launched before the tokens of the step before are known: all counts here are of
     scheduled tokens, and the newest token of a sequence may be one that only the device knows.
@@ -234,11 +236,14 @@ class Scheduler:
             num_tokens = self._count_chunk(draft, sequence, sequence.num_scheduled_tokens)
             if num_tokens and self._make_room(draft, sequence, num_tokens):
                 self._add_prefill(draft, sequence, num_tokens)
+            elif num_tokens:
+                draft.starved = draft.starved or sequence
 
     def _schedule_waiting(self, draft: _StepDraft) -> None:
         while draft.budget > 0 or draft.is_empty:
             sequence = self._waiting.peek()
-            if sequence is None:
+            # Who lacks room would never get any if those behind it took all that becomes free.
+            if not sequence or (draft.starved and rank(sequence) > rank(draft.starved)):
                 return
             prefix = self._find_prefix(sequence)
             num_tokens = self._count_chunk(draft, sequence, prefix.num_tokens)
