@@ -183,20 +183,9 @@ class ChatPipeline:
 
     def _resolve(self, request: ChatRequest, room: int) -> SamplingWishes:
         """Fill in the checkpoint's defaults; at most ``room`` tokens are generated."""
-        sampling = request.sampling
+        sampling = self._model.defaults.fill_in(request.sampling, room)
         bad_words = encode_bad_words(request.bad_words, self._model.tokenizer.encode)
-        defaults = self._model.defaults
-        wishes = (sampling.max_tokens, defaults.max_tokens, room)
-        wanted = next(tokens for tokens in wishes if tokens is not None)
-        temperature, top_p, top_k = sampling.temperature, sampling.top_p, sampling.top_k
-        return replace(
-            sampling,
-            max_tokens=min(wanted, room),
-            temperature=defaults.temperature if temperature is None else temperature,
-            top_p=defaults.top_p if top_p is None else top_p,
-            top_k=defaults.top_k if top_k is None else top_k,
-            bad_words=(*sampling.bad_words, *bad_words),
-        )
+        return replace(sampling, bad_words=(*sampling.bad_words, *bad_words))
 
     def _text(
         self, stop: tuple[str, ...], sampling: SamplingWishes, generator: GeneratorInfo
