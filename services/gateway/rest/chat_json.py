@@ -169,7 +169,7 @@ def _take_truncation(fields: Fields, message: chat_pb2.ChatCompletionRequest) ->
     most = fields.take_int_within("truncate_prompt_tokens", -_INT32, _INT32 - 1)
     if most is not None:
         message.truncate_prompt_tokens = most
-    side = fields.take("truncation_side")
+    side = fields.take_str("truncation_side")
     if side is not None:
         if side not in _TRUNCATION_SIDES:
             raise fields.error("truncation_side", "truncation_side must be 'left' or 'right'.")
