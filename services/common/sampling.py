@@ -230,7 +230,7 @@ def _check_counts(wishes: SamplingWishes, limits: Limits) -> None:
     sizes = (
         (wishes.stop_token_ids, limits.max_stop_token_ids, "stop token ids", "stop_token_ids"),
         (wishes.logit_bias, limits.max_logit_bias, "logit biases", "logit_bias"),
-        (wishes.bad_words, limits.max_bad_words, "bad words", "bad_words"),
+        (wishes.bad_words, limits.max_bad_word_sequences, "token sequences", "bad_words"),
         (wishes.allowed_token_ids, limits.max_allowed_token_ids, "tokens", "allowed_token_ids"),
     )
     for values, most, what, param in sizes:

@@ -152,7 +152,8 @@ def _bad_words_from_proto(
     message: chat_pb2.ChatCompletionRequest, limits: Limits
 ) -> tuple[str, ...]:
     param = "bad_words"
-    check_size(len(message.bad_words), limits.max_bad_words, "bad words", param)
+    count = len(message.bad_words) + len(message.sampling.bad_words)
+    check_size(count, limits.max_bad_words, "bad words", param)
     for word in message.bad_words:
         check_size(len(word), limits.max_stop_chars, "characters of a bad word", param)
         if not word.strip():

@@ -132,7 +132,7 @@ def test_too_many_alternatives_are_refused_in_the_words_of_vllm() -> None:
     [
         ("stop_token_ids", 1, LIMITS.max_stop_token_ids),
         ("logit_bias", (1, 1.0), LIMITS.max_logit_bias),
-        ("bad_words", (1,), LIMITS.max_bad_words),
+        ("bad_words", (1,), LIMITS.max_bad_word_sequences),
         ("allowed_token_ids", 1, LIMITS.max_allowed_token_ids),
     ],
 )

@@ -1,0 +1,40 @@
+"""Messages of clients: what is bounded, and by how much."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from chiasm.common.errors import TooLargeError
+from chiasm.common.limits import Limits
+from chiasm.gateway.convert import chat_request_from_proto
+from chiasm.gateway.media_policy import MediaPolicy
+from chiasm.v1 import chat_pb2, generator_pb2
+
+if TYPE_CHECKING:
+    from chiasm.gateway.chat_request import ChatRequest
+
+LIMITS = Limits()
+HELLO = chat_pb2.ChatMessage(
+    role=chat_pb2.CHAT_ROLE_USER, content=[chat_pb2.ContentPart(text="hello")]
+)
+
+
+def convert(**fields: object) -> ChatRequest:
+    message = chat_pb2.ChatCompletionRequest(messages=[HELLO], **fields)  # type: ignore[arg-type]  # by name
+    return chat_request_from_proto(message, LIMITS, MediaPolicy())
+
+
+@pytest.mark.parametrize("num_sequences", [0, 1, LIMITS.max_bad_words])
+def test_bad_words_have_a_bound_as_words_and_as_tokens_together(num_sequences: int) -> None:
+    word = generator_pb2.TokenSequence(token_ids=[1])
+    sampling = generator_pb2.SamplingParams(bad_words=[word] * num_sequences)
+    num_words = LIMITS.max_bad_words - num_sequences
+
+    request = convert(bad_words=["word"] * num_words, sampling=sampling)
+
+    assert len(request.bad_words) + len(request.sampling.bad_words) == LIMITS.max_bad_words
+    with pytest.raises(TooLargeError, match="129 bad words") as caught:
+        convert(bad_words=["word"] * (num_words + 1), sampling=sampling)
+    assert caught.value.param == "bad_words"
