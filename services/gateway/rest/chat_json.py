@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import orjson
@@ -17,6 +17,7 @@ from ..prompt_checks import check_stream
 from .content_json import ContentReader
 from .fields import Fields, type_name
 from .guide_json import take_guide
+from .ignored_fields import list_ignored
 from .options_json import RequestOptions
 from .sampling_json import take_sampling
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from .multipart import ChatBody
 
 _INT32 = 1 << 31
-_MAX_IGNORED_FIELDS = 32
-_FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TRUNCATION_SIDES = {
     "left": chat_pb2.TRUNCATION_SIDE_LEFT,
     "right": chat_pb2.TRUNCATION_SIDE_RIGHT,
@@ -41,6 +40,10 @@ _NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
     "use_beam_search": (False,),
     "continue_final_message": (False,),
     "echo": (False,),
+    "skip_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "return_token_ids": (False,),
+    "documents": ([],),
 }
 
 
@@ -53,7 +56,7 @@ class ParsedChat:
         is_stream: Answer as a stream of events.
         includes_usage: End the stream with the usage.
         has_continuous_usage: Put the usage so far into every chunk.
-        ignored: Names of fields that had no effect.
+        ignored: Paths of fields that had no effect, as a header lists them.
     """
 
     request: ChatRequest
@@ -99,11 +102,6 @@ def parse_chat(body: ChatBody, request_id: str, limits: Limits, policy: MediaPol
     message.include_media_usage = fields.take_bool("include_media_usage") or False
     has_usage = stream_options.take_bool("include_usage") or False
     continuous = stream_options.take_bool("continuous_usage_stats") or False
-    ignored = [
-        *fields.untaken(),
-        *map(stream_options.param, stream_options.untaken()),
-        *options.ignored,
-    ]
     request = chat_request_from_proto(message, limits, policy)
     if is_stream:
         check_stream(request.sampling)
@@ -112,21 +110,23 @@ def parse_chat(body: ChatBody, request_id: str, limits: Limits, policy: MediaPol
         is_stream=is_stream,
         includes_usage=has_usage or message.include_media_usage,
         has_continuous_usage=has_usage and continuous,
-        ignored=tuple(filter(_FIELD_NAME.fullmatch, ignored))[:_MAX_IGNORED_FIELDS],
+        ignored=list_ignored(chain(fields.untaken_paths(), options.ignored)),
     )
 
 
 def _take_stream_options(fields: Fields, *, is_stream: bool) -> Fields:
-    options = fields.take_object("stream_options")
-    if options is not None and not is_stream:
+    options = fields.take_fields("stream_options")
+    if options is None:
+        return Fields({})
+    if not is_stream:
         raise fields.error(
             "stream_options", "Stream options can only be defined when `stream=True`."
         )
-    return Fields(options or {}, "stream_options")
+    return options
 
 
 def _refuse_unsupported(fields: Fields) -> None:
-    """Refuse what would change the answer's form if it were ignored."""
+    """Refuse what would change the answer if it were ignored."""
     if fields.take("chat_template") is not None:
         raise fields.error(
             "chat_template",
@@ -188,7 +188,7 @@ def _take_messages(
             raise InvalidRequestError(
                 f"{path} must be an object, got {type_name(value)}.", param=path
             )
-        _take_message(Fields(value, path), message.messages.add(), contents)
+        _take_message(fields.nested(value, path), message.messages.add(), contents)
 
 
 def _take_message(fields: Fields, message: chat_pb2.ChatMessage, contents: ContentReader) -> None:
@@ -203,5 +203,4 @@ def _take_message(fields: Fields, message: chat_pb2.ChatMessage, contents: Conte
     content = fields.take("content")
     if content is None and role == "assistant":
         content = ""
-    path = fields.param("content")
-    message.content.extend(contents.read(content, path, has_inline_images=role == "user"))
+    message.content.extend(contents.read(content, fields, has_inline_images=role == "user"))

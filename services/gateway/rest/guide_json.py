@@ -35,10 +35,9 @@ def take_guide(fields: Fields, sampling: generator_pb2.SamplingParams) -> None:
 
 def _from_response_format(fields: Fields) -> list[generator_pb2.Guide]:
     name = "response_format"
-    value = fields.take_object(name)
-    if value is None:
+    inner = fields.take_fields(name)
+    if inner is None:
         return []
-    inner = Fields(value, name)
     kind = inner.take_str("type")
     if kind == "text":
         return []
@@ -46,7 +45,9 @@ def _from_response_format(fields: Fields) -> list[generator_pb2.Guide]:
         return [generator_pb2.Guide(json_schema_json=_ANY_OBJECT)]
     if kind != "json_schema":
         raise inner.error("type", "response_format must be text, json_object or json_schema.")
-    schema = Fields(inner.take_object("json_schema") or {}, f"{name}.json_schema")
+    schema = inner.take_fields("json_schema") or Fields({}, f"{name}.json_schema")
+    schema.take("name")
+    schema.take("strict")  # every guide is
     guides = _take(schema, "schema", _json_guide)
     if not guides:
         raise schema.error("schema", "response_format of json_schema needs a schema.")
