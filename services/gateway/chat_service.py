@@ -17,6 +17,7 @@ from .answer_text import AnswerText
 from .bad_words import encode_bad_words
 from .deadline import Deadline
 from .generator_client import GenerateStart
+from .guide_param import naming_guide
 from .media_batch import MediaBatch
 from .media_spans import expand
 from .media_task import MediaServices
@@ -109,7 +110,10 @@ class ChatPipeline:
         deadline = Deadline.after(caller.timeout_s)
         context = self._context(request, caller)
         bind_request_id(context.request_id)
-        with RequestMetrics(self._model.name, context.request_id) as metrics:
+        with (
+            RequestMetrics(self._model.name, context.request_id) as metrics,
+            naming_guide(request.guide_param),
+        ):
             generator = self._check(request)
             encoder = self._stack.require_encoder() if request.media_items else None
             placeholders = encoder.placeholders if encoder else {}

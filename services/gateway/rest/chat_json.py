@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from chiasm.common.identity import validate_cache_salt
 from chiasm.v1 import chat_pb2
 
 from ..convert import ROLE_TO_PROTO, chat_request_from_proto
+from ..guide_param import naming_guide
 from ..prompt_checks import check_stream
 from .content_json import ContentReader
 from .fields import Fields, type_name
@@ -92,7 +93,7 @@ def parse_chat(body: ChatBody, request_id: str, limits: Limits, policy: MediaPol
     _refuse_unsupported(fields)
     _take_identity(fields, message)
     take_sampling(fields, message)
-    take_guide(fields, message.sampling)
+    guide_param = take_guide(fields, message.sampling)
     _take_template(fields, message)
     _take_truncation(fields, message)
     options = RequestOptions(
@@ -102,11 +103,12 @@ def parse_chat(body: ChatBody, request_id: str, limits: Limits, policy: MediaPol
     message.include_media_usage = fields.take_bool("include_media_usage") or False
     has_usage = stream_options.take_bool("include_usage") or False
     continuous = stream_options.take_bool("continuous_usage_stats") or False
-    request = chat_request_from_proto(message, limits, policy)
+    with naming_guide(guide_param):
+        request = chat_request_from_proto(message, limits, policy)
     if is_stream:
         check_stream(request.sampling)
     return ParsedChat(
-        request=request,
+        request=replace(request, guide_param=guide_param),
         is_stream=is_stream,
         includes_usage=has_usage or message.include_media_usage,
         has_continuous_usage=has_usage and continuous,

@@ -44,3 +44,22 @@ def test_fields_that_would_change_the_answer_are_refused_unless_they_change_noth
     with pytest.raises(InvalidRequestError, match=f"`{name}` is not supported yet") as caught:
         parse(**{name: other})
     assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": ""}}},
+            "response_format",
+        ),
+        ({"guided_regex": ""}, "guided_regex"),
+        ({"structured_outputs": {"regex": ""}}, "structured_outputs"),
+    ],
+)
+def test_a_guide_that_is_no_guide_is_refused_by_the_name_of_its_field(
+    fields: dict[str, object], param: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match="must not be empty") as caught:
+        parse(**fields)
+    assert caught.value.param == param
