@@ -113,6 +113,8 @@ def check_wishes(wishes: SamplingWishes, limits: Limits) -> None:
     _check_counts(wishes, limits)
     if wishes.guide is not None:
         _check_guide(wishes.guide, limits)
+        if wishes.allowed_token_ids:  # some place of the guide might take none of them
+            raise _refusal("allowed_token_ids", "cannot be used with a guide of the output")
     _check_number("temperature", wishes.temperature, 0.0, math.inf, "must be non-negative")
     most = f"must be at most {MAX_TEMPERATURE:g}"
     _check_number("temperature", wishes.temperature, 0.0, MAX_TEMPERATURE, most)

@@ -117,10 +117,8 @@ def parse_chat(body: ChatBody, request_id: str, limits: Limits, policy: MediaPol
 
 
 def _take_stream_options(fields: Fields, *, is_stream: bool) -> Fields:
-    options = fields.take_fields("stream_options")
-    if options is None:
-        return Fields({})
-    if not is_stream:
+    options = fields.take_fields("stream_options") or Fields({})
+    if options.untaken() and not is_stream:
         raise fields.error(
             "stream_options", "Stream options can only be defined when `stream=True`."
         )

@@ -93,7 +93,7 @@ def _take_output_logprobs(fields: Fields) -> int | None:
     wants = fields.take_bool("logprobs") or False
     number = fields.take_int("top_logprobs")
     if number is not None and number < 0:
-        raise fields.error("top_logprobs", "`top_logprobs` must be a positive value or -1.")
+        raise fields.error("top_logprobs", "`top_logprobs` must be a positive value or 0.")
     if number and not wants:
         raise fields.error(
             "top_logprobs", "when using `top_logprobs`, `logprobs` must be set to true."

@@ -63,3 +63,15 @@ def test_a_guide_that_is_no_guide_is_refused_by_the_name_of_its_field(
     with pytest.raises(InvalidRequestError, match="must not be empty") as caught:
         parse(**fields)
     assert caught.value.param == param
+
+
+def test_stream_options_that_say_nothing_need_no_stream() -> None:
+    assert not parse(stream_options={}).is_stream
+    assert not parse(stream_options={"include_usage": None}).includes_usage
+
+
+@pytest.mark.parametrize("number", [-1, -2])
+def test_all_alternatives_are_not_offered(number: int) -> None:
+    with pytest.raises(InvalidRequestError, match="must be a positive value or 0") as caught:
+        parse(logprobs=True, top_logprobs=number)
+    assert caught.value.param == "top_logprobs"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chiasm.common.errors import TooLargeError
+from chiasm.common.errors import InvalidRequestError, TooLargeError
 from chiasm.common.limits import Limits
 from chiasm.gateway.convert import chat_request_from_proto
 from chiasm.gateway.media_policy import MediaPolicy
@@ -22,7 +22,7 @@ HELLO = chat_pb2.ChatMessage(
 
 
 def convert(**fields: object) -> ChatRequest:
-    message = chat_pb2.ChatCompletionRequest(messages=[HELLO], **fields)  # type: ignore[arg-type]  # by name
+    message = chat_pb2.ChatCompletionRequest(**{"messages": [HELLO], **fields})  # type: ignore[arg-type]  # by name
     return chat_request_from_proto(message, LIMITS, MediaPolicy())
 
 
@@ -38,3 +38,21 @@ def test_bad_words_have_a_bound_as_words_and_as_tokens_together(num_sequences: i
     with pytest.raises(TooLargeError, match="129 bad words") as caught:
         convert(bad_words=["word"] * (num_words + 1), sampling=sampling)
     assert caught.value.param == "bad_words"
+
+
+@pytest.mark.parametrize("name", ["john.doe", "José", "a b", "n" * 64])
+def test_an_author_may_have_any_name(name: str) -> None:
+    message = chat_pb2.ChatMessage(role=HELLO.role, content=HELLO.content, name=name)
+    assert convert(messages=[message]).messages[0].name == name
+
+
+def test_name_of_an_author_has_a_bound() -> None:
+    message = chat_pb2.ChatMessage(role=HELLO.role, content=HELLO.content, name="n" * 65)
+    with pytest.raises(InvalidRequestError, match="at most 64 characters, got 65") as caught:
+        convert(messages=[message])
+    assert caught.value.param == "messages[0].name"
+
+
+def test_template_variables_that_are_null_are_not_set() -> None:
+    request = convert(template_kwargs_json=b'{"enable_thinking": null, "level": 0}')
+    assert request.template_variables == {"level": 0}

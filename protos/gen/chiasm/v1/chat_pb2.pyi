@@ -360,8 +360,8 @@ class ChatCompletionRequest(_message.Message):
     priority: _builtins.int
     """Scheduling priority, lower first; 0 is the default."""
     template_kwargs_json: _builtins.bytes
-    """Variables for the chat template, a JSON object of booleans, numbers and strings; at most
-    16 KiB; empty: none.
+    """Variables for the chat template, a JSON object of booleans, numbers and strings, `null` where one
+    is not set; at most 16 KiB; empty: none.
     """
     add_generation_prompt: _builtins.bool
     """Whether to end the prompt with the start of an assistant message; absent: true."""

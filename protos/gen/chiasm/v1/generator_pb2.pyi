@@ -166,7 +166,7 @@ class SamplingParams(_message.Message):
 
     @_builtins.property
     def allowed_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Only tokens that may be taken; empty: all."""
+        """Only tokens that may be taken; empty: all. Not together with `guide`."""
 
     @_builtins.property
     def guide(self) -> Global___Guide:
