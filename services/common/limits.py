@@ -48,6 +48,7 @@ class Limits:
         max_stop_token_ids: Stop token ids of one request.
         max_logit_bias: Entries of a logit bias.
         max_bad_words: Words that the output must not have.
+        max_bad_word_sequences: Token sequences that spell them, up to two for a word.
         max_bad_word_tokens: Tokens of one of them.
         max_allowed_token_ids: Tokens of an explicit choice of tokens.
         max_guide_choices: Texts to choose from in structured output.
@@ -92,6 +93,7 @@ class Limits:
     max_stop_token_ids: int = 128
     max_logit_bias: int = 1024
     max_bad_words: int = 128
+    max_bad_word_sequences: int = 256
     max_bad_word_tokens: int = 64
     max_allowed_token_ids: int = 1 << 18
     max_guide_choices: int = 1024

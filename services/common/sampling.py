@@ -113,6 +113,8 @@ def check_wishes(wishes: SamplingWishes, limits: Limits) -> None:
     _check_counts(wishes, limits)
     if wishes.guide is not None:
         _check_guide(wishes.guide, limits)
+        if wishes.allowed_token_ids:  # some place of the guide might take none of them
+            raise _refusal("allowed_token_ids", "cannot be used with a guide of the output")
     _check_number("temperature", wishes.temperature, 0.0, math.inf, "must be non-negative")
     most = f"must be at most {MAX_TEMPERATURE:g}"
     _check_number("temperature", wishes.temperature, 0.0, MAX_TEMPERATURE, most)
@@ -230,7 +232,7 @@ def _check_counts(wishes: SamplingWishes, limits: Limits) -> None:
     sizes = (
         (wishes.stop_token_ids, limits.max_stop_token_ids, "stop token ids", "stop_token_ids"),
         (wishes.logit_bias, limits.max_logit_bias, "logit biases", "logit_bias"),
-        (wishes.bad_words, limits.max_bad_words, "bad words", "bad_words"),
+        (wishes.bad_words, limits.max_bad_word_sequences, "token sequences", "bad_words"),
         (wishes.allowed_token_ids, limits.max_allowed_token_ids, "tokens", "allowed_token_ids"),
     )
     for values, most, what, param in sizes:

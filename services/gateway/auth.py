@@ -17,10 +17,13 @@ DEFAULT_TENANT = "default"
 
 _TENANT = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SCHEME = "bearer "
+_HEADER_RULE = (
+    "must be printable ASCII without blanks at its ends: clients cannot show another in a header"
+)
 
 
 class ApiKeysError(Exception):
-    """A key is empty, or the file of API keys cannot be read, is malformed or has no keys."""
+    """A key could never be shown, or the file of keys cannot be read, is malformed or has none."""
 
 
 class ApiKeys:
@@ -34,12 +37,14 @@ class ApiKeys:
         """Return the keys given one by one and those in a file of ``TENANT KEY`` lines.
 
         Raises:
-            ApiKeysError: A key is empty, the file cannot be read or has no keys, or a line of it
-                is malformed.
+            ApiKeysError: A key is empty or none that a header can carry, the file cannot be read or
+                has no keys, or a line of it is malformed.
         """
         tenant_of_key = dict.fromkeys(keys, DEFAULT_TENANT)
         if not all(key.strip() for key in tenant_of_key):
             raise ApiKeysError("An API key is empty; give one, or leave the setting out.")
+        if not all(map(_fits_header, tenant_of_key)):
+            raise ApiKeysError(f"An API key {_HEADER_RULE}.")
         if path is not None:
             tenant_of_key.update(_read(path))
         return cls(tenant_of_key)
@@ -86,10 +91,16 @@ def _read(path: Path) -> dict[str, str]:
             continue
         if len(words) != 2 or not _TENANT.fullmatch(words[0]):
             raise ApiKeysError(f"Line {number} of {path} must be 'TENANT KEY'.")
+        if not _fits_header(words[1]):
+            raise ApiKeysError(f"The API key in line {number} of {path} {_HEADER_RULE}.")
         tenant_of_key[words[1]] = words[0]
     if not tenant_of_key:
         raise ApiKeysError(f"The API keys {path} hold no key; without one everyone could call.")
     return tenant_of_key
+
+
+def _fits_header(key: str) -> bool:
+    return key.isascii() and key.isprintable() and key == key.strip()
 
 
 def _digest(key: str) -> bytes:

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from chiasm.common.sampling import SamplingWishes
+from chiasm.common.sampling import GUIDE_PARAM, SamplingWishes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -113,7 +113,11 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A conversation to answer; see ``ChatCompletionRequest`` in ``chat.proto``."""
+    """A conversation to answer; see ``ChatCompletionRequest`` in ``chat.proto``.
+
+    Attributes:
+        guide_param: Field that the guide of ``sampling`` came from, for errors.
+    """
 
     request_id: str
     model: str
@@ -127,6 +131,7 @@ class ChatRequest:
     adds_generation_prompt: bool = True
     truncation: Truncation | None = None
     includes_media_usage: bool = False
+    guide_param: str = GUIDE_PARAM
 
     @property
     def media_items(self) -> tuple[MediaItem, ...]:

@@ -17,6 +17,7 @@ from .answer_text import AnswerText
 from .bad_words import encode_bad_words
 from .deadline import Deadline
 from .generator_client import GenerateStart
+from .guide_param import naming_guide
 from .media_batch import MediaBatch
 from .media_spans import expand
 from .media_task import MediaServices
@@ -109,7 +110,10 @@ class ChatPipeline:
         deadline = Deadline.after(caller.timeout_s)
         context = self._context(request, caller)
         bind_request_id(context.request_id)
-        with RequestMetrics(self._model.name, context.request_id) as metrics:
+        with (
+            RequestMetrics(self._model.name, context.request_id) as metrics,
+            naming_guide(request.guide_param),
+        ):
             generator = self._check(request)
             encoder = self._stack.require_encoder() if request.media_items else None
             placeholders = encoder.placeholders if encoder else {}
@@ -183,20 +187,9 @@ class ChatPipeline:
 
     def _resolve(self, request: ChatRequest, room: int) -> SamplingWishes:
         """Fill in the checkpoint's defaults; at most ``room`` tokens are generated."""
-        sampling = request.sampling
+        sampling = self._model.defaults.fill_in(request.sampling, room)
         bad_words = encode_bad_words(request.bad_words, self._model.tokenizer.encode)
-        defaults = self._model.defaults
-        wishes = (sampling.max_tokens, defaults.max_tokens, room)
-        wanted = next(tokens for tokens in wishes if tokens is not None)
-        temperature, top_p, top_k = sampling.temperature, sampling.top_p, sampling.top_k
-        return replace(
-            sampling,
-            max_tokens=min(wanted, room),
-            temperature=defaults.temperature if temperature is None else temperature,
-            top_p=defaults.top_p if top_p is None else top_p,
-            top_k=defaults.top_k if top_k is None else top_k,
-            bad_words=(*sampling.bad_words, *bad_words),
-        )
+        return replace(sampling, bad_words=(*sampling.bad_words, *bad_words))
 
     def _text(
         self, stop: tuple[str, ...], sampling: SamplingWishes, generator: GeneratorInfo

@@ -123,9 +123,9 @@ class _MessageReader:
         check_size(
             self._num_parts, self._limits.max_request_parts, "content parts", f"{param}.content"
         )
-        if message.name and not _is_author_name(message.name):
+        if len(message.name) > _MAX_NAME_CHARS:
             raise InvalidRequestError(
-                f"A name must have 1 to {_MAX_NAME_CHARS} letters, digits, '_' or '-'.",
+                f"A name must have at most {_MAX_NAME_CHARS} characters, got {len(message.name)}.",
                 param=f"{param}.name",
             )
         content = tuple(
@@ -157,7 +157,8 @@ def _bad_words_from_proto(
     message: chat_pb2.ChatCompletionRequest, limits: Limits
 ) -> tuple[str, ...]:
     param = "bad_words"
-    check_size(len(message.bad_words), limits.max_bad_words, "bad words", param)
+    count = len(message.bad_words) + len(message.sampling.bad_words)
+    check_size(count, limits.max_bad_words, "bad words", param)
     for word in message.bad_words:
         check_size(len(word), limits.max_stop_chars, "characters of a bad word", param)
         if not word.strip():
@@ -210,13 +211,13 @@ def _template_variables(data: bytes) -> Mapping[str, bool | int | float | str]:
             raise InvalidRequestError(
                 f"{param} must not set '{name[:_MAX_NAME_CHARS]}'.", param=param
             )
-        if not _is_bounded_scalar(value):
+        if value is not None and not _is_bounded_scalar(value):
             raise InvalidRequestError(
                 f"{param} must hold booleans, strings and numbers within"
                 f" ±{_MAX_TEMPLATE_NUMBER:.0f}.",
                 param=f"{param}.{name}",
             )
-    return variables
+    return {name: value for name, value in variables.items() if value is not None}
 
 
 def _is_bounded_scalar(value: object) -> bool:
@@ -242,12 +243,4 @@ def is_request_id(text: str, limits: Limits) -> bool:
         1 <= len(text) <= limits.max_request_id_chars
         and text.isascii()
         and all(char.isalnum() or char in "._:-" for char in text)
-    )
-
-
-def _is_author_name(name: str) -> bool:
-    return (
-        len(name) <= _MAX_NAME_CHARS
-        and name.isascii()
-        and all(char.isalnum() or char in "_-" for char in name)
     )

@@ -63,7 +63,8 @@ def write_text_side(path: Path) -> Path:
         json.dumps({"eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast"}),
         encoding="utf-8",
     )
+    generation = {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.25}
     (path / "generation_config.json").write_text(
-        json.dumps({"temperature": 0.7, "top_p": 0.9, "top_k": 20}), encoding="utf-8"
+        json.dumps({**generation, "min_p": 0.125}), encoding="utf-8"
     )
     return path

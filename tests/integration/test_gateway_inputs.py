@@ -10,9 +10,11 @@ import grpc
 import pytest
 import pytest_asyncio
 
+from chiasm.common.errors import InvalidRequestError
 from chiasm.common.media import Modality
 from chiasm.v1 import chat_pb2, chat_pb2_grpc, media_pb2
 from tests.fakes.encoder_service import NUM_IMAGE_TOKENS
+from tests.fakes.generator_service import Script
 from tests.harness.gateway import MODEL, image_part, run_gateway
 
 if TYPE_CHECKING:
@@ -198,6 +200,23 @@ async def test_kwargs_without_effect_are_told(gateway: Gateway) -> None:
     reply = await gateway.ask("hi", media_io_kwargs={"image": {"image_mode": "RGB"}})
 
     assert reply.headers["x-ignored-fields"] == "media_io_kwargs.image.image_mode"
+
+
+async def test_refusal_of_a_guide_by_the_generator_names_the_client_s_field(
+    gateway: Gateway,
+) -> None:
+    schema = {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}
+    refusal = InvalidRequestError("The guide is not valid.", param="structured_outputs")
+    gateway.say(script=Script(error=refusal))
+
+    named = await gateway.ask("hi", response_format=schema)
+    older = await gateway.ask("hi", guided_regex="((")
+    usual = await gateway.ask("hi", structured_outputs={"regex": "(("})
+
+    assert {reply.status for reply in (named, older, usual)} == {400}
+    assert named.error["param"] == "response_format"
+    assert older.error["param"] == "guided_regex"
+    assert usual.error["param"] == "structured_outputs"
 
 
 async def test_grpc_parts_reach_the_encoder_like_those_of_rest(gateway: Gateway) -> None:

@@ -134,12 +134,14 @@ async def test_sampling_defaults_are_the_checkpoint_s(gateway: Gateway) -> None:
     gateway.say("x")
 
     await gateway.ask("q")
-    await gateway.ask("q", temperature=0, top_p=1, top_k=-1, seed=-1, ignore_eos=True)
+    await gateway.ask("q", temperature=0, top_p=1, top_k=-1, min_p=0, seed=-1, ignore_eos=True)
 
     default, own = (start.sampling for start in gateway.generator.starts)
     assert (default.temperature, default.top_p, default.top_k) == pytest.approx((0.7, 0.9, 20))
+    assert (default.min_p, default.repetition_penalty) == (0.125, 1.25)
     assert default.max_tokens == 512 - len(gateway.generator.starts[0].token_ids)
     assert (own.temperature, own.top_p, own.top_k, own.seed) == (0, 1, 0, 2**64 - 1)
+    assert (own.min_p, own.repetition_penalty) == (0, 1.25)
     assert own.ignore_eos
 
 
@@ -305,7 +307,7 @@ async def test_fields_without_effect_are_listed_once(gateway: Gateway) -> None:
     reply = await gateway.ask("q", tool_choice="auto", **fields)
 
     assert reply.status == 200
-    assert reply.headers["x-ignored-fields"] == "user, echo_id"
+    assert reply.headers["x-ignored-fields"] == "user, echo_id, x?y??"
 
 
 async def test_options_of_a_part_reach_the_encoder(gateway: Gateway) -> None:

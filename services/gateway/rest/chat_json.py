@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import orjson
@@ -13,10 +13,12 @@ from chiasm.common.identity import validate_cache_salt
 from chiasm.v1 import chat_pb2
 
 from ..convert import ROLE_TO_PROTO, chat_request_from_proto
+from ..guide_param import naming_guide
 from ..prompt_checks import check_stream
 from .content_json import ContentReader
 from .fields import Fields, type_name
 from .guide_json import take_guide
+from .ignored_fields import list_ignored
 from .options_json import RequestOptions
 from .sampling_json import take_sampling
 
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from .multipart import ChatBody
 
 _INT32 = 1 << 31
-_MAX_IGNORED_FIELDS = 32
-_FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TRUNCATION_SIDES = {
     "left": chat_pb2.TRUNCATION_SIDE_LEFT,
     "right": chat_pb2.TRUNCATION_SIDE_RIGHT,
@@ -41,6 +41,10 @@ _NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
     "use_beam_search": (False,),
     "continue_final_message": (False,),
     "echo": (False,),
+    "skip_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "return_token_ids": (False,),
+    "documents": ([],),
 }
 
 
@@ -53,7 +57,7 @@ class ParsedChat:
         is_stream: Answer as a stream of events.
         includes_usage: End the stream with the usage.
         has_continuous_usage: Put the usage so far into every chunk.
-        ignored: Names of fields that had no effect.
+        ignored: Paths of fields that had no effect, as a header lists them.
     """
 
     request: ChatRequest
@@ -89,7 +93,7 @@ def parse_chat(body: ChatBody, request_id: str, limits: Limits, policy: MediaPol
     _refuse_unsupported(fields)
     _take_identity(fields, message)
     take_sampling(fields, message)
-    take_guide(fields, message.sampling)
+    guide_param = take_guide(fields, message.sampling)
     _take_template(fields, message)
     _take_truncation(fields, message)
     options = RequestOptions(
@@ -99,34 +103,30 @@ def parse_chat(body: ChatBody, request_id: str, limits: Limits, policy: MediaPol
     message.include_media_usage = fields.take_bool("include_media_usage") or False
     has_usage = stream_options.take_bool("include_usage") or False
     continuous = stream_options.take_bool("continuous_usage_stats") or False
-    ignored = [
-        *fields.untaken(),
-        *map(stream_options.param, stream_options.untaken()),
-        *options.ignored,
-    ]
-    request = chat_request_from_proto(message, limits, policy)
+    with naming_guide(guide_param):
+        request = chat_request_from_proto(message, limits, policy)
     if is_stream:
         check_stream(request.sampling)
     return ParsedChat(
-        request=request,
+        request=replace(request, guide_param=guide_param),
         is_stream=is_stream,
         includes_usage=has_usage or message.include_media_usage,
         has_continuous_usage=has_usage and continuous,
-        ignored=tuple(filter(_FIELD_NAME.fullmatch, ignored))[:_MAX_IGNORED_FIELDS],
+        ignored=list_ignored(chain(fields.untaken_paths(), options.ignored)),
     )
 
 
 def _take_stream_options(fields: Fields, *, is_stream: bool) -> Fields:
-    options = fields.take_object("stream_options")
-    if options is not None and not is_stream:
+    options = fields.take_fields("stream_options") or Fields({})
+    if options.untaken() and not is_stream:
         raise fields.error(
             "stream_options", "Stream options can only be defined when `stream=True`."
         )
-    return Fields(options or {}, "stream_options")
+    return options
 
 
 def _refuse_unsupported(fields: Fields) -> None:
-    """Refuse what would change the answer's form if it were ignored."""
+    """Refuse what would change the answer if it were ignored."""
     if fields.take("chat_template") is not None:
         raise fields.error(
             "chat_template",
@@ -169,7 +169,7 @@ def _take_truncation(fields: Fields, message: chat_pb2.ChatCompletionRequest) ->
     most = fields.take_int_within("truncate_prompt_tokens", -_INT32, _INT32 - 1)
     if most is not None:
         message.truncate_prompt_tokens = most
-    side = fields.take("truncation_side")
+    side = fields.take_str("truncation_side")
     if side is not None:
         if side not in _TRUNCATION_SIDES:
             raise fields.error("truncation_side", "truncation_side must be 'left' or 'right'.")
@@ -188,7 +188,7 @@ def _take_messages(
             raise InvalidRequestError(
                 f"{path} must be an object, got {type_name(value)}.", param=path
             )
-        _take_message(Fields(value, path), message.messages.add(), contents)
+        _take_message(fields.nested(value, path), message.messages.add(), contents)
 
 
 def _take_message(fields: Fields, message: chat_pb2.ChatMessage, contents: ContentReader) -> None:
@@ -203,5 +203,4 @@ def _take_message(fields: Fields, message: chat_pb2.ChatMessage, contents: Conte
     content = fields.take("content")
     if content is None and role == "assistant":
         content = ""
-    path = fields.param("content")
-    message.content.extend(contents.read(content, path, has_inline_images=role == "user"))
+    message.content.extend(contents.read(content, fields, has_inline_images=role == "user"))

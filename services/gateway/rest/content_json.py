@@ -61,19 +61,20 @@ class ContentReader:
         self._embeddings = EmbeddingsReader(self._file, limits)
 
     def read(
-        self, content: object, path: str, *, has_inline_images: bool
+        self, content: object, message: Fields, *, has_inline_images: bool
     ) -> list[chat_pb2.ContentPart]:
         """Return the parts of a message's content.
 
         Args:
             content: A string, or an array of parts or strings.
-            path: Path of the content in the request, for errors.
+            message: The message, whose field ``content`` it is.
             has_inline_images: Whether ``<image>BASE64</image>`` in a string is a picture.
 
         Raises:
             InvalidRequestError: A part is malformed; names it.
             TooLargeError: A media item is over its limit.
         """
+        path = message.param("content")
         if isinstance(content, str):
             if has_inline_images:
                 return self._read_string(content, path)
@@ -82,7 +83,9 @@ class ContentReader:
             raise InvalidRequestError(
                 f"{path} must be a string or an array, got {type_name(content)}.", param=path
             )
-        return [self._read_part(part, f"{path}[{index}]") for index, part in enumerate(content)]
+        return [
+            self._read_part(part, message, f"{path}[{index}]") for index, part in enumerate(content)
+        ]
 
     def _read_string(self, text: str, path: str) -> list[chat_pb2.ContentPart]:
         parts = []
@@ -103,15 +106,15 @@ class ContentReader:
                 parts.append(chat_pb2.ContentPart(text=piece))
         return parts
 
-    def _read_part(self, part: object, path: str) -> chat_pb2.ContentPart:
+    def _read_part(self, part: object, message: Fields, path: str) -> chat_pb2.ContentPart:
         if isinstance(part, str):
             return chat_pb2.ContentPart(text=part)
         if not isinstance(part, dict):
             raise InvalidRequestError(
                 f"{path} must be an object, got {type_name(part)}.", param=path
             )
-        fields = Fields(part, path)
-        kind = _type_of(part, path)
+        fields = message.nested(part, path)
+        kind = _type_of(fields)
         if kind in _TEXT_KEYS:
             text = fields.take_str(_TEXT_KEYS[kind])
             if text is None:
@@ -140,7 +143,7 @@ class ContentReader:
         key = "image_url" if kind == "input_image" else kind
         value = fields.take(key)
         if isinstance(value, dict):
-            inner = Fields(value, fields.param(key))
+            inner = fields.nested(value, fields.param(key))
             take_options(inner, media.options, modality)
             self._set_url(media, _url_of(inner, kind), inner.param("url"))
         elif isinstance(value, str):
@@ -150,7 +153,8 @@ class ContentReader:
             self._set_url(media, value, fields.param(key))
         elif isinstance(value, list) and kind == "video":
             for index, frame in enumerate(value):
-                self._add_frame(media, frame, f"{fields.param(key)}[{index}]")
+                param = f"{fields.param(key)}[{index}]"
+                self._add_frame(media, _url_of_frame(frame, fields, param), param)
         elif value is not None:
             raise fields.wrong_type(key, "an object with a url")
         take_options(fields, media.options, modality)
@@ -166,17 +170,7 @@ class ContentReader:
         elif url:
             media.url = url
 
-    def _add_frame(self, media: chat_pb2.MediaPart, frame: object, param: str) -> None:
-        if isinstance(frame, dict):
-            fields = Fields(frame, param)
-            inner = fields.take("image_url") if "image_url" in frame else frame
-            url = Fields(inner, param).take_str("url") if isinstance(inner, dict) else inner
-        else:
-            url = frame
-        if not isinstance(url, str):
-            raise InvalidRequestError(
-                f"{param} must be a URL or an object with one, got {type_name(url)}.", param=param
-            )
+    def _add_frame(self, media: chat_pb2.MediaPart, url: str, param: str) -> None:
         if url.startswith(FILE_SCHEME):
             media.frames.frames.add(data=self._file(url, param))
         else:
@@ -194,17 +188,31 @@ class ContentReader:
         return self._files[name]
 
 
-def _type_of(part: Mapping[str, object], path: str) -> str:
-    kind = part.get("type")
+def _type_of(fields: Fields) -> str:
+    kind = fields.take("type")
     if isinstance(kind, str):
         return kind
-    param = f"{path}.type"
     if kind is not None:
-        raise InvalidRequestError("Invalid 'type' field in multimodal part.", param=param)
-    inferred = next((name for name in _INFERRED_TYPES if name in part), None)
+        raise fields.error("type", "Invalid 'type' field in multimodal part.")
+    inferred = next((name for name in _INFERRED_TYPES if fields.has(name)), None)
     if inferred is None:
-        raise InvalidRequestError("Missing 'type' field in multimodal part.", param=param)
+        raise fields.error("type", "Missing 'type' field in multimodal part.")
     return inferred
+
+
+def _url_of_frame(frame: object, part: Fields, param: str) -> str:
+    url = frame
+    if isinstance(frame, dict):
+        fields = part.nested(frame, param)
+        fields.take("type")
+        url = fields.take("image_url") if fields.has("image_url") else fields.take("url")
+        if isinstance(url, dict):
+            url = fields.nested(url, fields.param("image_url")).take("url")
+    if not isinstance(url, str):
+        raise InvalidRequestError(
+            f"{param} must be a URL or an object with one, got {type_name(url)}.", param=param
+        )
+    return url
 
 
 def _url_of(fields: Fields, kind: str) -> str:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from chiasm.common.data_url import decode_base64
 from chiasm.v1 import chat_pb2, media_pb2
 
-from .fields import Fields
 from .number_array import read_number_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from chiasm.common.limits import Limits
+
+    from .fields import Fields
 
 EMBEDDING_KINDS: Mapping[str, media_pb2.Modality.ValueType] = {
     "image_embeds": media_pb2.MODALITY_IMAGE,
@@ -59,7 +60,7 @@ class EmbeddingsReader:
         """
         value = fields.take(kind)
         if isinstance(value, dict) and value:
-            inner = Fields(value, fields.param(kind))
+            inner = fields.nested(value, fields.param(kind))
             if kind in value:
                 self._read_named(inner, kind, media)
             elif "data" in value:
@@ -77,7 +78,7 @@ class EmbeddingsReader:
     def _read_named(self, fields: Fields, kind: str, media: chat_pb2.MediaPart) -> None:
         value = fields.take(kind)
         if isinstance(value, dict):
-            self._read_typed(Fields(value, fields.param(kind)), media)
+            self._read_typed(fields.nested(value, fields.param(kind)), media)
         elif value is not None:
             self._read_plain(fields, kind, media)
         grid_key = _GRID_KEYS.get(kind)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from chiasm.common.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _TYPE_NAMES = {
     type(None): "null",
@@ -36,6 +36,7 @@ class Fields:
         self._values = values
         self._path = path
         self._taken: set[str] = set()
+        self._nested: list[Fields] = []
 
     def param(self, name: str) -> str:
         """Return the path of the field ``name``."""
@@ -52,6 +53,18 @@ class Fields:
             for name, value in self._values.items()
             if name not in self._taken and value is not None
         ]
+
+    def untaken_paths(self) -> Iterator[str]:
+        """Yield the paths of untaken fields: first of this object, then of those inside of it."""
+        yield from map(self.param, self.untaken())
+        for inner in self._nested:
+            yield from inner.untaken_paths()
+
+    def nested(self, values: Mapping[str, object], path: str) -> Fields:
+        """Wrap an object that lies inside of this one, at ``path`` in the request."""
+        inner = Fields(values, path)
+        self._nested.append(inner)
+        return inner
 
     def take(self, name: str) -> object:
         """Return the value of a field, ``None`` if absent."""
@@ -101,6 +114,11 @@ class Fields:
         if value is not None and not isinstance(value, dict):
             raise self.wrong_type(name, "an object")
         return value
+
+    def take_fields(self, name: str) -> Fields | None:
+        """Return an object, wrapped as one inside of this one."""
+        value = self.take_object(name)
+        return None if value is None else self.nested(value, self.param(name))
 
     def take_int_within(self, name: str, low: int, high: int) -> int | None:
         """Return an integer between ``low`` and ``high``."""

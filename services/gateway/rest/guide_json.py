@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from chiasm.common.sampling import GUIDE_PARAM
 from chiasm.v1 import generator_pb2
 
 from .fields import Fields
@@ -16,29 +17,36 @@ if TYPE_CHECKING:
 _ANY_OBJECT = b'{"type":"object"}'
 
 
-def take_guide(fields: Fields, sampling: generator_pb2.SamplingParams) -> None:
+def take_guide(fields: Fields, sampling: generator_pb2.SamplingParams) -> str:
     """Take ``response_format``, ``structured_outputs`` or one of the older ``guided_*`` fields.
+
+    Returns:
+        Name of the field that the guide came from; if there is none, the usual one.
 
     Raises:
         InvalidRequestError: One is wrong, or there are several.
     """
-    guides = [*_from_response_format(fields), *_from_structured_outputs(fields)]
-    for name, make in _MAKERS.items():
-        guides += _take(fields, f"guided_{name}", make)
+    guides = [("response_format", guide) for guide in _from_response_format(fields)]
+    guides += [(GUIDE_PARAM, guide) for guide in _from_structured_outputs(fields)]
+    for kind, make in _MAKERS.items():
+        name = f"guided_{kind}"
+        guides += [(name, guide) for guide in _take(fields, name, make)]
     if len(guides) > 1:
         raise fields.error(
-            "structured_outputs", "You can only use one kind of constraints for structured outputs."
+            GUIDE_PARAM, "You can only use one kind of constraints for structured outputs."
         )
-    if guides:
-        sampling.guide.CopyFrom(guides[0])
+    if not guides:
+        return GUIDE_PARAM
+    name, guide = guides[0]
+    sampling.guide.CopyFrom(guide)
+    return name
 
 
 def _from_response_format(fields: Fields) -> list[generator_pb2.Guide]:
     name = "response_format"
-    value = fields.take_object(name)
-    if value is None:
+    inner = fields.take_fields(name)
+    if inner is None:
         return []
-    inner = Fields(value, name)
     kind = inner.take_str("type")
     if kind == "text":
         return []
@@ -46,7 +54,9 @@ def _from_response_format(fields: Fields) -> list[generator_pb2.Guide]:
         return [generator_pb2.Guide(json_schema_json=_ANY_OBJECT)]
     if kind != "json_schema":
         raise inner.error("type", "response_format must be text, json_object or json_schema.")
-    schema = Fields(inner.take_object("json_schema") or {}, f"{name}.json_schema")
+    schema = inner.take_fields("json_schema") or Fields({}, f"{name}.json_schema")
+    schema.take("name")
+    schema.take("strict")  # every guide is
     guides = _take(schema, "schema", _json_guide)
     if not guides:
         raise schema.error("schema", "response_format of json_schema needs a schema.")
@@ -54,7 +64,7 @@ def _from_response_format(fields: Fields) -> list[generator_pb2.Guide]:
 
 
 def _from_structured_outputs(fields: Fields) -> list[generator_pb2.Guide]:
-    inner = Fields(fields.take_object("structured_outputs") or {}, "structured_outputs")
+    inner = Fields(fields.take_object(GUIDE_PARAM) or {}, GUIDE_PARAM)
     guides = [guide for name, make in _MAKERS.items() for guide in _take(inner, name, make)]
     if inner.take_bool("json_object"):
         guides.append(generator_pb2.Guide(json_schema_json=_ANY_OBJECT))

@@ -42,7 +42,7 @@ _MAX_PARTS = 32
 _MAX_FIELD_BYTES = 64 * 1024
 _MAX_UINT32 = (1 << 32) - 1
 _MAX_SHOWN_CHARS = 64
-_NUMBER = re.compile(r"-?\d{1,18}(\.\d{1,18})?")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")  # of JSON
 _TEXT_FIELDS = ("uuid", "modality", "url", "cache_salt", "model")
 _CONTENT_KIND = re.compile(r"(?:data:)?\s*(image|video|audio)/", re.IGNORECASE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from chiasm.common.sampling import MAX_LOGIT_BIAS
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _UINT32 = 1 << 32
 _UINT64 = 1 << 64
+_TOKEN_ID = re.compile(r"[0-9]{1,10}")
 _NUMBERS = (
     *("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"),
     "frequency_penalty",
@@ -70,7 +72,7 @@ def _take_rules(fields: Fields, message: chat_pb2.ChatCompletionRequest) -> None
             raise fields.error("bad_words", "bad_words must hold strings only.")
         message.bad_words.append(value)
     for token, bias in (fields.take_object("logit_bias") or {}).items():
-        if not (token.isascii() and token.isdigit()) or int(token) >= _UINT32:
+        if not _TOKEN_ID.fullmatch(token) or int(token) >= _UINT32:
             raise fields.error("logit_bias", "logit_bias must have token ids as its keys.")
         if isinstance(bias, bool) or not isinstance(bias, int | float):
             raise fields.error("logit_bias", "logit_bias must have numbers as its values.")
@@ -91,7 +93,7 @@ def _take_output_logprobs(fields: Fields) -> int | None:
     wants = fields.take_bool("logprobs") or False
     number = fields.take_int("top_logprobs")
     if number is not None and number < 0:
-        raise fields.error("top_logprobs", "`top_logprobs` must be a positive value or -1.")
+        raise fields.error("top_logprobs", "`top_logprobs` must be a positive value or 0.")
     if number and not wants:
         raise fields.error(
             "top_logprobs", "when using `top_logprobs`, `logprobs` must be set to true."

@@ -70,8 +70,16 @@ def test_every_wish_is_in_the_message() -> None:
 
 
 def test_extreme_values_are_taken() -> None:
-    check_wishes(EVERYTHING, LIMITS)
+    check_wishes(dataclasses.replace(EVERYTHING, guide=None), LIMITS)
     check_vocabulary(EVERYTHING, 10)
+
+
+def test_a_choice_of_tokens_and_a_guide_are_refused_together_but_not_apart() -> None:
+    check_wishes(dataclasses.replace(EVERYTHING, allowed_token_ids=()), LIMITS)
+
+    with pytest.raises(InvalidRequestError, match="cannot be used with a guide") as caught:
+        check_wishes(EVERYTHING, LIMITS)
+    assert caught.value.param == "allowed_token_ids"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +140,7 @@ def test_too_many_alternatives_are_refused_in_the_words_of_vllm() -> None:
     [
         ("stop_token_ids", 1, LIMITS.max_stop_token_ids),
         ("logit_bias", (1, 1.0), LIMITS.max_logit_bias),
-        ("bad_words", (1,), LIMITS.max_bad_words),
+        ("bad_words", (1,), LIMITS.max_bad_word_sequences),
         ("allowed_token_ids", 1, LIMITS.max_allowed_token_ids),
     ],
 )

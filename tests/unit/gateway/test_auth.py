@@ -65,3 +65,27 @@ def test_an_empty_key_does_not_open_the_door(key: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ApiKeysError, match="cannot be read"):
         ApiKeys.load([], tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["sécret", "ключ", "secret\u00a0", " secret", "secret\n", "secret\tkey", "secret\x7f"],
+)
+def test_a_key_that_no_header_can_carry_is_refused_and_not_told(key: str) -> None:
+    with pytest.raises(ApiKeysError, match="must be printable ASCII") as caught:
+        ApiKeys.load(["good", key], None)
+    assert key not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_key_that_no_header_can_carry_is_refused_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("acme k1\nother schlüssel\n", encoding="utf-8")
+    with pytest.raises(ApiKeysError, match=r"in line 2 of .* must be printable ASCII") as caught:
+        ApiKeys.load([], path)
+    assert "schlüssel" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["k", "sk-A_b.c:d/e+f=", "two words", "!~"])
+def test_a_key_of_printable_ascii_is_taken_and_known_again(key: str) -> None:
+    assert ApiKeys.load([key], None).authenticate(f"Bearer {key}") == "default"

@@ -312,7 +312,7 @@ class ChatMessage(_message.Message):
     role: Global___ChatRole.ValueType
     """Author."""
     name: _builtins.str
-    """Name of the author; empty: none."""
+    """Name of the author, at most 64 characters; empty: none."""
     @_builtins.property
     def content(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContentPart]:
         """Pieces, in order. At least one."""
@@ -360,8 +360,8 @@ class ChatCompletionRequest(_message.Message):
     priority: _builtins.int
     """Scheduling priority, lower first; 0 is the default."""
     template_kwargs_json: _builtins.bytes
-    """Variables for the chat template, a JSON object of booleans, numbers and strings; at most
-    16 KiB; empty: none.
+    """Variables for the chat template, a JSON object of booleans, numbers and strings, `null` where one
+    is not set; at most 16 KiB; empty: none.
     """
     add_generation_prompt: _builtins.bool
     """Whether to end the prompt with the start of an assistant message; absent: true."""
@@ -390,8 +390,8 @@ class ChatCompletionRequest(_message.Message):
 
     @_builtins.property
     def bad_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Words that the answer must not have, besides `sampling.bad_words`; at most 128 of at most 256
-        characters.
+        """Words that the answer must not have, besides `sampling.bad_words`; at most 128 of both together,
+        words of at most 256 characters.
         """
 
     def __init__(

@@ -162,11 +162,11 @@ class SamplingParams(_message.Message):
 
     @_builtins.property
     def bad_words(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenSequence]:
-        """Token sequences that the output must not have; at most 128 of at most 64 tokens."""
+        """Token sequences that the output must not have; at most 256 of at most 64 tokens."""
 
     @_builtins.property
     def allowed_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Only tokens that may be taken; empty: all."""
+        """Only tokens that may be taken; empty: all. Not together with `guide`."""
 
     @_builtins.property
     def guide(self) -> Global___Guide:
