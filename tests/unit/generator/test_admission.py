@@ -267,3 +267,14 @@ def test_other_deepstack_tensors_are_refused(
         admission.check(_request((1, 50, 51, 51), (_deepstack_span(*tensors),)))
 
     assert refused.value.reason == "LAYOUT_MISMATCH"
+
+
+def test_spans_of_one_embedding_have_equal_tensors() -> None:
+    same = _request((50, 51, 51, 50, 51, 51), (_span(0), _span(3)))
+    other = _request((50, 51, 51, 50, 51), (_span(0), _span(3, num_rows=1)))
+
+    ADMISSION.check(same)
+
+    error = _refusal(other)
+    assert error.reason == "LAYOUT_MISMATCH"
+    assert "equal tensors" in error.message

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from chiasm.generator.engine.block_group import GroupSize
+from chiasm.generator.engine.block_manager import BlockManager
 from chiasm.generator.model.cache_sizes import CacheRequest, CacheTooSmallError, decide_sizes
 from tests.fakes.generator_engine import BYTE_SPEC
 
@@ -104,3 +105,16 @@ def test_model_of_windows_alone_holds_any_context() -> None:
 
     assert decide_sizes(spec, torch.float32, enough, BUDGET_BYTES)[1] == 512
     assert decide_sizes(spec, torch.float32, too_few, BUDGET_BYTES)[1] == (WINDOW_BLOCKS - 1) * 16
+
+
+@pytest.mark.parametrize("num_blocks", range(7, 30))
+def test_context_of_a_windowed_model_leaves_room_for_a_picture_that_is_not_cut(
+    num_blocks: int,
+) -> None:
+    spec = replace(BYTE_SPEC, layer_windows=(24,), group_tokens=16)
+    request = replace(REQUEST, block_size=4, chunk_tokens=8, num_blocks=num_blocks)
+
+    layout, max_model_len = decide_sizes(spec, torch.float32, request, BUDGET_BYTES)
+
+    blocks = BlockManager(layout.sizes, layout.block_size)
+    assert blocks.can_hold(max_model_len, chunk_tokens=16)

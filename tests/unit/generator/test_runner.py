@@ -64,3 +64,28 @@ def test_a_drawn_row_that_is_not_finite_ends_no_other_sequence(
 
     assert output_of(other) == list(prompts[1].answer)
     assert output_of(spoilt) == []
+
+
+def test_logits_of_a_prompt_are_computed_once_for_all_its_forks(
+    whole_model: WholeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = whole_model.make_prompt(0, seed=73)
+    split = SplitEngine(whole_model, max_tokens=3)
+    num_rows = []
+    compute = split.loaded.decoder.compute_logits
+
+    def count(hidden: torch.Tensor) -> torch.Tensor:
+        num_rows.append(len(hidden))
+        return compute(hidden)
+
+    monkeypatch.setattr(split.loaded.decoder, "compute_logits", count)
+    first, *forks = (split.make_sequence(index, prompt) for index in range(3))
+    first.forks = tuple(forks)
+    other = split.make_sequence(3, whole_model.make_prompt(0, seed=74))
+    for sequence in (first, other):
+        split.engine.add(sequence)
+
+    split.run()
+
+    assert num_rows == [2, 4, 4]
+    assert output_of(first) == output_of(forks[0]) == output_of(forks[1]) == list(prompt.answer[:3])
