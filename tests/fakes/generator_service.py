@@ -34,6 +34,7 @@ class Script:
         prompt_ranks: Ranks of the prompt's tokens from the second on, by message; told before the
             first step, each with a log probability of -1 and token 5 as the best.
         indices: Answer that each of ``deltas`` belongs to; empty: all to the first.
+        num_cached_tokens: Prompt tokens that the prefix cache had for each answer; empty: none.
     """
 
     deltas: Sequence[Sequence[int]] = ()
@@ -45,6 +46,7 @@ class Script:
     breaks_off: bool = False
     indices: tuple[int, ...] = ()
     prompt_ranks: tuple[tuple[int, ...], ...] = ()
+    num_cached_tokens: tuple[int, ...] = ()
 
 
 class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
@@ -188,6 +190,7 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
             stop_token_id=script.stop_token_id,
             num_prompt_tokens=len(start.token_ids),
             num_output_tokens=sum(map(len, script.deltas)),
+            num_cached_tokens=_num_cached(script, index),
             index=index,
         )
         return generator_pb2.GenerateResponse(finished=finished)
@@ -221,5 +224,11 @@ def _prompt_responses(script: Script) -> Iterator[generator_pb2.GenerateResponse
 def _delta_responses(script: Script) -> Iterator[generator_pb2.GenerateResponse]:
     indices = script.indices or (0,) * len(script.deltas)
     for index, token_ids in zip(indices, script.deltas, strict=True):
-        delta = generator_pb2.TokenDelta(token_ids=token_ids, index=index)
+        delta = generator_pb2.TokenDelta(
+            token_ids=token_ids, index=index, num_cached_tokens=_num_cached(script, index)
+        )
         yield generator_pb2.GenerateResponse(delta=delta)
+
+
+def _num_cached(script: Script, index: int) -> int:
+    return script.num_cached_tokens[index] if script.num_cached_tokens else 0
