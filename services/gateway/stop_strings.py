@@ -22,6 +22,11 @@ class StopStrings:
         self._held = ""
         self.matched = ""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to watch for."""
+        return not self._stops
+
     def feed(self, text: str) -> str:
         """Return the text that is safe to show after ``text`` was added.
 

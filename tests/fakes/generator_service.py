@@ -24,7 +24,7 @@ class Script:
     """What one call answers.
 
     Attributes:
-        deltas: Token ids of each step.
+        deltas: Token ids of each step; each has a log probability of -1 if that is asked for.
         finish_reason: Why it ends.
         stop_token_id: Token that ended it.
         needs: Embeddings that it asks for before the first step.
@@ -136,7 +136,7 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
                 need = generator_pb2.NeedEmbedding(embedding_id=embedding_id)
                 yield generator_pb2.GenerateResponse(need=need)
                 await self._wait(request_iterator, {embedding_id})
-            for response in (*_prompt_responses(script), *_delta_responses(script)):
+            for response in (*_prompt_responses(script), *_delta_responses(script, start)):
                 yield response
             if script.error:
                 raise script.error
@@ -221,12 +221,17 @@ def _prompt_responses(script: Script) -> Iterator[generator_pb2.GenerateResponse
         start += len(ranks)
 
 
-def _delta_responses(script: Script) -> Iterator[generator_pb2.GenerateResponse]:
+def _delta_responses(
+    script: Script, start: generator_pb2.GenerateStart
+) -> Iterator[generator_pb2.GenerateResponse]:
     indices = script.indices or (0,) * len(script.deltas)
     for index, token_ids in zip(indices, script.deltas, strict=True):
         delta = generator_pb2.TokenDelta(
             token_ids=token_ids, index=index, num_cached_tokens=_num_cached(script, index)
         )
+        if start.sampling.HasField("num_logprobs"):
+            likely = generator_pb2.TokenLogprobs(logprob=-1.0, rank=1)
+            delta.logprobs.extend([likely] * len(token_ids))
         yield generator_pb2.GenerateResponse(delta=delta)
 
 

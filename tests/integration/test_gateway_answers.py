@@ -47,3 +47,22 @@ async def test_cached_tokens_of_several_answers_are_those_of_the_first(gateway: 
     answer = (await gateway.ask("x", n=2, stop="STOP")).json()
 
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 3
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["plain", "stream"])
+async def test_what_a_stopped_answer_costs_does_not_depend_on_how_its_tokens_come(
+    gateway: Gateway, is_stream: bool
+) -> None:
+    tokens = gateway.tokenizer.encode("go STOP on and on")
+    num_tokens = len(gateway.tokenizer.encode("go STOP"))
+    options = {"stream_options": {"include_usage": True}} if is_stream else {}
+    for deltas in ([[token] for token in tokens], [tokens]):
+        gateway.say(script=Script(deltas=deltas, hangs=True))
+
+        reply = await gateway.ask("x", stop="STOP", logprobs=True, stream=is_stream, **options)
+
+        messages = reply.chunks() if is_stream else [reply.json()]
+        choices = [choice for message in messages for choice in message["choices"]]
+        told = [choice["logprobs"]["content"] for choice in choices if choice["logprobs"]]
+        assert messages[-1]["usage"]["completion_tokens"] == num_tokens
+        assert sum(map(len, told)) == num_tokens

@@ -18,7 +18,7 @@ def _read(min_tokens: int, step: int) -> tuple[str, str]:
     stops = StopStrings(["STOP"])
     answer = AnswerText(TOKENIZER.detokenizer(), stops, frozenset({7}), min_tokens)
     steps = [TOKENS[start : start + step] for start in range(0, len(TOKENS), step)]
-    text = "".join(answer.feed(token_ids) for token_ids in steps)
+    text = "".join(answer.feed(token_ids).text for token_ids in steps)
     return text + answer.flush(), answer.stop_string
 
 
@@ -39,9 +39,21 @@ def test_stop_strings_within_the_least_tokens_do_not_count(step: int) -> None:
     assert _read(10 * second, step) == (TEXT, "")
 
 
+@pytest.mark.parametrize("step", [1, 2, 3, len(TOKENS)])
+def test_tokens_after_the_one_that_completes_a_stop_string_do_not_count(step: int) -> None:
+    answer = AnswerText(TOKENIZER.detokenizer(), StopStrings(["STOP"]), frozenset())
+    num_tokens = 0
+    for start in range(0, len(TOKENS), step):
+        num_tokens += answer.feed(TOKENS[start : start + step]).num_tokens
+        if answer.stop_string:
+            break
+
+    assert num_tokens == _num_tokens("a STOP")
+
+
 def test_stop_tokens_leave_no_text_whether_they_count_or_not() -> None:
     token_ids = [7, *TOKENS, 7]
     for min_tokens in (0, 1, len(token_ids)):
         stops = StopStrings(())
         answer = AnswerText(TOKENIZER.detokenizer(), stops, frozenset({7}), min_tokens)
-        assert answer.feed(token_ids) + answer.flush() == TEXT
+        assert answer.feed(token_ids).text + answer.flush() == TEXT
