@@ -42,7 +42,7 @@ class AnswerText:
             detokenizer: Fresh detokenizer of the model.
             stops: Stop strings of the request.
             stop_token_ids: Tokens that end the answer and are not shown.
-            min_tokens: Tokens whose text counts for no stop string.
+            min_tokens: Tokens in whose text no stop string ends; all of it is shown.
         """
         self._detokenizer = detokenizer
         self._stops = stops
@@ -74,7 +74,7 @@ class AnswerText:
         text = self._detokenizer.feed(self._shown([token_id]))
         if self._num_free_tokens:
             self._num_free_tokens -= 1
-            return text
+            return self._stops.skip(text)
         return self._stops.feed(text)
 
     def _shown(self, token_ids: Sequence[int]) -> list[int]:

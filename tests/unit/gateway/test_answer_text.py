@@ -33,7 +33,7 @@ def test_stop_strings_within_the_least_tokens_do_not_count(step: int) -> None:
     first, second = _num_tokens("a STOP"), _num_tokens("a STOP b STOP")
 
     assert _read(0, step) == ("a ", "STOP")
-    assert _read(first - 1, step)[1] == "STOP"
+    assert _read(first - 1, step) == (TOKENIZER.decode(TOKENS[: first - 1]), "STOP")
     assert _read(first, step) == ("a STOP b ", "STOP")
     assert _read(second, step) == (TEXT, "")
     assert _read(10 * second, step) == (TEXT, "")
@@ -49,6 +49,19 @@ def test_tokens_after_the_one_that_completes_a_stop_string_do_not_count(step: in
             break
 
     assert num_tokens == _num_tokens("a STOP")
+
+
+@pytest.mark.parametrize("min_tokens", range(_num_tokens("a STOP")))
+def test_a_stop_string_that_begins_within_the_least_tokens_ends_the_answer_behind_them(
+    min_tokens: int,
+) -> None:
+    answer = AnswerText(TOKENIZER.detokenizer(), StopStrings(["STOP"]), frozenset(), min_tokens)
+
+    added = answer.feed(TOKENS)
+
+    assert answer.stop_string == "STOP"
+    assert added.num_tokens == _num_tokens("a STOP")
+    assert added.text == max("a ", TOKENIZER.decode(TOKENS[:min_tokens]), key=len)
 
 
 def test_stop_tokens_leave_no_text_whether_they_count_or_not() -> None:
