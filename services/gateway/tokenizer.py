@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .detokenizer import Detokenizer
     from .spellings import TextGuard
 
-# How vocabularies with byte fallback spell a byte that no other token covers.
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# How vocabularies with byte fallback spell a byte that is a part of a character.
+_PARTIAL_BYTE_TOKEN = re.compile(r"<0x([89A-Fa-f][0-9A-Fa-f])>")
 
 
 class Tokenizer:
@@ -97,17 +97,27 @@ class Tokenizer:
             raise InvalidRequestError(f"Token {token_id} is not in the vocabulary.")
         return token
 
-    def bytes_of(self, token_id: int) -> bytes:
-        """Return the bytes of a token, which may be a part of a character.
+    def bytes_of(self, token_id: int, *, is_first: bool = False) -> bytes:
+        """Return the bytes of a token; those of an answer's tokens, joined, spell the answer.
 
-        A special token's are its spelling.
+        Args:
+            token_id: The token; a special one's bytes are its spelling.
+            is_first: Whether it is the first of its answer, where decoders may drop a space.
+
+        Returns:
+            Bytes that may be a part of a character; empty if there is no such token.
         """
         token = self._tokenizer.id_to_token(token_id) or ""
         if self._is_byte_level:
             return bytes_of_token(token)
-        if self._has_byte_tokens and (match := _BYTE_TOKEN.fullmatch(token)):
+        if self._has_byte_tokens and (match := _PARTIAL_BYTE_TOKEN.fullmatch(token)):
             return bytes.fromhex(match[1])
-        return self._tokenizer.decode([token_id], skip_special_tokens=False).encode()
+        text = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        if not is_first:
+            # Behind itself it is in the middle of a text.
+            twice = self._tokenizer.decode([token_id, token_id], skip_special_tokens=False)
+            text = twice[len(text) :]
+        return text.encode()
 
     def decode(self, token_ids: list[int]) -> str:
         """Return the text of ``token_ids``, special tokens left out."""

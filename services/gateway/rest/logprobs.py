@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from ..chat_events import TokenLogprobs
-
-    TokenBytes = Callable[[int], bytes]
 
 # JSON has no infinity; OpenAI writes this for tokens that cannot come.
 _LEAST = -9999.0
 
 
-def logprobs_to_json(logprobs: Sequence[TokenLogprobs], bytes_of: TokenBytes) -> bytes:
+class TokenBytes(Protocol):
+    """Gives the bytes of a token."""
+
+    def __call__(self, token_id: int, *, is_first: bool = False) -> bytes:
+        """Return the bytes that ``token_id`` adds to an answer, at its start if ``is_first``."""
+        ...
+
+
+def logprobs_to_json(
+    logprobs: Sequence[TokenLogprobs], bytes_of: TokenBytes, *, is_start: bool = True
+) -> bytes:
     """Return the value of ``choices[].logprobs``.
 
     Args:
         logprobs: Of each token, in order; ``null`` is returned if there are none.
         bytes_of: Bytes of a token.
+        is_start: Whether the answer starts with these tokens.
     """
     if not logprobs:
         return b"null"
-    content = [
-        {
-            **_entry(bytes_of(one.token_id), one.logprob),
-            "top_logprobs": [
-                _entry(bytes_of(token_id), logprob)
-                for token_id, logprob in zip(one.top_token_ids, one.top_logprobs, strict=True)
-            ],
-        }
-        for one in logprobs
-    ]
+    content = []
+    for index, one in enumerate(logprobs):
+        is_first = is_start and index == 0
+        alternatives = zip(one.top_token_ids, one.top_logprobs, strict=True)
+        top = [
+            _entry(bytes_of(top_id, is_first=is_first), logprob) for top_id, logprob in alternatives
+        ]
+        entry = _entry(bytes_of(one.token_id, is_first=is_first), one.logprob)
+        content.append({**entry, "top_logprobs": top})
     return orjson.dumps({"content": content, "refusal": None})
 
 
