@@ -89,7 +89,7 @@ class Answers:
     def _add(self, text: AnswerText, event: TokensAdded) -> ChatDelta:
         added = text.feed(event.token_ids)
         num_tokens = added.num_tokens
-        self._metrics.record_tokens(num_tokens)
+        self._metrics.record_tokens(event.index, num_tokens)
         usage = self._usage
         if event.index == 0:  # the others share its prompt
             usage = replace(usage, num_cached_tokens=event.num_cached_tokens)

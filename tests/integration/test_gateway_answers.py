@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from prometheus_client import REGISTRY
 
 from tests.fakes.generator_service import Script
-from tests.harness.gateway import run_gateway
+from tests.harness.gateway import MODEL, run_gateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -66,3 +67,15 @@ async def test_what_a_stopped_answer_costs_does_not_depend_on_how_its_tokens_com
         told = [choice["logprobs"]["content"] for choice in choices if choice["logprobs"]]
         assert messages[-1]["usage"]["completion_tokens"] == num_tokens
         assert sum(map(len, told)) == num_tokens
+
+
+async def test_metrics_tell_the_longest_of_several_answers(gateway: Gateway) -> None:
+    name = "vllm:request_max_num_generation_tokens_sum"
+    before = REGISTRY.get_sample_value(name, {"model_name": MODEL}) or 0.0
+    tokens = gateway.tokenizer.encode("abc")
+    gateway.say(script=Script(deltas=[tokens, tokens[:1], tokens], indices=(0, 1, 1)))
+
+    await gateway.ask("What?", n=2)
+
+    after = REGISTRY.get_sample_value(name, {"model_name": MODEL}) or 0.0
+    assert after - before == len(tokens) + 1
