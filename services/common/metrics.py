@@ -52,7 +52,7 @@ INTER_TOKEN_LATENCY_SECONDS = Histogram(
 )
 TIME_PER_OUTPUT_TOKEN_SECONDS = Histogram(
     "vllm:request_time_per_output_token_seconds",
-    "Mean seconds per token after the first, one sample per request.",
+    "Mean seconds per token after the first, one sample per answer.",
     _MODEL,
     buckets=_ITL_BUCKETS,
 )

@@ -87,20 +87,28 @@ class Answers:
         raise UnavailableError("The generator broke off.")
 
     def _add(self, text: AnswerText, event: TokensAdded) -> ChatDelta:
-        num_tokens = len(event.token_ids)
-        self._metrics.record_tokens(num_tokens)
-        self._usage = replace(
-            self._usage, num_output_tokens=self._usage.num_output_tokens + num_tokens
-        )
         added = text.feed(event.token_ids)
+        num_tokens = added.num_tokens
+        self._metrics.record_tokens(event.index, num_tokens)
+        usage = self._usage
+        if event.index == 0:  # the others share its prompt
+            usage = replace(usage, num_cached_tokens=event.num_cached_tokens)
+        self._usage = replace(usage, num_output_tokens=usage.num_output_tokens + num_tokens)
         finish = Finish("stop", text.stop_string) if text.stop_string else None
-        delta = ChatDelta(added, event.token_ids, self._usage, finish, event.logprobs, event.index)
-        return self._note(delta)
+        return self._note(
+            ChatDelta(
+                added.text,
+                event.token_ids[:num_tokens],
+                self._usage,
+                finish,
+                event.logprobs[:num_tokens],
+                event.index,
+            )
+        )
 
     def _end(self, text: AnswerText, event: SequenceFinished) -> ChatDelta:
         if event.finish_reason == "cancelled":
             raise UnavailableError("The generator cancelled the answer.")
-        self._usage = replace(self._usage, num_cached_tokens=event.num_cached_tokens)
         added = text.flush()
         is_requested = event.stop_token_id in self._requested_stop_ids
         stop_token_id = event.stop_token_id if is_requested else None

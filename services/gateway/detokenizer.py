@@ -47,7 +47,7 @@ class ByteLevelDetokenizer:
     def feed(self, token_ids: Sequence[int]) -> str:
         """Return the text that ``token_ids`` complete."""
         data = b"".join(
-            _bytes_of(self._token_of(token_id) or "")
+            bytes_of_token(self._token_of(token_id) or "")
             for token_id in token_ids
             if token_id not in self._special_ids
         )
@@ -118,7 +118,8 @@ def _byte_of_char() -> dict[str, int]:
 
 
 @lru_cache(maxsize=65536)
-def _bytes_of(token: str) -> bytes:
+def bytes_of_token(token: str) -> bytes:
+    """Return the bytes that a token of a byte-level vocabulary spells."""
     table = _byte_of_char()
     if all(char in table for char in token):
         return bytes(table[char] for char in token)

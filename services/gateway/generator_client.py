@@ -58,11 +58,15 @@ class GenerateStart:
 
 @dataclass(frozen=True, slots=True)
 class TokensAdded:
-    """Tokens that were added to answer ``index``, with how likely they were if that was asked."""
+    """Tokens that were added to answer ``index``, with how likely they were if that was asked.
+
+    ``num_cached_tokens`` are prompt tokens whose KV came from the prefix cache.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     index: int = 0
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +91,11 @@ class SequenceFinished:
     Attributes:
         finish_reason: ``stop``, ``length`` or ``cancelled``.
         stop_token_id: The token that ended it, if one did.
-        num_cached_tokens: Prompt tokens whose KV came from the prefix cache.
         index: Which of the answers ended.
     """
 
     finish_reason: str
     stop_token_id: int | None
-    num_cached_tokens: int
     index: int = 0
 
 
@@ -338,7 +340,7 @@ def _event_from_proto(
     if kind == "delta":
         delta = response.delta
         logprobs = _logprobs_from_proto(delta.token_ids, delta.logprobs)
-        return TokensAdded(tuple(delta.token_ids), logprobs, delta.index)
+        return TokensAdded(tuple(delta.token_ids), logprobs, delta.index, delta.num_cached_tokens)
     if kind == "prompt":
         start = response.prompt.start
         scored = response.prompt.logprobs
@@ -351,7 +353,6 @@ def _event_from_proto(
         return SequenceFinished(
             finish_reason=_FINISH_REASONS.get(finished.finish_reason, "stop"),
             stop_token_id=finished.stop_token_id if finished.HasField("stop_token_id") else None,
-            num_cached_tokens=finished.num_cached_tokens,
             index=finished.index,
         )
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,8 +22,21 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
+@dataclass(slots=True)
+class _AnswerTimes:
+    """When the tokens of one answer came, on the request's clock."""
+
+    first_s: float
+    last_s: float
+    num_tokens: int
+
+
 class RequestMetrics:
-    """Follows one request; used as a context manager around all work on it."""
+    """Follows one request; used as a context manager around all work on it.
+
+    Times between tokens, and the most tokens, are those of each answer, as dashboards for vLLM
+    expect; tokens and times of the request are those of all its answers together.
+    """
 
     def __init__(
         self, model: str, request_id: str, clock: Callable[[], float] = time.monotonic
@@ -31,8 +45,7 @@ class RequestMetrics:
         self._request_id = request_id
         self._clock = clock
         self._start_s = clock()
-        self._first_token_s: float | None = None
-        self._last_token_s = self._start_s
+        self._answers: dict[int, _AnswerTimes] = {}
         self._is_finished = False
 
     def __enter__(self) -> Self:
@@ -52,31 +65,35 @@ class RequestMetrics:
             metrics.REQUEST_SUCCESS.labels(self._model, "abort").inc()
             log.info("request_cancelled", request_id=self._request_id, e2e_s=self._elapsed_s())
 
-    def record_tokens(self, num_tokens: int) -> None:
-        """Count the tokens of one step."""
+    def record_tokens(self, index: int, num_tokens: int) -> None:
+        """Count tokens, at least one, that came together for answer ``index``."""
         now_s = self._clock()
-        if self._first_token_s is None:
-            self._first_token_s = now_s
+        if not self._answers:
             seconds = now_s - self._start_s
             metrics.TIME_TO_FIRST_TOKEN_SECONDS.labels(self._model).observe(seconds)
-        else:
-            itl_s = (now_s - self._last_token_s) / max(num_tokens, 1)
-            metrics.INTER_TOKEN_LATENCY_SECONDS.labels(self._model).observe(itl_s)
-        self._last_token_s = now_s
+        times = self._answers.get(index)
+        if times is None:
+            self._answers[index] = _AnswerTimes(now_s, now_s, num_tokens)
+            return
+        itl_s = (now_s - times.last_s) / num_tokens
+        metrics.INTER_TOKEN_LATENCY_SECONDS.labels(self._model).observe(itl_s)
+        times.last_s = now_s
+        times.num_tokens += num_tokens
 
     def finish(self, finish_reason: str, usage: Usage, num_choices: int = 1) -> None:
         """Count a request that was answered; ``finish_reason`` is that of its last answer."""
         self._is_finished = True
         model = self._model
+        most = max((times.num_tokens for times in self._answers.values()), default=0)
         metrics.REQUEST_SUCCESS.labels(model, finish_reason).inc()
         metrics.E2E_REQUEST_LATENCY_SECONDS.labels(model).observe(self._elapsed_s())
         metrics.REQUEST_PROMPT_TOKENS.labels(model).observe(usage.num_prompt_tokens)
         metrics.REQUEST_GENERATION_TOKENS.labels(model).observe(usage.num_output_tokens)
-        metrics.REQUEST_MAX_NUM_GENERATION_TOKENS.labels(model).observe(usage.num_output_tokens)
+        metrics.REQUEST_MAX_NUM_GENERATION_TOKENS.labels(model).observe(most)
         metrics.REQUEST_PARAMS_N.labels(model).observe(num_choices)
         metrics.PROMPT_TOKENS.labels(model).inc(usage.num_prompt_tokens)
         metrics.GENERATION_TOKENS.labels(model).inc(usage.num_output_tokens)
-        self._observe_time_per_token(usage.num_output_tokens)
+        self._observe_time_per_token()
         log.info(
             "request_finished",
             request_id=self._request_id,
@@ -99,15 +116,18 @@ class RequestMetrics:
             e2e_s=self._elapsed_s(),
         )
 
-    def _observe_time_per_token(self, num_tokens: int) -> None:
-        if self._first_token_s is not None and num_tokens > 1:
-            seconds = (self._last_token_s - self._first_token_s) / (num_tokens - 1)
-            metrics.TIME_PER_OUTPUT_TOKEN_SECONDS.labels(self._model).observe(seconds)
+    def _observe_time_per_token(self) -> None:
+        for times in self._answers.values():
+            if times.num_tokens > 1:
+                seconds = (times.last_s - times.first_s) / (times.num_tokens - 1)
+                metrics.TIME_PER_OUTPUT_TOKEN_SECONDS.labels(self._model).observe(seconds)
 
     def _ttft_s(self) -> float | None:
-        if self._first_token_s is None:
+        if not self._answers:
             return None
-        return round(self._first_token_s - self._start_s, 6)
+        # Answers are in the order of their first tokens.
+        first = next(iter(self._answers.values()))
+        return round(first.first_s - self._start_s, 6)
 
     def _elapsed_s(self) -> float:
         return round(self._clock() - self._start_s, 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import tokenizers
 from chiasm.common.errors import InvalidRequestError
 
 from .checkpoint import CheckpointError
-from .detokenizer import ByteLevelDetokenizer, WindowDetokenizer
+from .detokenizer import ByteLevelDetokenizer, WindowDetokenizer, bytes_of_token
 from .spellings import Spellings
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from .detokenizer import Detokenizer
     from .spellings import TextGuard
+
+# How vocabularies with byte fallback spell a byte that is a part of a character.
+_PARTIAL_BYTE_TOKEN = re.compile(r"<0x([89A-Fa-f][0-9A-Fa-f])>")
 
 
 class Tokenizer:
@@ -39,7 +43,9 @@ class Tokenizer:
         self._special_ids = frozenset(
             token_id for token_id, token in added.items() if token.special
         )
-        self._is_byte_level = _is_byte_level(tokenizer)
+        stages = _decoder_stages(tokenizer)
+        self._is_byte_level = stages == ["ByteLevel"]
+        self._has_byte_tokens = "ByteFallback" in stages
         self._prefix_ids, self._suffix_ids = _template_ids(tokenizer)
         self._twin = _Twin(tokenizer, self.spellings)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -91,9 +97,27 @@ class Tokenizer:
             raise InvalidRequestError(f"Token {token_id} is not in the vocabulary.")
         return token
 
-    def text_of(self, token_id: int) -> str:
-        """Return the text of a token on its own; a special token's is its spelling."""
-        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+    def bytes_of(self, token_id: int, *, is_first: bool = False) -> bytes:
+        """Return the bytes of a token; those of an answer's tokens, joined, spell the answer.
+
+        Args:
+            token_id: The token; a special one's bytes are its spelling.
+            is_first: Whether it is the first of its answer, where decoders may drop a space.
+
+        Returns:
+            Bytes that may be a part of a character; empty if there is no such token.
+        """
+        token = self._tokenizer.id_to_token(token_id) or ""
+        if self._is_byte_level:
+            return bytes_of_token(token)
+        if self._has_byte_tokens and (match := _PARTIAL_BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(match[1])
+        text = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        if not is_first:
+            # Behind itself it is in the middle of a text.
+            twice = self._tokenizer.decode([token_id, token_id], skip_special_tokens=False)
+            text = twice[len(text) :]
+        return text.encode()
 
     def decode(self, token_ids: list[int]) -> str:
         """Return the text of ``token_ids``, special tokens left out."""
@@ -186,7 +210,7 @@ def _template_ids(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]
     return [], []
 
 
-def _is_byte_level(tokenizer: tokenizers.Tokenizer) -> bool:
+def _decoder_stages(tokenizer: tokenizers.Tokenizer) -> list[str]:
     decoder = json.loads(tokenizer.to_str()).get("decoder") or {}
     stages = decoder.get("decoders", [decoder])
-    return [stage.get("type") for stage in stages] == ["ByteLevel"]
+    return [stage.get("type", "") for stage in stages]

@@ -140,6 +140,7 @@ def delta_to_proto(delta: TokenDelta) -> generator_pb2.TokenDelta:
         token_ids=delta.token_ids,
         index=delta.index,
         logprobs=map(_logprobs_to_proto, delta.logprobs),
+        num_cached_tokens=delta.num_cached_tokens,
     )
 
 

@@ -24,7 +24,7 @@ class Script:
     """What one call answers.
 
     Attributes:
-        deltas: Token ids of each step.
+        deltas: Token ids of each step; each has a log probability of -1 if that is asked for.
         finish_reason: Why it ends.
         stop_token_id: Token that ended it.
         needs: Embeddings that it asks for before the first step.
@@ -34,6 +34,7 @@ class Script:
         prompt_ranks: Ranks of the prompt's tokens from the second on, by message; told before the
             first step, each with a log probability of -1 and token 5 as the best.
         indices: Answer that each of ``deltas`` belongs to; empty: all to the first.
+        num_cached_tokens: Prompt tokens that the prefix cache had for each answer; empty: none.
     """
 
     deltas: Sequence[Sequence[int]] = ()
@@ -45,6 +46,7 @@ class Script:
     breaks_off: bool = False
     indices: tuple[int, ...] = ()
     prompt_ranks: tuple[tuple[int, ...], ...] = ()
+    num_cached_tokens: tuple[int, ...] = ()
 
 
 class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
@@ -134,7 +136,7 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
                 need = generator_pb2.NeedEmbedding(embedding_id=embedding_id)
                 yield generator_pb2.GenerateResponse(need=need)
                 await self._wait(request_iterator, {embedding_id})
-            for response in (*_prompt_responses(script), *_delta_responses(script)):
+            for response in (*_prompt_responses(script), *_delta_responses(script, start)):
                 yield response
             if script.error:
                 raise script.error
@@ -188,6 +190,7 @@ class FakeGenerator(generator_pb2_grpc.GeneratorServiceServicer):
             stop_token_id=script.stop_token_id,
             num_prompt_tokens=len(start.token_ids),
             num_output_tokens=sum(map(len, script.deltas)),
+            num_cached_tokens=_num_cached(script, index),
             index=index,
         )
         return generator_pb2.GenerateResponse(finished=finished)
@@ -218,8 +221,19 @@ def _prompt_responses(script: Script) -> Iterator[generator_pb2.GenerateResponse
         start += len(ranks)
 
 
-def _delta_responses(script: Script) -> Iterator[generator_pb2.GenerateResponse]:
+def _delta_responses(
+    script: Script, start: generator_pb2.GenerateStart
+) -> Iterator[generator_pb2.GenerateResponse]:
     indices = script.indices or (0,) * len(script.deltas)
     for index, token_ids in zip(indices, script.deltas, strict=True):
-        delta = generator_pb2.TokenDelta(token_ids=token_ids, index=index)
+        delta = generator_pb2.TokenDelta(
+            token_ids=token_ids, index=index, num_cached_tokens=_num_cached(script, index)
+        )
+        if start.sampling.HasField("num_logprobs"):
+            likely = generator_pb2.TokenLogprobs(logprob=-1.0, rank=1)
+            delta.logprobs.extend([likely] * len(token_ids))
         yield generator_pb2.GenerateResponse(delta=delta)
+
+
+def _num_cached(script: Script, index: int) -> int:
+    return script.num_cached_tokens[index] if script.num_cached_tokens else 0

@@ -1,4 +1,4 @@
-"""Write tiny byte-level checkpoints without weights: what the gateway reads of a model."""
+"""Write tiny checkpoints without weights: what the gateway reads of a model."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ TEMPLATE = (
     "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+BYTE_FALLBACK_VOCABULARY = {
+    **{f"<0x{byte:02X}>": byte for byte in range(256)},
+    **{token: 256 + index for index, token in enumerate(["▁the", "▁", "cat", "▁sat", "<s>"])},
+}
 _CORPUS = (
     "What color is the shape? The shape is a red circle on a white background.",
     "Describe the picture. There are three blue squares and one green star.",
@@ -51,6 +55,24 @@ def make_tokenizer() -> Tokenizer:
         [AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS]
     )
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in PLAIN_ADDED_TOKENS])
+    return tokenizer
+
+
+def make_byte_fallback_tokenizer() -> Tokenizer:
+    """Return a tokenizer as SentencePiece's are written: bytes for what no token covers.
+
+    Its decoder takes a space from the start of a text.
+    """
+    tokenizer = Tokenizer(models.BPE(vocab=BYTE_FALLBACK_VOCABULARY, merges=[]))
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens(["<s>"])
     return tokenizer
 
 

@@ -288,7 +288,7 @@ async def test_prompt_logprobs_are_told_with_their_texts(gateway: Gateway) -> No
     assert gateway.generator.starts[0].sampling.num_prompt_logprobs == 1
     assert first is None
     assert [next(iter(entries)) for entries in others] == [str(one) for one in token_ids[1:4]]
-    text = gateway.tokenizer.text_of(token_ids[1])
+    text = gateway.tokenizer.bytes_of(token_ids[1]).decode()
     assert others[0][str(token_ids[1])] == {"logprob": -1.0, "rank": 2, "decoded_token": text}
     assert others[0]["5"]["rank"] == 1
     assert answer["choices"][0]["message"]["content"] == "A circle."

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ..chat_events import AnswerHead, ChatDelta, WholeAnswer, WholeChoice
     from .chat_json import ParsedChat
-    from .logprobs import TokenText
+    from .logprobs import TokenBytes
 
 log = structlog.get_logger(__name__)
 
@@ -41,14 +41,14 @@ class AnswerSource:
         head: What every message of the answer repeats.
         deltas: The running pipeline; closed by the response.
         headers: Headers of the response.
-        text_of: Text of a token on its own, for log probabilities.
+        bytes_of: Bytes of a token, for log probabilities.
         tells_media: Whether the usage tells of each media item.
     """
 
     head: AnswerHead
     deltas: AsyncGenerator[ChatDelta, None]
     headers: Mapping[str, str]
-    text_of: TokenText
+    bytes_of: TokenBytes
     tells_media: bool = False
 
 
@@ -96,7 +96,7 @@ class StreamedAnswer(Response):
         self._first_timeout_s = first_timeout_s
         self._writer = ChunkWriter(
             source.head,
-            source.text_of,
+            source.bytes_of,
             tells_media=source.tells_media,
             includes_usage=parsed.includes_usage,
             has_continuous_usage=parsed.has_continuous_usage,
@@ -166,7 +166,7 @@ async def _write(source: AnswerSource, answer: WholeAnswer) -> bytes:
 
 def _answer_to_json(source: AnswerSource, answer: WholeAnswer) -> bytes:
     head, scored = source.head, answer.prompt_logprobs
-    prompt = orjson.Fragment(prompt_logprobs_to_json(scored, source.text_of)) if scored else None
+    prompt = orjson.Fragment(prompt_logprobs_to_json(scored, source.bytes_of)) if scored else None
     return orjson.dumps(
         {
             "id": f"chatcmpl-{head.request_id}",
@@ -174,7 +174,7 @@ def _answer_to_json(source: AnswerSource, answer: WholeAnswer) -> bytes:
             "created": head.created_s,
             "model": head.model,
             "choices": [
-                _choice_to_json(index, choice, source.text_of)
+                _choice_to_json(index, choice, source.bytes_of)
                 for index, choice in enumerate(answer.choices)
             ],
             "usage": usage_to_json(answer.usage, tells_media=source.tells_media),
@@ -183,12 +183,12 @@ def _answer_to_json(source: AnswerSource, answer: WholeAnswer) -> bytes:
     )
 
 
-def _choice_to_json(index: int, choice: WholeChoice, text_of: TokenText) -> dict[str, object]:
+def _choice_to_json(index: int, choice: WholeChoice, bytes_of: TokenBytes) -> dict[str, object]:
     finish = choice.finish
     return {
         "index": index,
         "message": {"role": "assistant", "content": choice.text, "refusal": None},
-        "logprobs": orjson.Fragment(logprobs_to_json(choice.logprobs, text_of)),
+        "logprobs": orjson.Fragment(logprobs_to_json(choice.logprobs, bytes_of)),
         "finish_reason": finish.reason,
         "stop_reason": finish.stop_string or finish.stop_token_id,
     }

@@ -63,7 +63,7 @@ class ChatEndpoint:
         source = AnswerSource(
             head=AnswerHead(chat.request_id, self._pipeline.model.name, int(time.time())),
             deltas=self._pipeline.run(chat, Caller(tenant, timeout_s)),
-            text_of=self._pipeline.model.tokenizer.text_of,
+            bytes_of=self._pipeline.model.tokenizer.bytes_of,
             tells_media=chat.includes_media_usage,
             headers={"x-ignored-fields": ", ".join(parsed.ignored)} if parsed.ignored else {},
         )

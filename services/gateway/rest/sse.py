@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ..chat_events import AnswerHead, ChatDelta, Finish, Usage
-    from .logprobs import TokenText
+    from .logprobs import TokenBytes
 
 DONE = b"data: [DONE]\n\n"
 
@@ -26,7 +26,7 @@ class ChunkWriter:
     def __init__(
         self,
         head: AnswerHead,
-        text_of: TokenText,
+        bytes_of: TokenBytes,
         *,
         tells_media: bool,
         includes_usage: bool,
@@ -41,19 +41,24 @@ class ChunkWriter:
             }
         )
         self._start = b"data: " + fixed[:-1] + b',"choices":'
-        self._text_of = text_of
+        self._bytes_of = bytes_of
         self._tells_media = tells_media
         self._includes_usage = includes_usage
         self._has_continuous_usage = has_continuous_usage
+        # Answers that were opened and have no text yet.
+        self._fresh: set[int] = set()
 
     def first(self, index: int, usage: Usage) -> bytes:
         """Return the chunk that opens answer ``index`` and names its author."""
+        self._fresh.add(index)
         return self._chunk(index, _FIRST_DELTA, b',"logprobs":null,"finish_reason":null', usage)
 
     def delta(self, delta: ChatDelta) -> bytes:
         """Return the chunk of a piece of the answer; its last one says why it ended."""
         content = b'{"content":' + orjson.dumps(delta.text) + b"}" if delta.text else b"{}"
-        logprobs = logprobs_to_json(delta.logprobs, self._text_of)
+        is_start = delta.index in self._fresh
+        self._fresh.discard(delta.index)
+        logprobs = logprobs_to_json(delta.logprobs, self._bytes_of, is_start=is_start)
         rest = b"".join(
             (b',"logprobs":', logprobs, b',"finish_reason":', _finish_json(delta.finish))
         )

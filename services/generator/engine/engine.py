@@ -248,7 +248,8 @@ class Engine:
         if end is not None:
             self.cancel(sequence.seq_id)
         logprobs = () if token.logprobs is None else (token.logprobs,)
-        return SequenceOutput(sequence.seq_id, (token.token_id,), end, logprobs, scored)
+        cached = sequence.num_cached_tokens
+        return SequenceOutput(sequence.seq_id, (token.token_id,), end, logprobs, scored, cached)
 
     def _fail(self, sequence: Sequence, error: Exception) -> SequenceOutput:
         self.cancel(sequence.seq_id)

@@ -29,11 +29,13 @@ class TokenDelta:
         token_ids: The tokens.
         logprobs: How likely each was, if that was asked for; else empty.
         index: Which sequence of its group they belong to.
+        num_cached_tokens: Prompt tokens whose KV came from the prefix cache.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     index: int = 0
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +83,17 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class SequenceOutput:
-    """What one step did to one sequence: what was learned of its prompt, new tokens, its end."""
+    """What one step did to one sequence: what was learned of its prompt, new tokens, its end.
+
+    ``num_cached_tokens`` comes with tokens: prompt tokens whose KV came from the prefix cache.
+    """
 
     seq_id: int
     token_ids: tuple[int, ...] = ()
     end: Finished | Failed | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: PromptLogprobs | None = None
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

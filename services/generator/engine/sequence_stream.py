@@ -40,6 +40,7 @@ class SequenceStream:
         self._prompt_logprobs: deque[PromptLogprobs] = deque()
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._num_cached_tokens = 0
         self._end: Finished | Failed | None = None
         self._has_news = asyncio.Event()
         self._listener: Callable[[], None] = self._has_news.set
@@ -54,7 +55,9 @@ class SequenceStream:
         if self._end is None:
             if output.prompt_logprobs is not None:
                 self._prompt_logprobs.extend(_cut(output.prompt_logprobs))
-            self._tokens.extend(output.token_ids)
+            if output.token_ids:
+                self._tokens.extend(output.token_ids)
+                self._num_cached_tokens = output.num_cached_tokens
             self._logprobs.extend(output.logprobs)
             self._end = output.end
             self._listener()
@@ -110,7 +113,11 @@ class SequenceStream:
         if self._tokens:
             taken, logprobs = self._tokens[:max_tokens], self._logprobs[:max_tokens]
             del self._tokens[:max_tokens], self._logprobs[:max_tokens]
-            return TokenDelta(tuple(taken), tuple(logprobs)) if taken else None
+            if not taken:
+                return None
+            return TokenDelta(
+                tuple(taken), tuple(logprobs), num_cached_tokens=self._num_cached_tokens
+            )
         if isinstance(self._end, Failed):
             raise self._end.error
         return self._end

@@ -7,35 +7,19 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer as HfTokenizer
-from tokenizers import decoders, models
 
 from chiasm.gateway.detokenizer import WindowDetokenizer
 from chiasm.gateway.tokenizer import Tokenizer
-from tests.fakes.tokenizers import make_tokenizer
+from tests.fakes.tokenizers import (
+    BYTE_FALLBACK_VOCABULARY,
+    make_byte_fallback_tokenizer,
+    make_tokenizer,
+)
 
 if TYPE_CHECKING:
     from chiasm.gateway.detokenizer import Detokenizer
 
 TOKENIZER = Tokenizer(make_tokenizer())
-BYTE_FALLBACK_VOCABULARY = {
-    **{f"<0x{byte:02X}>": byte for byte in range(256)},
-    **{token: 256 + index for index, token in enumerate(["▁the", "▁", "cat", "▁sat", "<s>"])},
-}
-
-
-def byte_fallback() -> Tokenizer:
-    tokenizer = HfTokenizer(models.BPE(vocab=BYTE_FALLBACK_VOCABULARY, merges=[]))
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    tokenizer.add_special_tokens(["<s>"])
-    return Tokenizer(tokenizer)
 
 
 def byte_ids() -> dict[int, int]:
@@ -48,7 +32,7 @@ def byte_ids() -> dict[int, int]:
     return {byte: vocabulary[char] for byte, char in chars.items()}
 
 
-FALLBACK = byte_fallback()
+FALLBACK = Tokenizer(make_byte_fallback_tokenizer())
 BYTE_IDS = byte_ids()
 
 

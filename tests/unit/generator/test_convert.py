@@ -128,7 +128,8 @@ def test_events_become_responses() -> None:
 
     assert event_to_proto(Admitted(5)).admitted.sequence_id == 5
     assert event_to_proto(NeedEmbedding(ID)).need.embedding_id == ID
-    assert list(event_to_proto(TokenDelta((1, 2))).delta.token_ids) == [1, 2]
+    delta = event_to_proto(TokenDelta((1, 2), index=1, num_cached_tokens=8)).delta
+    assert (list(delta.token_ids), delta.index, delta.num_cached_tokens) == ([1, 2], 1, 8)
     assert finished.finish_reason == generator_pb2.FINISH_REASON_STOP
     assert (finished.stop_token_id, finished.num_prompt_tokens) == (2, 10)
     assert finished.num_output_tokens == 4

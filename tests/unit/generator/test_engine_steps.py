@@ -65,11 +65,11 @@ def test_second_prompt_computes_only_what_is_new() -> None:
     again = make_sequence(2, [*range(1, 14), 99], 1)
     parts.engine.add(again)
 
-    end = parts.run()[2].end
+    last = parts.run()[2]
 
     assert parts.decoder.num_computed_tokens - before == 2
-    assert isinstance(end, Finished)
-    assert end.num_cached_tokens == 12
+    assert isinstance(last.end, Finished)
+    assert last.end.num_cached_tokens == last.num_cached_tokens == 12
     assert output_of(again) == expected_tokens([*range(1, 14), 99], 1)
 
 

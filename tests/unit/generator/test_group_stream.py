@@ -53,6 +53,17 @@ def test_prompt_is_told_of_in_pieces_before_the_tokens_and_without_leave_for_any
     assert group.take() == TokenDelta((5,))
 
 
+def test_every_delta_says_how_much_of_the_prompt_was_cached() -> None:
+    group, streams = _group(1)
+    streams[0].push(SequenceOutput(10, (5, 6), num_cached_tokens=4))
+    scored = PromptLogprobs(1, (TokenLogprobs(-1.0, 1),))
+    streams[0].push(SequenceOutput(10, prompt_logprobs=scored))
+
+    deltas = [event for _ in range(3) if isinstance(event := group.take(1), TokenDelta)]
+
+    assert deltas == [TokenDelta((token,), num_cached_tokens=4) for token in (5, 6)]
+
+
 def test_group_is_over_when_every_end_was_read() -> None:
     group, streams = _group(2)
     for stream in streams:

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from chiasm.v1 import media_pb2 as chiasm_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63hiasm/v1/generator.proto\x12\tchiasm.v1\x1a\x15\x63hiasm/v1/media.proto\"{\n\tMediaSpan\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12$\n\x03ref\x18\x02 \x01(\x0b\x32\x17.chiasm.v1.EmbeddingRef\x12&\n\x06layout\x18\x03 \x01(\x0b\x32\x16.chiasm.v1.MediaLayout\x12\x10\n\x08is_ready\x18\x04 \x01(\x08\"\xca\x05\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12(\n\nlogit_bias\x18\x0c \x03(\x0b\x32\x14.chiasm.v1.LogitBias\x12+\n\tbad_words\x18\r \x03(\x0b\x32\x18.chiasm.v1.TokenSequence\x12\x19\n\x11\x61llowed_token_ids\x18\x0e \x03(\r\x12\x12\n\nmin_tokens\x18\x0f \x01(\r\x12\x19\n\x0cnum_logprobs\x18\x10 \x01(\rH\t\x88\x01\x01\x12\x1f\n\x05guide\x18\x12 \x01(\x0b\x32\x10.chiasm.v1.Guide\x12\x15\n\rnum_sequences\x18\x13 \x01(\r\x12 \n\x13num_prompt_logprobs\x18\x14 \x01(\rH\n\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x0f\n\r_num_logprobsB\x16\n\x14_num_prompt_logprobs\"w\n\x05Guide\x12\x1a\n\x10json_schema_json\x18\x01 \x01(\x0cH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12%\n\x07\x63hoices\x18\x03 \x01(\x0b\x32\x12.chiasm.v1.ChoicesH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x42\x07\n\x05guide\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x02\"\"\n\rTokenSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xa0\x01\n\rGenerateStart\x12*\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x19.chiasm.v1.RequestContext\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12#\n\x05spans\x18\x03 \x03(\x0b\x32\x14.chiasm.v1.MediaSpan\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.chiasm.v1.SamplingParams\"&\n\x0e\x45mbeddingReady\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\x0c\"H\n\x0f\x45mbeddingFailed\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xcd\x01\n\x0fGenerateRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.chiasm.v1.GenerateStartH\x00\x12*\n\x05ready\x18\x02 \x01(\x0b\x32\x19.chiasm.v1.EmbeddingReadyH\x00\x12*\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x19.chiasm.v1.EmbeddingChunkH\x00\x12,\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1a.chiasm.v1.EmbeddingFailedH\x00\x42\t\n\x07message\"\x1f\n\x08\x41\x64mitted\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"%\n\rNeedEmbedding\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\x0c\"Z\n\nTokenDelta\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\r\n\x05index\x18\x02 \x01(\r\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\"[\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x15\n\rtop_token_ids\x18\x03 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x04 \x03(\x02\"K\n\x0ePromptLogprobs\x12\r\n\x05start\x18\x01 \x01(\r\x12*\n\x08logprobs\x18\x02 \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\"\xc8\x01\n\x08\x46inished\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x04 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x05 \x01(\r\x12\r\n\x05index\x18\x06 \x01(\rB\x10\n\x0e_stop_token_id\"\xee\x01\n\x10GenerateResponse\x12&\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x15.chiasm.v1.TokenDeltaH\x00\x12\'\n\x08\x61\x64mitted\x18\x02 \x01(\x0b\x32\x13.chiasm.v1.AdmittedH\x00\x12(\n\x04need\x18\x03 \x01(\x0b\x32\x18.chiasm.v1.NeedEmbeddingH\x00\x12\'\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x13.chiasm.v1.FinishedH\x00\x12+\n\x06prompt\x18\x05 \x01(\x0b\x32\x19.chiasm.v1.PromptLogprobsH\x00\x42\t\n\x07message\"\x19\n\x17GetGeneratorInfoRequest\"\xd2\x01\n\x18GetGeneratorInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x17\n\x0fnum_used_blocks\x18\x07 \x01(\r\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x12\x0f\n\x07version\x18\t \x01(\t\"~\n\x0cSessionStart\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x18.chiasm.v1.GenerateStart\x12\x12\n\ndeadline_s\x18\x02 \x01(\x01\x12\x19\n\x11num_credit_tokens\x18\x03 \x01(\r\x12\x16\n\x0eis_half_closed\x18\x04 \x01(\x08\"\x12\n\x10SessionHalfClose\"\x0f\n\rSessionCancel\"\x1c\n\x0bSessionStop\x12\r\n\x05index\x18\x01 \x01(\r\"6\n\x0b\x43reditGrant\x12\x13\n\x0brequest_key\x18\x01 \x01(\x04\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\"7\n\rSessionCredit\x12&\n\x06grants\x18\x01 \x03(\x0b\x32\x16.chiasm.v1.CreditGrant\"\xbb\x02\n\x0eSessionRequest\x12\x13\n\x0brequest_key\x18\x01 \x01(\x04\x12(\n\x05start\x18\x02 \x01(\x0b\x32\x17.chiasm.v1.SessionStartH\x00\x12,\n\x06update\x18\x03 \x01(\x0b\x32\x1a.chiasm.v1.GenerateRequestH\x00\x12\x31\n\nhalf_close\x18\x04 \x01(\x0b\x32\x1b.chiasm.v1.SessionHalfCloseH\x00\x12*\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x18.chiasm.v1.SessionCancelH\x00\x12*\n\x06\x63redit\x18\x06 \x01(\x0b\x32\x18.chiasm.v1.SessionCreditH\x00\x12&\n\x04stop\x18\x07 \x01(\x0b\x32\x16.chiasm.v1.SessionStopH\x00\x42\t\n\x07message\"p\n\x0cSessionEvent\x12\x13\n\x0brequest_key\x18\x01 \x01(\x04\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.chiasm.v1.GenerateResponseH\x00\x12\x0f\n\x05\x65rror\x18\x03 \x01(\x0cH\x00\x42\t\n\x07message\"4\n\tStepBatch\x12\'\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x17.chiasm.v1.SessionEvent*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x32\xf8\x01\n\x10GeneratorService\x12G\n\x08Generate\x12\x1a.chiasm.v1.GenerateRequest\x1a\x1b.chiasm.v1.GenerateResponse(\x01\x30\x01\x12>\n\x07Session\x12\x19.chiasm.v1.SessionRequest\x1a\x14.chiasm.v1.StepBatch(\x01\x30\x01\x12[\n\x10GetGeneratorInfo\x12\".chiasm.v1.GetGeneratorInfoRequest\x1a#.chiasm.v1.GetGeneratorInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63hiasm/v1/generator.proto\x12\tchiasm.v1\x1a\x15\x63hiasm/v1/media.proto\"{\n\tMediaSpan\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12$\n\x03ref\x18\x02 \x01(\x0b\x32\x17.chiasm.v1.EmbeddingRef\x12&\n\x06layout\x18\x03 \x01(\x0b\x32\x16.chiasm.v1.MediaLayout\x12\x10\n\x08is_ready\x18\x04 \x01(\x08\"\xca\x05\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12(\n\nlogit_bias\x18\x0c \x03(\x0b\x32\x14.chiasm.v1.LogitBias\x12+\n\tbad_words\x18\r \x03(\x0b\x32\x18.chiasm.v1.TokenSequence\x12\x19\n\x11\x61llowed_token_ids\x18\x0e \x03(\r\x12\x12\n\nmin_tokens\x18\x0f \x01(\r\x12\x19\n\x0cnum_logprobs\x18\x10 \x01(\rH\t\x88\x01\x01\x12\x1f\n\x05guide\x18\x12 \x01(\x0b\x32\x10.chiasm.v1.Guide\x12\x15\n\rnum_sequences\x18\x13 \x01(\r\x12 \n\x13num_prompt_logprobs\x18\x14 \x01(\rH\n\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x0f\n\r_num_logprobsB\x16\n\x14_num_prompt_logprobs\"w\n\x05Guide\x12\x1a\n\x10json_schema_json\x18\x01 \x01(\x0cH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12%\n\x07\x63hoices\x18\x03 \x01(\x0b\x32\x12.chiasm.v1.ChoicesH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x42\x07\n\x05guide\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x02\"\"\n\rTokenSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xa0\x01\n\rGenerateStart\x12*\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x19.chiasm.v1.RequestContext\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12#\n\x05spans\x18\x03 \x03(\x0b\x32\x14.chiasm.v1.MediaSpan\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.chiasm.v1.SamplingParams\"&\n\x0e\x45mbeddingReady\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\x0c\"H\n\x0f\x45mbeddingFailed\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xcd\x01\n\x0fGenerateRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.chiasm.v1.GenerateStartH\x00\x12*\n\x05ready\x18\x02 \x01(\x0b\x32\x19.chiasm.v1.EmbeddingReadyH\x00\x12*\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x19.chiasm.v1.EmbeddingChunkH\x00\x12,\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1a.chiasm.v1.EmbeddingFailedH\x00\x42\t\n\x07message\"\x1f\n\x08\x41\x64mitted\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"%\n\rNeedEmbedding\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\x0c\"u\n\nTokenDelta\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\r\n\x05index\x18\x02 \x01(\r\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\r\"[\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x15\n\rtop_token_ids\x18\x03 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x04 \x03(\x02\"K\n\x0ePromptLogprobs\x12\r\n\x05start\x18\x01 \x01(\r\x12*\n\x08logprobs\x18\x02 \x03(\x0b\x32\x18.chiasm.v1.TokenLogprobs\"\xc8\x01\n\x08\x46inished\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.chiasm.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x04 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x05 \x01(\r\x12\r\n\x05index\x18\x06 \x01(\rB\x10\n\x0e_stop_token_id\"\xee\x01\n\x10GenerateResponse\x12&\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x15.chiasm.v1.TokenDeltaH\x00\x12\'\n\x08\x61\x64mitted\x18\x02 \x01(\x0b\x32\x13.chiasm.v1.AdmittedH\x00\x12(\n\x04need\x18\x03 \x01(\x0b\x32\x18.chiasm.v1.NeedEmbeddingH\x00\x12\'\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x13.chiasm.v1.FinishedH\x00\x12+\n\x06prompt\x18\x05 \x01(\x0b\x32\x19.chiasm.v1.PromptLogprobsH\x00\x42\t\n\x07message\"\x19\n\x17GetGeneratorInfoRequest\"\xd2\x01\n\x18GetGeneratorInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x17\n\x0fnum_used_blocks\x18\x07 \x01(\r\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x12\x0f\n\x07version\x18\t \x01(\t\"~\n\x0cSessionStart\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x18.chiasm.v1.GenerateStart\x12\x12\n\ndeadline_s\x18\x02 \x01(\x01\x12\x19\n\x11num_credit_tokens\x18\x03 \x01(\r\x12\x16\n\x0eis_half_closed\x18\x04 \x01(\x08\"\x12\n\x10SessionHalfClose\"\x0f\n\rSessionCancel\"\x1c\n\x0bSessionStop\x12\r\n\x05index\x18\x01 \x01(\r\"6\n\x0b\x43reditGrant\x12\x13\n\x0brequest_key\x18\x01 \x01(\x04\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\"7\n\rSessionCredit\x12&\n\x06grants\x18\x01 \x03(\x0b\x32\x16.chiasm.v1.CreditGrant\"\xbb\x02\n\x0eSessionRequest\x12\x13\n\x0brequest_key\x18\x01 \x01(\x04\x12(\n\x05start\x18\x02 \x01(\x0b\x32\x17.chiasm.v1.SessionStartH\x00\x12,\n\x06update\x18\x03 \x01(\x0b\x32\x1a.chiasm.v1.GenerateRequestH\x00\x12\x31\n\nhalf_close\x18\x04 \x01(\x0b\x32\x1b.chiasm.v1.SessionHalfCloseH\x00\x12*\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x18.chiasm.v1.SessionCancelH\x00\x12*\n\x06\x63redit\x18\x06 \x01(\x0b\x32\x18.chiasm.v1.SessionCreditH\x00\x12&\n\x04stop\x18\x07 \x01(\x0b\x32\x16.chiasm.v1.SessionStopH\x00\x42\t\n\x07message\"p\n\x0cSessionEvent\x12\x13\n\x0brequest_key\x18\x01 \x01(\x04\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.chiasm.v1.GenerateResponseH\x00\x12\x0f\n\x05\x65rror\x18\x03 \x01(\x0cH\x00\x42\t\n\x07message\"4\n\tStepBatch\x12\'\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x17.chiasm.v1.SessionEvent*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x32\xf8\x01\n\x10GeneratorService\x12G\n\x08Generate\x12\x1a.chiasm.v1.GenerateRequest\x1a\x1b.chiasm.v1.GenerateResponse(\x01\x30\x01\x12>\n\x07Session\x12\x19.chiasm.v1.SessionRequest\x1a\x14.chiasm.v1.StepBatch(\x01\x30\x01\x12[\n\x10GetGeneratorInfo\x12\".chiasm.v1.GetGeneratorInfoRequest\x1a#.chiasm.v1.GetGeneratorInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chiasm.v1.generator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=3430
-  _globals['_FINISHREASON']._serialized_end=3554
+  _globals['_FINISHREASON']._serialized_start=3457
+  _globals['_FINISHREASON']._serialized_end=3581
   _globals['_MEDIASPAN']._serialized_start=63
   _globals['_MEDIASPAN']._serialized_end=186
   _globals['_SAMPLINGPARAMS']._serialized_start=189
@@ -59,37 +59,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NEEDEMBEDDING']._serialized_start=1651
   _globals['_NEEDEMBEDDING']._serialized_end=1688
   _globals['_TOKENDELTA']._serialized_start=1690
-  _globals['_TOKENDELTA']._serialized_end=1780
-  _globals['_TOKENLOGPROBS']._serialized_start=1782
-  _globals['_TOKENLOGPROBS']._serialized_end=1873
-  _globals['_PROMPTLOGPROBS']._serialized_start=1875
-  _globals['_PROMPTLOGPROBS']._serialized_end=1950
-  _globals['_FINISHED']._serialized_start=1953
-  _globals['_FINISHED']._serialized_end=2153
-  _globals['_GENERATERESPONSE']._serialized_start=2156
-  _globals['_GENERATERESPONSE']._serialized_end=2394
-  _globals['_GETGENERATORINFOREQUEST']._serialized_start=2396
-  _globals['_GETGENERATORINFOREQUEST']._serialized_end=2421
-  _globals['_GETGENERATORINFORESPONSE']._serialized_start=2424
-  _globals['_GETGENERATORINFORESPONSE']._serialized_end=2634
-  _globals['_SESSIONSTART']._serialized_start=2636
-  _globals['_SESSIONSTART']._serialized_end=2762
-  _globals['_SESSIONHALFCLOSE']._serialized_start=2764
-  _globals['_SESSIONHALFCLOSE']._serialized_end=2782
-  _globals['_SESSIONCANCEL']._serialized_start=2784
-  _globals['_SESSIONCANCEL']._serialized_end=2799
-  _globals['_SESSIONSTOP']._serialized_start=2801
-  _globals['_SESSIONSTOP']._serialized_end=2829
-  _globals['_CREDITGRANT']._serialized_start=2831
-  _globals['_CREDITGRANT']._serialized_end=2885
-  _globals['_SESSIONCREDIT']._serialized_start=2887
-  _globals['_SESSIONCREDIT']._serialized_end=2942
-  _globals['_SESSIONREQUEST']._serialized_start=2945
-  _globals['_SESSIONREQUEST']._serialized_end=3260
-  _globals['_SESSIONEVENT']._serialized_start=3262
-  _globals['_SESSIONEVENT']._serialized_end=3374
-  _globals['_STEPBATCH']._serialized_start=3376
-  _globals['_STEPBATCH']._serialized_end=3428
-  _globals['_GENERATORSERVICE']._serialized_start=3557
-  _globals['_GENERATORSERVICE']._serialized_end=3805
+  _globals['_TOKENDELTA']._serialized_end=1807
+  _globals['_TOKENLOGPROBS']._serialized_start=1809
+  _globals['_TOKENLOGPROBS']._serialized_end=1900
+  _globals['_PROMPTLOGPROBS']._serialized_start=1902
+  _globals['_PROMPTLOGPROBS']._serialized_end=1977
+  _globals['_FINISHED']._serialized_start=1980
+  _globals['_FINISHED']._serialized_end=2180
+  _globals['_GENERATERESPONSE']._serialized_start=2183
+  _globals['_GENERATERESPONSE']._serialized_end=2421
+  _globals['_GETGENERATORINFOREQUEST']._serialized_start=2423
+  _globals['_GETGENERATORINFOREQUEST']._serialized_end=2448
+  _globals['_GETGENERATORINFORESPONSE']._serialized_start=2451
+  _globals['_GETGENERATORINFORESPONSE']._serialized_end=2661
+  _globals['_SESSIONSTART']._serialized_start=2663
+  _globals['_SESSIONSTART']._serialized_end=2789
+  _globals['_SESSIONHALFCLOSE']._serialized_start=2791
+  _globals['_SESSIONHALFCLOSE']._serialized_end=2809
+  _globals['_SESSIONCANCEL']._serialized_start=2811
+  _globals['_SESSIONCANCEL']._serialized_end=2826
+  _globals['_SESSIONSTOP']._serialized_start=2828
+  _globals['_SESSIONSTOP']._serialized_end=2856
+  _globals['_CREDITGRANT']._serialized_start=2858
+  _globals['_CREDITGRANT']._serialized_end=2912
+  _globals['_SESSIONCREDIT']._serialized_start=2914
+  _globals['_SESSIONCREDIT']._serialized_end=2969
+  _globals['_SESSIONREQUEST']._serialized_start=2972
+  _globals['_SESSIONREQUEST']._serialized_end=3287
+  _globals['_SESSIONEVENT']._serialized_start=3289
+  _globals['_SESSIONEVENT']._serialized_end=3401
+  _globals['_STEPBATCH']._serialized_start=3403
+  _globals['_STEPBATCH']._serialized_end=3455
+  _globals['_GENERATORSERVICE']._serialized_start=3584
+  _globals['_GENERATORSERVICE']._serialized_end=3832
 # @@protoc_insertion_point(module_scope)
