@@ -163,7 +163,7 @@ class SpanTracker:
 
     def _provide(self, embedding_id: bytes, rows: torch.Tensor) -> None:
         for index in self._span_indices.pop(embedding_id, ()):
-            self._engine.provide(self._stream.seq_id, index, rows)
+            self._engine.provide(self._stream.seq_ids, index, rows)
         self._awaited.discard(embedding_id)
         self._needed.discard(embedding_id)
         if not self._span_indices and self._timer is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from chiasm.common.errors import OverloadedError, UnavailableError
+from chiasm.common.errors import UnavailableError
 from chiasm.generator.engine.sequence import NO_ORIGIN, Origin, Sequence
 from chiasm.generator.engine.sequence_stream import SequenceStream
 
@@ -104,8 +104,7 @@ class AsyncEngine:
     ) -> tuple[SequenceStream, ...]:
         """Queue sequences that share a prompt, which is computed once.
 
-        The caller must ``close`` each of them, whatever happens. Embeddings are provided to the
-        first one.
+        The caller must ``close`` each of them, whatever happens. Embeddings are provided to all.
 
         Args:
             prompt: Checked prompt.
@@ -121,7 +120,8 @@ class AsyncEngine:
         """
         if self._is_draining or self._has_died.is_set():
             raise _stopping_error()
-        charges = self._charge(prompt, len(samplings))
+        embedding_bytes = sum(span.ref.num_bytes for span in prompt.spans)
+        charges = self._budget.admit_group(len(prompt.token_ids), embedding_bytes, len(samplings))
         sequences = []
         for sampling in samplings:
             self._last_seq_id += 1
@@ -136,9 +136,14 @@ class AsyncEngine:
         self._commands.put(lambda engine: engine.add(first))
         return streams
 
-    def provide(self, seq_id: int, span_index: int, embedding: torch.Tensor) -> None:
-        """Hand over the embedding of one span; see ``Engine.provide``."""
-        self._commands.put(lambda engine: engine.provide(seq_id, span_index, embedding))
+    def provide(self, seq_ids: Items[int], span_index: int, embedding: torch.Tensor) -> None:
+        """Hand over the embedding of one span of a group; see ``Engine.provide``."""
+
+        def provide(engine: Engine) -> None:
+            for seq_id in seq_ids:
+                engine.provide(seq_id, span_index, embedding)
+
+        self._commands.put(provide)
 
     def close(self, seq_id: int) -> None:
         """Forget a sequence; if it has not ended, its blocks are free before the next step."""
@@ -147,19 +152,6 @@ class AsyncEngine:
             return
         charge.release()
         self._commands.put(lambda engine: engine.cancel(seq_id))
-
-    def _charge(self, prompt: Prompt, num_sequences: int) -> list[Charge]:
-        """Admit a group: prompt and embeddings count once."""
-        embedding_bytes = sum(span.ref.num_bytes for span in prompt.spans)
-        charges = [self._budget.admit(len(prompt.token_ids), embedding_bytes)]
-        try:
-            for _ in range(num_sequences - 1):
-                charges.append(self._budget.admit(0, 0))
-        except OverloadedError:
-            for charge in charges:
-                charge.release()
-            raise
-        return charges
 
     def _run(self) -> None:
         assert self._loop is not None, "the thread is started by start()"

@@ -122,15 +122,17 @@ class Engine:
         """Hand over the embedding of one span; nothing happens if the sequence has ended.
 
         Args:
-            seq_id: Sequence that waits for it; its forks get it too.
+            seq_id: Sequence that waits for it. Its forks hold it with it, and need to be told
+                only if they run on their own, since it has ended.
             span_index: Index in the prompt's spans.
             embedding: SPLICE rows, checked. [num_embedding_tokens, hidden_size], dtype of the
                 model.
         """
         sequence = self._sequences.get(seq_id)
-        if sequence is None or sequence.embeddings[span_index] is not None:
+        if sequence is None:
             return
-        sequence.embeddings[span_index] = embedding
+        if sequence.embeddings[span_index] is None:
+            sequence.embeddings[span_index] = embedding
         self._scheduler.release(sequence)
 
     def cancel(self, seq_id: int) -> None:

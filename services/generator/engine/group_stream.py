@@ -29,7 +29,7 @@ class GroupStream:
 
     @property
     def seq_id(self) -> int:
-        """Id of the first sequence, to which embeddings are provided."""
+        """Id of the first sequence."""
         return self._streams[0].seq_id
 
     @property
@@ -44,7 +44,10 @@ class GroupStream:
 
     def need(self, embedding_id: bytes) -> None:
         """Ask the reader for an embedding that is not in the store; at most once per span."""
-        self._streams[0].need(embedding_id)
+        # Of one that has ended and was read nothing is read any more.
+        for stream in self._live.values():
+            stream.need(embedding_id)
+            return
 
     def fail(self, error: Exception) -> None:
         """End all sequences by ``error``; ignored by those that have ended."""

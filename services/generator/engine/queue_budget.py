@@ -73,11 +73,33 @@ class QueueBudget:
             raise OverloadedError(_BUSY, retry_after_s=_RETRY_AFTER_S)
         if self._num_waiting and num_waiting_tokens > limits.max_waiting_tokens:
             raise OverloadedError(_BACKLOG, retry_after_s=_RETRY_AFTER_S)
-        if self._embedding_bytes and total_bytes > limits.max_embedding_bytes:
+        is_crowded = self._embedding_bytes and total_bytes > limits.max_embedding_bytes
+        if embedding_bytes and is_crowded:
             raise OverloadedError(_BUSY, retry_after_s=_RETRY_AFTER_S)
         self._count(1, num_tokens)
         self._embedding_bytes = total_bytes
-        return Charge(self, num_tokens, embedding_bytes)
+        return Charge(self, num_tokens, _Hold(self, embedding_bytes))
+
+    def admit_group(
+        self, num_tokens: int, embedding_bytes: int, num_sequences: int
+    ) -> list[Charge]:
+        """Count new sequences in that share a prompt, which counts once; see ``admit``.
+
+        The embeddings count until the last of them ends.
+
+        Raises:
+            OverloadedError: A bound is reached. Nothing was counted.
+        """
+        charges = [self.admit(num_tokens, embedding_bytes)]
+        try:
+            for _ in range(num_sequences - 1):
+                charges.append(self.admit(0, 0))
+                charges[-1].share_embeddings(charges[0])
+        except OverloadedError:
+            for charge in charges:
+                charge.release()
+            raise
+        return charges
 
     def _count(self, num_sequences: int, num_tokens: int) -> None:
         self._num_waiting += num_sequences
@@ -88,15 +110,38 @@ class QueueBudget:
         self._embedding_bytes -= embedding_bytes
 
 
+class _Hold:
+    """Embeddings that some sequences hold together."""
+
+    def __init__(self, budget: QueueBudget, num_bytes: int) -> None:
+        self._budget = budget
+        self._num_bytes = num_bytes
+        self._num_sequences = 1
+
+    def join(self) -> None:
+        self._num_sequences += 1
+
+    def leave(self) -> None:
+        self._num_sequences -= 1
+        if not self._num_sequences:
+            self._budget._discharge(self._num_bytes)
+
+
 class Charge:
     """What one sequence counts for in a ``QueueBudget``."""
 
-    def __init__(self, budget: QueueBudget, num_tokens: int, embedding_bytes: int) -> None:
+    def __init__(self, budget: QueueBudget, num_tokens: int, hold: _Hold) -> None:
         self._budget = budget
         self._num_tokens = num_tokens
-        self._embedding_bytes = embedding_bytes
+        self._hold = hold
         self._is_waiting = True
         self._is_released = False
+
+    def share_embeddings(self, other: Charge) -> None:
+        """Hold the embeddings of ``other``, too, in place of its own."""
+        self._hold.leave()
+        self._hold = other._hold
+        self._hold.join()
 
     def leave_queue(self) -> None:
         """Stop counting as waiting; harmless if done before."""
@@ -109,4 +154,4 @@ class Charge:
         self.leave_queue()
         if not self._is_released:
             self._is_released = True
-            self._budget._discharge(self._embedding_bytes)
+            self._hold.leave()

@@ -38,6 +38,11 @@ async def no_deltas() -> AsyncGenerator[ChatDelta, None]:
         yield delta
 
 
+def bytes_of(token_id: int, *, is_first: bool = False) -> bytes:
+    """Return the same for every token."""
+    return b"x"
+
+
 @pytest.mark.parametrize(
     ("num_scored", "num_of_prompt", "is_long"),
     [(0, 0, False), (MOST, 0, False), (MOST + 2, 0, True), (2, MOST - 2, False), (2, MOST, True)],
@@ -52,7 +57,7 @@ async def test_scored_tokens_of_all_answers_and_of_the_prompt_decide_who_writes(
         return b""
 
     monkeypatch.setattr(answers, "_answer_to_json", write)
-    source = answers.AnswerSource(AnswerHead("id", "m", 0), no_deltas(), {}, str)
+    source = answers.AnswerSource(AnswerHead("id", "m", 0), no_deltas(), {}, bytes_of)
 
     await answers._write(source, answer_of(num_scored, num_of_prompt))
 

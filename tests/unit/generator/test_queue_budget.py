@@ -61,3 +61,41 @@ def test_embeddings_of_live_sequences_are_bounded_until_release() -> None:
 
     assert (budget.num_waiting, budget.embedding_bytes) == (0, 0)
     budget.admit(1, 130)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_embeddings_of_a_group_count_once_until_the_last_of_it_ends(
+    order: tuple[int, ...],
+) -> None:
+    budget = _budget(embedding_bytes=100)
+
+    charges = budget.admit_group(5, 80, 3)
+
+    assert (budget.num_waiting, budget.embedding_bytes) == (3, 80)
+    for index in order[:2]:
+        charges[index].release()
+        charges[index].release()
+        assert budget.embedding_bytes == 80
+    charges[order[2]].release()
+    assert (budget.num_waiting, budget.embedding_bytes) == (0, 0)
+
+
+def test_group_that_does_not_fit_counts_for_nothing() -> None:
+    budget = _budget(sequences=3)
+    budget.admit(1, 10)
+
+    with pytest.raises(OverloadedError):
+        budget.admit_group(5, 20, 3)
+
+    assert (budget.num_waiting, budget.embedding_bytes) == (1, 10)
+    budget.admit_group(5, 20, 2)
+
+
+def test_group_alone_may_have_embeddings_of_any_size() -> None:
+    budget = _budget(embedding_bytes=100)
+
+    budget.admit_group(5, 200, 2)
+
+    budget.admit(5, 0)
+    with pytest.raises(OverloadedError):
+        budget.admit(5, 1)

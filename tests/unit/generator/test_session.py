@@ -148,6 +148,26 @@ async def test_stopped_answer_ends_at_once_and_the_others_go_on(setup: SessionSe
     await setup.until_free()
 
 
+async def test_other_answers_get_the_embedding_that_comes_after_the_first_was_stopped(
+    setup: SessionSetup,
+) -> None:
+    setup.start(1, spans=(SPAN,), num_sequences=3)
+    await setup.next_batch()
+    setup.say(StopAnswer(1, 0))
+    await setup.until_finished(1, 1)
+    while setup.engine.num_sequences > 2:
+        await asyncio.to_thread(lambda: None)
+
+    held = setup.budget.embedding_bytes
+    setup.say(UpdateSpan(1, PIECE))
+    await setup.until_finished(1, 3)
+
+    assert held == REF.num_bytes
+    assert len(setup.tokens(1, index=1)) == 5
+    assert setup.tokens(1, index=1) == setup.tokens(1, index=2)
+    await setup.until_free()
+
+
 async def test_answer_that_had_ended_before_it_was_stopped_keeps_its_reason(
     setup: SessionSetup,
 ) -> None:
