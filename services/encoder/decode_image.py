@@ -7,7 +7,8 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING
 
-from PIL import Image, _imaging
+from PIL import Image, ImageChops, _imaging
+from PIL.TiffImagePlugin import TiffImageFile
 
 from chiasm.encoder.decode_errors import MediaTooLargeError
 from chiasm.encoder.wire_image import MAX_SIDE, ImageHeader, ImageTask
@@ -32,6 +33,11 @@ _TRANSPOSE = {
 _MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 _STRIP_ROWS = 32
 _NUM_WIDE_GREYS = 1 << 16
+# Bits of a sample and kind of colour, in the first chunk of a PNG.
+_PNG_DEPTH_AT, _PNG_COLOUR_AT = 24, 25
+_PNG_GREY, _PNG_RGB = 0, 2
+_TIFF_PHOTOMETRIC_TAG = 262
+_TIFF_WHITE_IS_ZERO = 0
 _PNG_SIGNATURE_BYTES = 8
 _PNG_CHUNK_OVERHEAD_BYTES = 12
 
@@ -134,10 +140,26 @@ def _open(source: mmap.mmap | bytes, max_pixels: int) -> tuple[int, int, int, Im
             f"Image dimensions {width}x{height} ({width * height} pixels) exceed the maximum of"
             f" {max_pixels} pixels."
         )
+    if image.format == "PNG" and "transparency" in image.info:
+        _scale_transparent_colour(image, source[_PNG_DEPTH_AT], source[_PNG_COLOUR_AT])
     orientation = _read_orientation(image, source)
     if orientation >= 5:
         width, height = height, width
     return width, height, orientation, image
+
+
+def _scale_transparent_colour(image: Image.Image, depth: int, colour: int) -> None:
+    """Bring the transparent colour of a PNG to the 8 bits that its samples are decoded to.
+
+    NOTE: of 16-bit colours Pillow keeps the upper halves, so neighbours of the transparent one in
+    the 65536 values of a channel are as transparent as it is.
+    """
+    key = image.info["transparency"]
+    if colour == _PNG_GREY and depth in (2, 4):
+        most = (1 << depth) - 1
+        image.info["transparency"] = (key & most) * 255 // most
+    elif colour == _PNG_RGB and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def _read_orientation(image: Image.Image, source: mmap.mmap | bytes) -> int:
@@ -185,6 +207,8 @@ def _flatten(image: Image.Image, background_rgb: int) -> Image.Image:
     """Return the picture as 8-bit RGB, transparent pixels composited on the background."""
     if image.mode.startswith("I;16"):
         image = _narrow(image)
+    if image.mode == "La":
+        image = image.convert("LA")  # to others it has no way
     if image.mode in _MODES_WITH_ALPHA or "transparency" in image.info:
         picture = image.convert("RGBA")
         red, green, blue = background_rgb.to_bytes(3, "big")
@@ -199,6 +223,9 @@ def _narrow(image: Image.Image) -> Image.Image:
     """Return 16-bit greys as 8-bit ones, with an alpha channel if one grey is transparent."""
     wide = image.convert("I")
     grey = wide.point(lambda value: value * (1 / 256)).convert("L")
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    if tags.get(_TIFF_PHOTOMETRIC_TAG) == _TIFF_WHITE_IS_ZERO:
+        grey = ImageChops.invert(grey)  # Pillow does this itself to greys of 8 bits alone
     # NOTE: the key is one of 65536 greys; its neighbours become the same 8-bit grey and are opaque.
     key = image.info.get("transparency")
     grey.info.pop("transparency", None)
