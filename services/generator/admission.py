@@ -116,8 +116,11 @@ class Admission:
                 param="spans",
             )
         end = 0
+        refs = {span.ref.embedding_id: span.ref for span in spans}
         for index, span in enumerate(spans):
             param = f"spans[{index}]"
+            if refs[span.ref.embedding_id] != span.ref:
+                raise _mismatch("Media items of one embedding must have equal tensors.", param)
             self._check_tensors(span, param)
             self._check_group(span, param)
             if span.offset < end or span.end > len(token_ids):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chiasm.generator.engine.block_group import GroupSize, count_most_blocks
@@ -60,6 +60,8 @@ def decide_sizes(
     Raises:
         CacheTooSmallError: ``max_model_len`` is over either.
     """
+    # A picture whose rows attend to one another is never cut.
+    request = replace(request, chunk_tokens=max(request.chunk_tokens, spec.group_tokens))
     most = min(spec.max_positions, request.max_model_len or spec.max_positions)
     counts = _count_blocks(spec, dtype, request, (budget_bytes, most))
     capacities = (

@@ -58,12 +58,14 @@ class ForwardBatch:
         embeddings: What stands there and, behind it, what deepstack levels add.
             [num_spliced, (1 + num_levels) * hidden_size], dtype of the model; ``None`` if
             there are none.
-        logit_rows: Rows to sample from, as ``sampled``. [num_sampled], int64.
+        logit_rows: Rows to sample from, without those of forks. [num_logits], int64.
         decode_groups: Rows that decode.
         prefills: Rows of chunks.
         sequences: Scheduled sequences with rows, in the order of their rows.
         sampled: Those that get a token, forks included.
         scored: Rows of prompts whose log probabilities are asked for.
+        logits_of_sampled: Which of the logits each of ``sampled`` gets. [num_sampled], int64;
+            ``None``: each gets its own.
         hidden: What enters the first layer, embeddings included; ``None``: to be computed.
             [num_tokens, hidden_size], dtype of the model.
     """
@@ -81,6 +83,7 @@ class ForwardBatch:
     sequences: tuple[ScheduledSequence, ...]
     sampled: tuple[ScheduledSequence, ...]
     scored: tuple[ScoredRows, ...]
+    logits_of_sampled: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
 
     @property
@@ -125,7 +128,8 @@ def build_forward_batch(
         if item.start >= item.sequence.num_tokens
     ]
     embedding_rows, embeddings = _collect_embeddings(chunks, starts[len(decodes) :])
-    sampled, logit_rows = _find_sampled(scheduled, ordered, ends)
+    sampled, logit_rows = _find_sampled(ordered, ends)
+    forks = _forks_of(scheduled)
     return ForwardBatch(
         token_ids=buffers.put("token_ids", _tokens_of(ordered)),
         unknown_rows=buffers.put("unknown_rows", [row for row, _ in unknown]),
@@ -141,8 +145,11 @@ def build_forward_batch(
         decode_groups=tuple(group_decodes(decodes, shape)),
         prefills=group_chunks(chunks, len(decodes), shape),
         sequences=ordered,
-        sampled=tuple(sampled),
+        sampled=(*sampled, *forks),
         scored=tuple(_find_scored(chunks, starts[len(decodes) :])),
+        logits_of_sampled=(
+            buffers.put("logits_of_sampled", _find_logits(sampled, forks)) if forks else None
+        ),
     )
 
 
@@ -194,15 +201,18 @@ def _tokens_of(ordered: Items[ScheduledSequence]) -> list[int]:
 
 
 def _find_sampled(
-    scheduled: Items[ScheduledSequence], ordered: Items[ScheduledSequence], ends: np.ndarray
+    ordered: Items[ScheduledSequence], ends: np.ndarray
 ) -> tuple[list[ScheduledSequence], list[int]]:
-    """Return the sequences that get a token, and the row of each one's logits."""
-    last_rows = {
-        item.sequence.seq_id: int(end) - 1 for item, end in zip(ordered, ends, strict=True)
-    }
-    sampled = [item for item in (*ordered, *_forks_of(scheduled)) if item.samples]
-    rows = [last_rows[(item.forked_from or item.sequence).seq_id] for item in sampled]
-    return sampled, rows
+    """Return the sequences with rows that get a token, and the row of each one's logits."""
+    found = [(item, int(end) - 1) for item, end in zip(ordered, ends, strict=True) if item.samples]
+    return [item for item, _ in found], [row for _, row in found]
+
+
+def _find_logits(sampled: Items[ScheduledSequence], forks: Items[ScheduledSequence]) -> list[int]:
+    """Return the place of each one's logits: those of forks are their parents'."""
+    places = {item.sequence.seq_id: place for place, item in enumerate(sampled)}
+    parents = [item.forked_from.seq_id for item in forks if item.forked_from]
+    return [*places.values(), *(places[parent] for parent in parents)]
 
 
 def _find_scored(chunks: Items[ScheduledSequence], rows: np.ndarray) -> list[ScoredRows]:

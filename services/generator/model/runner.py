@@ -188,7 +188,9 @@ class ModelRunner:
         hidden = self._decoder.forward(batch)
         for rows in batch.scored:
             prompt_logprobs[rows.seq_id] = PromptLogprobs(rows.start, self._score(hidden, rows))
-        return self._decoder.compute_logits(hidden[batch.logit_rows])
+        logits = self._decoder.compute_logits(hidden[batch.logit_rows])
+        # The product of a row may depend on how many there are: it is not repeated for forks.
+        return logits if batch.logits_of_sampled is None else logits[batch.logits_of_sampled]
 
     def _score(self, hidden: torch.Tensor, rows: ScoredRows) -> tuple[TokenLogprobs, ...]:
         told: list[TokenLogprobs] = []
