@@ -23,6 +23,7 @@ from chiasm.cli.supervisor import RestartPolicy, StartError, Supervisor
 from chiasm.cli.up_settings import SERVICES, UpSettings, default_state_dir, settings_model
 from chiasm.common.config import ConfigError, load_settings
 from chiasm.common.embedded_redis import EmbeddedRedisError
+from chiasm.common.private_file import PrivateFileError, make_private_folder
 from chiasm.common.secrets import StoreSecretsError
 from chiasm.common.service_token import ServiceTokenError
 
@@ -130,15 +131,17 @@ def _check_model(model: str) -> None:
 
 @contextlib.contextmanager
 def _hold_state_dir(files: StackFiles) -> Iterator[None]:
-    """Make the state directory private and keep other stacks out of it.
+    """Make the state directory unless it is there, and keep other stacks out of it.
 
     Raises:
-        StateDirError: It cannot be made, or another stack uses it.
+        StateDirError: It cannot be made, is open to other users, or another stack uses it.
     """
     try:
-        files.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        files.state_dir.chmod(0o700)
+        make_private_folder(files.state_dir)
+        files.logs.mkdir(mode=0o700, exist_ok=True)
         lock = os.open(files.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except PrivateFileError as error:
+        raise StateDirError(f"The state directory cannot be used: {error}") from error
     except OSError as error:
         raise StateDirError(
             f"The state directory {files.state_dir} cannot be used: {error.strerror}."

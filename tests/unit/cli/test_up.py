@@ -64,6 +64,18 @@ def test_state_directory_of_a_running_stack_is_refused(
     assert "Another stack uses" in capsys.readouterr().err
 
 
+def test_state_directory_that_others_share_is_refused_and_left_as_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o1777)
+
+    assert run_up([MODEL, "--state-dir", str(tmp_path)]) == 2
+
+    assert "is open to other users; choose another folder" in capsys.readouterr().err
+    assert tmp_path.stat().st_mode & 0o7777 == 0o1777
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run_up(["--help"])
