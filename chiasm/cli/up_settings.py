@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from chiasm.common.config import RedisUrl, ServiceSettings
 
 SERVICES = ("gateway", "encoder", "generator")
+
+_MAX_PORT = 65535
 
 
 def default_state_dir() -> Path:
@@ -25,9 +27,9 @@ class UpSettings(ServiceSettings):
 
     model: str = Field(description="Checkpoint directory; also the first argument")
     host: str = Field("127.0.0.1", description="Address the gateway listens on")
-    port: int = Field(8000, ge=0, le=65535, description="HTTP port of the gateway")
+    port: int = Field(8000, ge=0, le=_MAX_PORT, description="HTTP port of the gateway")
     grpc_port: int | None = Field(
-        None, ge=0, le=65535, description="gRPC port of the gateway; the HTTP port plus 1"
+        None, ge=0, le=_MAX_PORT, description="gRPC port of the gateway; the HTTP port plus 1"
     )
     encoders: int = Field(1, ge=0, le=64, description="Number of encoder processes")
     redis_url: RedisUrl | None = Field(
@@ -53,6 +55,17 @@ class UpSettings(ServiceSettings):
     drain_s: float = Field(
         30.0, ge=0, description="Seconds that running requests may take to finish on stop"
     )
+
+    @model_validator(mode="after")
+    def _check_ports(self) -> Self:
+        if self.grpc_port is None and self.port == _MAX_PORT:
+            raise ValueError(
+                f"--port {self.port} has no port behind it for gRPC; give --grpc-port or another"
+                " --port"
+            )
+        if self.grpc_port and self.grpc_port == self.port:
+            raise ValueError(f"--port and --grpc-port are both {self.port}; they must differ")
+        return self
 
 
 def settings_model(service: str) -> type[ServiceSettings]:

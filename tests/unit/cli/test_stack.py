@@ -111,7 +111,12 @@ def test_flags_of_users_win_over_those_of_the_layout(state_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "grpc"),
-    [((), "127.0.0.1:8001"), (("--port", "9000"), ":9001"), (("--grpc-port", "7"), ":7")],
+    [
+        ((), "127.0.0.1:8001"),
+        (("--port", "9000"), ":9001"),
+        (("--grpc-port", "7"), ":7"),
+        (("--port", "65535", "--grpc-port", "65534"), ":65534"),
+    ],
 )
 def test_grpc_port_follows_the_http_port_unless_given(
     state_dir: Path, flags: tuple[str, ...], grpc: str
