@@ -208,13 +208,15 @@ def _read_file(path: Path, service: str, settings: Sequence[Setting]) -> dict[st
         raise ConfigError(
             f"the configuration file {path} cannot be read: {error}", key="config", value=str(path)
         ) from error
-    for table in document:
+    for table, content in document.items():
         if table not in SERVICE_TABLES:
             raise ConfigError(
                 f"unknown table [{table}] in {path}",
                 key=table,
                 nearest=nearest(table, SERVICE_TABLES),
             )
+        if not isinstance(content, dict):
+            raise ConfigError(f"{table} in {path} must be a table", key=table, value=content)
     values: dict[str, Any] = {}
     groups = {setting.group for setting in settings if setting.group}
     by_name = {setting.name: setting for setting in settings}
