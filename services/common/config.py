@@ -63,7 +63,8 @@ def _check_redis_url(url: str) -> str:
             " yet"
         )
     try:
-        is_complete = bool(rest) and (scheme == "unix" or urlsplit(url).port != 0)
+        parts = urlsplit(url)
+        is_complete = bool(parts.path.strip("/") if scheme == "unix" else rest and parts.port != 0)
     except ValueError:
         is_complete = False
     if not is_complete:

@@ -42,6 +42,9 @@ def test_url_of_one_redis_is_taken(url: str) -> None:
         ("redis://", "must be redis://"),
         ("redis://h:port", "must be redis://"),
         ("unix://", "must be redis://"),
+        ("unix:///", "must be redis://"),
+        ("unix://?password=p", "unix:///path"),
+        ("unix://user:p@", "unix:///path"),
     ],
 )
 def test_url_of_another_kind_is_refused(url: str, reason: str) -> None:
