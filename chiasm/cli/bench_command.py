@@ -40,14 +40,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--api-key", default="", help="key that is sent to all servers")
     add("--workload", action="append", default=[], help=f"one of {', '.join(WORKLOADS)}; all")
     add("--concurrency", default="1,4,16", help="requests at one time, one cell for each number")
-    add("--rounds", type=int, default=3, help="rounds over all cells and servers")
-    add("--requests", type=int, default=4, help="least requests of a cell")
-    add("--input-tokens", type=int, default=128, help="words of a prompt")
-    add("--output-tokens", type=int, default=64, help="tokens of an answer")
-    add("--image-size", type=int, default=448, help="side of a picture, in pixels")
+    add("--rounds", type=_positive, default=3, help="rounds over all cells and servers")
+    add("--requests", type=_positive, default=4, help="least requests of a cell")
+    add("--input-tokens", type=_positive, default=128, help="words of a prompt")
+    add("--output-tokens", type=_positive, default=64, help="tokens of an answer")
+    add("--image-size", type=_positive, default=448, help="side of a picture, in pixels")
     add("--seed", type=int, default=1, help="seed of words and pictures; new ones with another")
-    add("--timeout-s", type=int, default=300, help="seconds that a request may take")
+    add("--timeout-s", type=_positive, default=300, help="seconds that a request may take")
     add("--pid", action="append", default=[], help="NAME=PID of a server, to tell its memory")
     add("--json", default="", help="file for every round")
     add("--no-ignore-eos", action="store_true", help="for servers that refuse unknown fields")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return number

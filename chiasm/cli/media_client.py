@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import mimetypes
+import stat
 import urllib.parse
 import uuid
 from pathlib import Path
@@ -39,8 +40,13 @@ class MediaClient:
         Raises:
             MediaClientError: The URL is none.
         """
-        parts = urllib.parse.urlsplit(server)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        try:
+            parts = urllib.parse.urlsplit(server)
+            # Only whoever asks for the port is told that it is none.
+            is_url = parts.scheme in ("http", "https") and bool(parts.netloc) and parts.port != 0
+        except ValueError:
+            is_url = False
+        if not is_url:
             raise MediaClientError(f"{server} is not a URL such as http://127.0.0.1:8000.")
         self._parts = parts
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -121,10 +127,15 @@ class _Form:
 
     def __init__(self, path: Path, fields: Fields) -> None:
         try:
-            self._file_bytes = path.stat().st_size
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise MediaClientError(
+                    f"{path} is no regular file; name one, or write what a pipe yields into one."
+                )
             path.open("rb").close()
         except OSError as error:
             raise MediaClientError(f"{path} cannot be read: {error.strerror}.") from error
+        self._file_bytes = status.st_size
         self._path = path
         boundary = uuid.uuid4().hex
         content_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import urllib.parse
 
@@ -14,7 +15,12 @@ def run_probe(target: str, timeout_s: float) -> str | None:
         target: ``grpc://host:port[/service]`` or ``http://host:port/path``.
         timeout_s: Seconds to wait for the answer.
     """
-    parts = urllib.parse.urlsplit(target)
+    try:
+        parts = urllib.parse.urlsplit(target)
+        # Only whoever asks for the port is told that it is none.
+        _ = parts.port
+    except ValueError as error:
+        return f"{target} is no address: {error}."
     if parts.scheme == "grpc" and parts.netloc:
         return asyncio.run(probe_grpc(parts.netloc, parts.path.lstrip("/"), timeout_s))
     if parts.scheme == "http" and parts.netloc:
@@ -43,12 +49,11 @@ async def probe_grpc(address: str, service: str, timeout_s: float) -> str | None
 
 def probe_http(address: str, path: str, timeout_s: float) -> str | None:
     """Return ``None`` if a GET answers 2xx, else a sentence with the status or the failure."""
-    connection = http.client.HTTPConnection(address, timeout=timeout_s)
     try:
-        connection.request("GET", path)
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=timeout_s)) as server:
+            server.request("GET", path)
+            status = server.getresponse().status
+    # A ValueError: a name or path that cannot be sent.
+    except (OSError, http.client.HTTPException, ValueError) as error:
         return f"{address} does not answer: {error}."
-    finally:
-        connection.close()
     return None if 200 <= status < 300 else f"{address}{path} answers {status}."

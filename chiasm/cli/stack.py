@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from chiasm.common.config import ServiceSettings
 
 _LOOPBACK = "127.0.0.1"
+# Where a server that listens on all addresses is reached.
+_REACHED_AT = {"0.0.0.0": _LOOPBACK, "[::]": "[::1]"}
 _PROBE_TIMEOUT_S = 2.0
 _PROBE_PAUSE_S = 0.2
 _KILL_MARGIN_S = 5.0
@@ -113,14 +115,16 @@ class StackLayout:
     def _gateway_spec(
         self, encoders: list[ServiceSpec], generator: ServiceSpec, peers: list[ServiceSpec]
     ) -> ServiceSpec:
-        address = f"{self._settings.host}:{self._settings.port or self._free_port()}"
+        host = _bracketed(self._settings.host)
+        port = self._settings.port or self._free_port()
+        address = f"{host}:{port}"
         own = {
             "listen": address,
-            "grpc_listen": f"{self._settings.host}:{self._grpc_port()}",
+            "grpc_listen": f"{host}:{self._grpc_port()}",
             "encoders": ",".join(spec.address for spec in encoders),
             "generators": generator.address,
         }
-        probed = address.replace("0.0.0.0", _LOOPBACK)
+        probed = f"{_REACHED_AT.get(host, host)}:{port}"
         probe = partial(asyncio.to_thread, probe_http, probed, "/ready", _PROBE_TIMEOUT_S)
         return ServiceSpec(
             name="gateway",
@@ -208,6 +212,11 @@ def served_model(url: str) -> str:
     except (OSError, ValueError, LookupError):
         pass
     return "MODEL"
+
+
+def _bracketed(host: str) -> str:
+    """Return ``host`` as it stands in front of a port: addresses of IPv6 in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 async def _poll(probe: Callable[[], Awaitable[str | None]]) -> None:

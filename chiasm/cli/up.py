@@ -23,6 +23,7 @@ from chiasm.cli.supervisor import RestartPolicy, StartError, Supervisor
 from chiasm.cli.up_settings import SERVICES, UpSettings, default_state_dir, settings_model
 from chiasm.common.config import ConfigError, load_settings
 from chiasm.common.embedded_redis import EmbeddedRedisError
+from chiasm.common.private_file import PrivateFileError, make_private_folder
 from chiasm.common.secrets import StoreSecretsError
 from chiasm.common.service_token import ServiceTokenError
 
@@ -83,9 +84,6 @@ def run_up(argv: Sequence[str]) -> int:
 async def _supervise(settings: UpSettings, files: StackFiles, specs: list[ServiceSpec]) -> int:
     console = Console(sys.stdout, sys.stderr, settings.log_level)
     console.line(f"model {settings.model}, state and logs in {files.state_dir}")
-    files.endpoints.write_text(
-        json.dumps({spec.name: dict(spec.endpoints) for spec in specs}, indent=2) + "\n"
-    )
     policy = RestartPolicy(start_timeout_s=settings.start_timeout_s)
     started_at = time.monotonic()
 
@@ -94,13 +92,7 @@ async def _supervise(settings: UpSettings, files: StackFiles, specs: list[Servic
         console.line(f"ready in {time.monotonic() - started_at:.1f} s at {url}; try")
         console.line(curl_example(url, await asyncio.to_thread(served_model, url)))
 
-    with contextlib.ExitStack() as stack:
-        logs = {
-            spec.name: stack.enter_context(
-                contextlib.closing(ServiceLog(files.logs / f"{spec.name}.log"))
-            )
-            for spec in specs
-        }
+    with _show_endpoints(files, specs), _open_logs(files, specs) as logs:
         supervisor = Supervisor(specs, console, lambda name, text: logs[name].write(text), policy)
         _stop_on_signals(supervisor)
         try:
@@ -110,6 +102,45 @@ async def _supervise(settings: UpSettings, files: StackFiles, specs: list[Servic
                 sys.stderr.write(f"chiasm up: {error} See {files.logs}.\n")
             return _FAILED
     return 0
+
+
+@contextlib.contextmanager
+def _show_endpoints(files: StackFiles, specs: list[ServiceSpec]) -> Iterator[None]:
+    """Keep the file with the services' URLs while the stack runs.
+
+    Raises:
+        StateDirError: It cannot be written.
+    """
+    try:
+        files.endpoints.write_text(
+            json.dumps({spec.name: dict(spec.endpoints) for spec in specs}, indent=2) + "\n"
+        )
+    except OSError as error:
+        raise StateDirError(f"{files.endpoints} cannot be written: {error.strerror}.") from error
+    try:
+        yield
+    finally:
+        # Somebody may have taken the directory away; the stack has stopped all the same.
+        with contextlib.suppress(OSError):
+            files.endpoints.unlink()
+
+
+@contextlib.contextmanager
+def _open_logs(files: StackFiles, specs: list[ServiceSpec]) -> Iterator[dict[str, ServiceLog]]:
+    """Keep one log for each service open.
+
+    Raises:
+        StateDirError: One cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        logs: dict[str, ServiceLog] = {}
+        for spec in specs:
+            path = files.logs / f"{spec.name}.log"
+            try:
+                logs[spec.name] = stack.enter_context(contextlib.closing(ServiceLog(path)))
+            except OSError as error:
+                raise StateDirError(f"{path} cannot be written: {error.strerror}.") from error
+        yield logs
 
 
 def _stop_on_signals(supervisor: Supervisor) -> None:
@@ -130,15 +161,17 @@ def _check_model(model: str) -> None:
 
 @contextlib.contextmanager
 def _hold_state_dir(files: StackFiles) -> Iterator[None]:
-    """Make the state directory private and keep other stacks out of it.
+    """Make the state directory unless it is there, and keep other stacks out of it.
 
     Raises:
-        StateDirError: It cannot be made, or another stack uses it.
+        StateDirError: It cannot be made, is open to other users, or another stack uses it.
     """
     try:
-        files.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        files.state_dir.chmod(0o700)
+        make_private_folder(files.state_dir)
+        files.logs.mkdir(mode=0o700, exist_ok=True)
         lock = os.open(files.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except PrivateFileError as error:
+        raise StateDirError(f"The state directory cannot be used: {error}") from error
     except OSError as error:
         raise StateDirError(
             f"The state directory {files.state_dir} cannot be used: {error.strerror}."

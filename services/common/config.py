@@ -8,6 +8,7 @@ therefore be unique within a service.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,12 @@ __all__ = [
 SERVICE_TABLES = ("up", "gateway", "encoder", "generator")
 _OFF = ("0", "false")
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
+# What Kubernetes tells every container of each Service: of one named chiasm-encoder, among others,
+# CHIASM_ENCODER_SERVICE_HOST and CHIASM_ENCODER_PORT=tcp://10.0.0.7:8021.
+_KUBERNETES_NAME = re.compile(
+    r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_KUBERNETES_URL = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -56,7 +63,8 @@ def _check_redis_url(url: str) -> str:
             " yet"
         )
     try:
-        is_complete = bool(rest) and (scheme == "unix" or urlsplit(url).port != 0)
+        parts = urlsplit(url)
+        is_complete = bool(parts.path.strip("/") if scheme == "unix" else rest and parts.port != 0)
     except ValueError:
         is_complete = False
     if not is_complete:
@@ -173,7 +181,7 @@ def _read_environment(
         if environ.get(switch, "").strip().lower() in _OFF:
             values[name] = by_name[name].parse(text)
     for key, text in environ.items():
-        if not key.startswith(prefix):
+        if not key.startswith(prefix) or _is_of_kubernetes(key, text, by_env):
             continue
         if key == f"{prefix}CONFIG":
             values["config"] = text
@@ -186,6 +194,13 @@ def _read_environment(
     return values
 
 
+def _is_of_kubernetes(key: str, text: str, by_env: Mapping[str, Setting]) -> bool:
+    """Return whether Kubernetes set a variable, not somebody who meant a setting."""
+    if key.endswith("_PORT") and _KUBERNETES_URL.match(text):
+        return True
+    return key not in by_env and _KUBERNETES_NAME.fullmatch(key) is not None
+
+
 def _read_file(path: Path, service: str, settings: Sequence[Setting]) -> dict[str, Any]:
     """Return the values in the service's table of a TOML file that all services share."""
     try:
@@ -194,13 +209,15 @@ def _read_file(path: Path, service: str, settings: Sequence[Setting]) -> dict[st
         raise ConfigError(
             f"the configuration file {path} cannot be read: {error}", key="config", value=str(path)
         ) from error
-    for table in document:
+    for table, content in document.items():
         if table not in SERVICE_TABLES:
             raise ConfigError(
                 f"unknown table [{table}] in {path}",
                 key=table,
                 nearest=nearest(table, SERVICE_TABLES),
             )
+        if not isinstance(content, dict):
+            raise ConfigError(f"{table} in {path} must be a table", key=table, value=content)
     values: dict[str, Any] = {}
     groups = {setting.group for setting in settings if setting.group}
     by_name = {setting.name: setting for setting in settings}

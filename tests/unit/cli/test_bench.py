@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestServer
 from chiasm.cli import bench
 from chiasm.cli.bench import BenchPlan, Series, make_endpoints, markdown, plan_cells
 from chiasm.cli.bench_client import Endpoint, Timing
+from chiasm.cli.bench_command import run_bench
 from chiasm.cli.bench_load import (
     FLOOD,
     FLOOD_CLIENTS,
@@ -168,6 +169,22 @@ def test_flood_is_one_cell_and_unknown_workloads_are_refused() -> None:
     assert plan_cells(["text", FLOOD], "1,4") == [("text", 1), ("text", 4), (FLOOD, FLOOD_STREAMS)]
     with pytest.raises(ValueError, match="no workload"):
         plan_cells(["sound"], "1")
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["rounds", "requests", "input-tokens", "output-tokens", "image-size", "timeout-s"],
+)
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "many"])
+def test_numbers_that_are_not_positive_are_refused(
+    flag: str, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_bench(["http://127.0.0.1:1", "--model", "m", f"--{flag}={number}"])
+
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert f"argument --{flag}: '{number}' is no whole number of at least 1" in error
 
 
 def test_urls_may_have_names_and_models() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from email.message import Message
@@ -210,3 +211,26 @@ def test_what_cannot_be_reached_or_read_is_told(server: Server, tmp_path: Path) 
     assert "does not answer" in results[0].stderr
     assert "is not a URL" in results[1].stderr
     assert "cannot be read" in results[2].stderr
+
+
+@pytest.mark.parametrize("command", ["put", "estimate"])
+def test_pipe_is_refused_before_the_server_is_asked(server: Server, command: str) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"\x89PNG")
+    os.close(writer)
+
+    result = run(server, command, f"/dev/fd/{reader}")
+
+    assert result.exit_code == 1
+    assert "is no regular file; name one, or write what a pipe yields into one" in result.stderr
+    assert server.seen == []
+    assert os.read(reader, 4) == b"\x89PNG"
+    os.close(reader)
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://127.0.0.1:abc", "http://127.0.0.1:65536"])
+def test_url_of_a_server_that_cannot_be_is_told(url: str) -> None:
+    result = run(url, "ls")
+
+    assert result.exit_code == 1
+    assert f"{url} is not a URL such as" in result.stderr

@@ -80,3 +80,20 @@ def test_target_of_another_form_is_refused(target: str) -> None:
 
     assert problem is not None
     assert "neither grpc://" in problem
+
+
+@pytest.mark.parametrize(
+    "target", ["http://127.0.0.1:abc/", "http://[::1/", "http://127.0.0.1:65536", "grpc://h:abc"]
+)
+def test_address_that_cannot_be_is_told(target: str) -> None:
+    problem = run_probe(target, 5.0)
+
+    assert problem is not None
+    assert problem.startswith(f"{target} is no address: ")
+
+
+def test_path_that_cannot_be_sent_is_told(closed_port: int) -> None:
+    problem = run_probe(f"http://127.0.0.1:{closed_port}/é", 5.0)
+
+    assert problem is not None
+    assert "does not answer" in problem

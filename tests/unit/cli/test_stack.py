@@ -111,12 +111,42 @@ def test_flags_of_users_win_over_those_of_the_layout(state_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "grpc"),
-    [((), "127.0.0.1:8001"), (("--port", "9000"), ":9001"), (("--grpc-port", "7"), ":7")],
+    [
+        ((), "127.0.0.1:8001"),
+        (("--port", "9000"), ":9001"),
+        (("--grpc-port", "7"), ":7"),
+        (("--port", "65535", "--grpc-port", "65534"), ":65534"),
+    ],
 )
 def test_grpc_port_follows_the_http_port_unless_given(
     state_dir: Path, flags: tuple[str, ...], grpc: str
 ) -> None:
     assert layout(state_dir, *flags).specs()[-1].endpoints["grpc"].endswith(grpc)
+
+
+@pytest.mark.parametrize(
+    ("host", "listened", "reached"),
+    [
+        ("::1", "[::1]", "[::1]"),
+        ("[::1]", "[::1]", "[::1]"),
+        ("::", "[::]", "[::1]"),
+        ("0.0.0.0", "0.0.0.0", "127.0.0.1"),
+        ("gateway.internal", "gateway.internal", "gateway.internal"),
+    ],
+)
+def test_host_of_ipv6_stands_in_brackets_wherever_a_port_follows(
+    state_dir: Path, host: str, listened: str, reached: str
+) -> None:
+    gateway = layout(state_dir, "--host", host).specs()[-1]
+
+    assert gateway.command[gateway.command.index("--listen") + 1] == f"{listened}:8000"
+    assert gateway.command[gateway.command.index("--grpc-listen") + 1] == f"{listened}:8001"
+    assert gateway.address == f"http://{listened}:8000"
+    assert gateway.endpoints == {
+        "http": f"http://{reached}:8000",
+        "grpc": f"{listened}:8001",
+        "metrics": f"http://{reached}:8000/metrics",
+    }
 
 
 def test_model_services_spin_a_bounded_time_and_the_gateway_takes_one_thread(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,7 +10,6 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from chiasm.common.config import (
     ConfigError,
-    RedisUrl,
     ServiceSettings,
     SettingsGroup,
     load_settings,
@@ -40,7 +38,6 @@ class EncoderSettings(ServiceSettings):
     domains: tuple[str, ...] = Field((), description="Hosts")
     limit_mm_per_prompt: dict[str, int] = Field({}, description="Items by modality")
     is_strict: bool = Field(False, description="Refuse unknown fields")
-    redis_url: RedisUrl = Field("", description="Redis")
     api_key: SecretStr | None = Field(None, description="Key of clients")
     queue: QueueSettings = QueueSettings()
 
@@ -239,6 +236,17 @@ def test_configuration_file_that_cannot_be_read_is_named(
         load(file=path)
 
 
+@pytest.mark.parametrize("toml", ["encoder = 5", "up = 5", "[[encoder]]\nlisten = 'x'"])
+def test_configuration_file_with_a_value_in_place_of_a_table_is_refused(
+    tmp_path: Path, toml: str
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(toml)
+
+    with pytest.raises(ConfigError, match=r"c\.toml must be a table \(got "):
+        load(file=path)
+
+
 def test_missing_required_setting_is_named_by_its_flag() -> None:
     class ModelGroup(SettingsGroup):
         """Group."""
@@ -325,72 +333,3 @@ def test_log_fields_hold_every_setting_and_no_secret() -> None:
     assert set(fields) == {setting.name for setting in settings_of(EncoderSettings)}
     assert fields["domains"] == ["a"]
     assert "top-secret" not in str(fields)
-
-
-@pytest.mark.parametrize(
-    "url", ["", "redis://h", "rediss://u:p@h:6380/1", "unix:///run/redis.sock?db=1"]
-)
-def test_url_of_one_redis_is_taken(url: str) -> None:
-    assert load("--redis-url", url).redis_url == url
-
-
-@pytest.mark.parametrize(
-    ("url", "reason"),
-    [
-        ("redis+cluster://h", "Cluster and Sentinel are not supported yet"),
-        ("redis+sentinel://h/main", "Cluster and Sentinel are not supported yet"),
-        ("rdis://h", "must start with redis://, rediss:// or unix://"),
-        ("redis:h", "must start with redis://"),
-        ("h:6379", "must start with redis://"),
-        ("redis://", "must be redis://"),
-        ("redis://h:port", "must be redis://"),
-        ("unix://", "must be redis://"),
-    ],
-)
-def test_url_of_another_kind_is_refused(url: str, reason: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
-        load("--redis-url", url)
-
-    assert caught.value.key == "redis_url"
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "redis://:hidden@h:6379/0",
-        "rediss://user:hid@den@h",
-        "redis://h?password=hidden&db=1",
-        "unix://:hidden@/run/redis.sock",
-    ],
-)
-def test_password_of_a_url_is_not_logged(url: str) -> None:
-    shown = str(load("--redis-url", url).log_fields()["redis_url"])
-
-    assert "***" in shown
-    assert "hid" not in shown
-    assert shown.startswith(url.partition("://")[0])
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ("--redis-url", "rdis://:hidden@h"),
-        ("--redis-url", "redis//:hidden@h"),
-        ("--redis-ulr=redis://:hidden@h",),
-        ("redis://:hidden@h",),
-    ],
-)
-def test_password_of_a_url_is_in_no_refusal(argv: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load(*argv)
-
-    assert "hidden" not in str(caught.value)
-
-
-def test_password_of_a_url_under_an_unknown_key_of_a_file_is_not_shown(config_file: Path) -> None:
-    config_file.write_text('[encoder]\nredis_ulr = "redis://:hidden@h"\n')
-
-    with pytest.raises(ConfigError) as caught:
-        load(file=config_file)
-
-    assert "hidden" not in str(caught.value)

@@ -69,8 +69,8 @@ def test_a_socket_path_that_the_system_cannot_hold_is_refused() -> None:
         EmbeddedRedis(longest.with_name(longest.name + "x"))
 
 
-def test_a_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
+def test_a_directory_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
     with pytest.raises(EmbeddedRedisError, match="chmod it to 0700"):
         EmbeddedRedis(tmp_path).command()
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
-from chiasm.common.private_file import PrivateFileError, create_private, read_private
+from chiasm.common.private_file import (
+    PrivateFileError,
+    create_private,
+    make_private_folder,
+    read_private,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,3 +76,30 @@ def test_a_place_that_cannot_hold_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(PrivateFileError, match="cannot be written"):
         create_private(tmp_path / "file" / "secret", b"content")
+
+
+def test_a_folder_is_made_private_with_those_above_it(tmp_path: Path) -> None:
+    make_private_folder(tmp_path / "above" / "state")
+
+    assert (tmp_path / "above" / "state").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o770, 0o755, 0o740, 0o704, 0o702])
+def test_a_folder_that_is_open_to_others_is_refused_and_left_as_it_is(
+    tmp_path: Path, mode: int
+) -> None:
+    tmp_path.chmod(mode)
+
+    with pytest.raises(PrivateFileError, match="is open to other users; choose another folder, or"):
+        make_private_folder(tmp_path)
+
+    assert tmp_path.stat().st_mode & 0o7777 == mode
+
+
+def test_a_folder_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+
+    with pytest.raises(PrivateFileError, match="belongs to another user; choose another folder"):
+        make_private_folder(tmp_path)
