@@ -49,7 +49,8 @@ class ModelSpec:
         head_dim: Width of a head.
         hidden_size: Width of a hidden state and of an embedding row.
         vocab_size: Rows of the token embedding; token ids are below it.
-        max_positions: Longest context that it was trained for.
+        max_positions: Longest context in which the angles of a position are the same whatever is
+            computed beside it; at most what it was trained for.
         eos_token_ids: Tokens that end a sequence.
         positions: How positions are numbered.
         positions_per_s: Time positions that a second of video takes; ``None`` if every temporal
@@ -61,6 +62,8 @@ class ModelSpec:
             token sees only those before it.
         layer_windows: Positions that a token sees in each layer, itself included; 0 is all before
             it. Empty: all layers see everything.
+        positions_bound: Why ``max_positions`` is less than what it was trained for; empty if it is
+            not.
     """
 
     num_layers: int
@@ -76,6 +79,7 @@ class ModelSpec:
     logits: LogitsRule = LogitsRule()
     group_tokens: int = 0
     layer_windows: tuple[int, ...] = ()
+    positions_bound: str = ""
 
     @property
     def cache_groups(self) -> tuple[CacheGroup, ...]:
@@ -97,13 +101,14 @@ def read_model_spec(model: transformers.PreTrainedModel) -> ModelSpec:
     config = model.config.to_dict()
     family = family_of(config)
     num_q_heads: int = text_config.num_attention_heads
+    max_positions, positions_bound = _read_max_positions(text_config)
     return ModelSpec(
         num_layers=text_config.num_hidden_layers,
         num_kv_heads=getattr(text_config, "num_key_value_heads", None) or num_q_heads,
         head_dim=getattr(text_config, "head_dim", None) or text_config.hidden_size // num_q_heads,
         hidden_size=text_config.hidden_size,
         vocab_size=text_config.vocab_size,
-        max_positions=text_config.max_position_embeddings,
+        max_positions=max_positions,
         eos_token_ids=_read_eos_token_ids(model),
         positions=family.positions,
         positions_per_s=family.read_positions_per_s(config),
@@ -111,6 +116,31 @@ def read_model_spec(model: transformers.PreTrainedModel) -> ModelSpec:
         group_tokens=family.count_group_tokens(config),
         logits=_read_logits_rule(text_config),
         layer_windows=_read_layer_windows(text_config),
+        positions_bound=positions_bound,
+    )
+
+
+def _read_max_positions(text_config: transformers.PreTrainedConfig) -> tuple[int, str]:
+    """Return the longest context with angles of its own, and why it is not the trained one.
+
+    A forward holds many sequences, and parts of them. Angles of the type longrope are others for
+    all of it once one position is behind the original context; dynamic ones are the same up to
+    ``max_position_embeddings``.
+    """
+    trained: int = text_config.max_position_embeddings
+    parameters = getattr(text_config, "rope_parameters", None) or {}
+    by_layer = [value for value in parameters.values() if isinstance(value, dict)]
+    originals = (
+        rope.get("original_max_position_embeddings", trained)
+        for rope in by_layer or [parameters]
+        if rope.get("rope_type") == "longrope"
+    )
+    most = min(originals, default=trained)
+    if most >= trained:
+        return trained, ""
+    return most, (
+        f"it was trained for {trained}, but with its longrope factors one sequence of more than"
+        f" {most} would change the positions of all that are computed with it"
     )
 
 

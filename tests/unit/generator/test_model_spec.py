@@ -78,6 +78,35 @@ def test_layers_are_grouped_by_what_they_see(
     assert [(group.layers, group.window) for group in found] == groups
 
 
+LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("rope", "most"),
+    [
+        (LONGROPE, 64),
+        ({"full_attention": LONGROPE, "sliding_attention": {"rope_type": "default"}}, 64),
+        ({**LONGROPE, "original_max_position_embeddings": 2048}, 2048),
+        ({**LONGROPE, "rope_type": "yarn"}, 2048),
+        ({"rope_type": "dynamic", "factor": 4.0}, 2048),
+        (None, 2048),
+    ],
+    ids=["longrope", "one kind of layer", "not extended", "yarn", "dynamic", "no angles"],
+)
+def test_context_ends_where_angles_begin_to_depend_on_the_batch(
+    model: transformers.PreTrainedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    rope: dict[str, object] | None,
+    most: int,
+) -> None:
+    monkeypatch.setattr(model.config.get_text_config(), "rope_parameters", rope)
+
+    spec = read_model_spec(model)
+
+    assert spec.max_positions == most
+    assert ("trained for 2048" in spec.positions_bound) == (most < 2048)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
