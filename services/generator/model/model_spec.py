@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chiasm.common.families import family_of
+from chiasm.common.families import UnsupportedModelError, family_of
 
 if TYPE_CHECKING:
     import transformers
 
     from chiasm.common.families import PositionScheme
+
+_SLIDING = "sliding_attention"
+_SERVED_KINDS = ("full_attention", _SLIDING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +98,11 @@ def read_model_spec(model: transformers.PreTrainedModel) -> ModelSpec:
     """Return the facts about the language model of a loaded checkpoint.
 
     Raises:
-        UnsupportedModelError: No family of ours has this model type.
+        UnsupportedModelError: No family of ours has this model type, or its layers look back
+            otherwise than by attention to all or to the last positions.
     """
     text_config = model.config.get_text_config()
+    _check_layer_kinds(model, text_config)
     config = model.config.to_dict()
     family = family_of(config)
     num_q_heads: int = text_config.num_attention_heads
@@ -118,6 +123,23 @@ def read_model_spec(model: transformers.PreTrainedModel) -> ModelSpec:
         layer_windows=_read_layer_windows(text_config),
         positions_bound=positions_bound,
     )
+
+
+def _check_layer_kinds(
+    model: transformers.PreTrainedModel, text_config: transformers.PreTrainedConfig
+) -> None:
+    kinds = set(getattr(text_config, "layer_types", None) or ()).difference(_SERVED_KINDS)
+    if kinds:
+        raise UnsupportedModelError(
+            f"The text model {text_config.model_type!r} has layers of the kind"
+            f" {' and '.join(sorted(kinds))}; only {' and '.join(_SERVED_KINDS)} are served."
+        )
+    # Recurrent models do not all list the kinds of their layers, or call them attention.
+    if model.get_decoder()._is_stateful:  # type: ignore[no-untyped-call]  # transformers' own
+        raise UnsupportedModelError(
+            f"The text model {text_config.model_type!r} carries a state from token to token; only"
+            " models that look back by attention alone are served."
+        )
 
 
 def _read_max_positions(text_config: transformers.PreTrainedConfig) -> tuple[int, str]:
@@ -150,8 +172,8 @@ def _read_layer_windows(text_config: transformers.PreTrainedConfig) -> tuple[int
         window = 0
     # Without a list every layer has the window, as in Mistral and Phi-3.
     kinds = getattr(text_config, "layer_types", None)
-    kinds = kinds or ["sliding_attention"] * text_config.num_hidden_layers
-    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+    kinds = kinds or [_SLIDING] * text_config.num_hidden_layers
+    return tuple(window if kind == _SLIDING else 0 for kind in kinds)
 
 
 def _read_eos_token_ids(model: transformers.PreTrainedModel) -> frozenset[int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from chiasm.common.families import PositionScheme
+from chiasm.common.families import PositionScheme, UnsupportedModelError
 from chiasm.common.half_load import load_half
 from chiasm.generator.model.model_spec import LogitsRule, read_model_spec
 from chiasm.generator.model.text_model_io import apply_logits_rule
@@ -76,6 +76,26 @@ def test_layers_are_grouped_by_what_they_see(
     found = read_model_spec(model).cache_groups
 
     assert [(group.layers, group.window) for group in found] == groups
+
+
+@pytest.mark.parametrize("kind", ["conv", "chunked_attention", "linear_attention", "hybrid"])
+def test_layers_of_a_kind_that_is_not_served_are_refused_by_its_name(
+    model: transformers.PreTrainedModel, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    kinds = ["full_attention", kind, "sliding_attention"]
+    monkeypatch.setattr(model.config.get_text_config(), "layer_types", kinds)
+
+    with pytest.raises(UnsupportedModelError, match=f"'qwen2_vl_text' has .* kind {kind};"):
+        read_model_spec(model)
+
+
+def test_model_with_a_state_is_refused_whatever_its_layers_are_called(
+    model: transformers.PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.get_decoder(), "_is_stateful", True)  # type: ignore[no-untyped-call]
+
+    with pytest.raises(UnsupportedModelError, match="'qwen2_vl_text' carries a state"):
+        read_model_spec(model)
 
 
 LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 64}
