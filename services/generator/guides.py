@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from chiasm.common.errors import InvalidRequestError, OverloadedError
+from chiasm.common.errors import InvalidRequestError
 from chiasm.common.sampling import GUIDE_PARAM
+from chiasm.generator.compile_turns import CompileTurns
 from chiasm.generator.fair_queue import FairQueue
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     Key = tuple[str, Guide]
 
 MAX_GRAMMARS = 64
-MAX_COMPILATIONS = 32
-MAX_TENANT_COMPILATIONS = 16
 COMPILE_TIMEOUT_S = 5.0
 
 
@@ -35,7 +33,7 @@ class Guides:
         self._compiler = compiler
         self._grammars: dict[Key, Grammar] = {}
         self._queue: FairQueue[Key] = FairQueue()
-        self._compilations: Counter[str] = Counter()
+        self._turns = CompileTurns()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
 
     async def compile(self, guide: Guide, tenant: str) -> Grammar:
@@ -43,46 +41,49 @@ class Guides:
 
         Args:
             guide: What an output must look like.
-            tenant: Who asks; one tenant takes at most half of the places.
+            tenant: Who asks; tenants take turns as ``CompileTurns`` tells.
 
         Raises:
             InvalidRequestError: It is not valid, costs too much, or the model has no tokenizer.
-            OverloadedError: Too many guides, of all or of ``tenant``, wait to be compiled.
+            OverloadedError: Too many guides wait to be compiled, or this one waited too long.
         """
         key = (tenant, guide)
         if key in self._grammars:
-            self._queue.touch(key)
-            return self._grammars[key]
+            return self._use(key)
         if self._compiler is None:
             raise InvalidRequestError(
                 "The model has no tokenizer.json, which structured output needs.",
                 param=GUIDE_PARAM,
             )
-        num_waiting = self._compilations.total()
-        if num_waiting >= MAX_COMPILATIONS or self._compilations[tenant] >= MAX_TENANT_COMPILATIONS:
-            raise _overloaded()
-        self._compilations[tenant] += 1
-        compilation = self._thread.submit(self._compiler.compile, guide)
-        try:
-            async with asyncio.timeout(COMPILE_TIMEOUT_S):
-                grammar = await asyncio.wrap_future(compilation)
-        except TimeoutError:
-            # The thread goes on with what it has begun; the library's own limits end it.
-            if not compilation.running():
-                raise _overloaded() from None
+        await self._turns.take(tenant)
+        if key in self._grammars:  # another request compiled it while this one waited
+            self._turns.end()
+            return self._use(key)
+        compilation = asyncio.wrap_future(self._thread.submit(self._compiler.compile, guide))
+        compilation.add_done_callback(self._end_turn)
+        # The thread goes on with what nobody waits for; the library's own limits end it.
+        done, _ = await asyncio.wait([compilation], timeout=COMPILE_TIMEOUT_S)
+        if not done:
             raise InvalidRequestError(
                 f"The guide of the output was not compiled within {COMPILE_TIMEOUT_S:g} seconds.",
                 param=GUIDE_PARAM,
-            ) from None
-        finally:
-            self._compilations[tenant] -= 1
-            self._compilations += Counter()  # forgets tenants without any
+            )
+        grammar = compilation.result()
         self._keep(key, grammar)
         return grammar
 
     def close(self) -> None:
         """End the thread after what it is at."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _end_turn(self, compilation: asyncio.Future[Grammar]) -> None:
+        if not compilation.cancelled():
+            compilation.exception()  # is read here, where nobody may wait for it
+        self._turns.end()
+
+    def _use(self, key: Key) -> Grammar:
+        self._queue.touch(key)
+        return self._grammars[key]
 
     def _keep(self, key: Key, grammar: Grammar) -> None:
         tenant, _ = key
@@ -94,7 +95,3 @@ class Guides:
             forgotten = self._queue.pop(tenant)
             self._queue.charge(forgotten[0], -1)
             del self._grammars[forgotten]
-
-
-def _overloaded() -> OverloadedError:
-    return OverloadedError("Too many guides wait to be compiled.", retry_after_s=1.0)

@@ -82,6 +82,21 @@ TEXT_CONFIGS: Mapping[str, Mapping[str, object]] = {
     },
 }
 
+LONGROPE_CONTEXT = 64
+LONGROPE_CONFIG: Mapping[str, object] = {
+    "model_type": "phi3",
+    "original_max_position_embeddings": LONGROPE_CONTEXT,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [1.0 + 0.7 * index for index in range(8)],
+        "original_max_position_embeddings": LONGROPE_CONTEXT,
+        "factor": 32.0,
+    },
+}
+"""A text model whose angles depend on the longest sequence of a forward, beyond this context."""
+
 
 def make_text_model(path: Path, name: str, seed: int = 0) -> Path:
     """Write a checkpoint around a text model and return it.

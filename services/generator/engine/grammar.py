@@ -25,10 +25,11 @@ _FORMATS: dict[GuideKind, _Format] = {
     GuideKind.CHOICES: "choice",
     GuideKind.GRAMMAR: "grammar",
 }
-# Below the library's own, which compile for at most a quarter of a second.
 # A weak model would fill its answer with spaces; this is enough for any indentation in use.
 _JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r"[ \n\r\t]{1,20}"}
-_MAX_GRAMMAR_SIZE = 200_000
+# Below the library's own. An object is compiled in a time by the square of its properties: at the
+# most that this size allows, in less than `guides.py` waits.
+_MAX_GRAMMAR_SIZE = 50_000
 _MAX_LEXER_STATES = 50_000
 
 

@@ -72,10 +72,11 @@ def decide_sizes(
         spec.max_positions, *(tokens for tokens in capacities if tokens is not None), most
     )
     if capacity < (request.max_model_len or 2):
+        bound = f" ({spec.positions_bound})" if spec.positions_bound else ""
         raise CacheTooSmallError(
             f"A context of {request.max_model_len or 2} tokens is asked for, but the model takes"
-            f" {spec.max_positions} and a KV cache of {' and '.join(map(str, counts))} blocks of"
-            f" {request.block_size} tokens holds {capacity}."
+            f" {spec.max_positions}{bound} and a KV cache of {' and '.join(map(str, counts))} "
+            f"blocks of {request.block_size} tokens holds {capacity}."
         )
     sizes = tuple(
         GroupSize(count, group.window)

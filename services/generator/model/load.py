@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import structlog
 import torch
 
 from chiasm.common.graph_recorder import GraphRecorder
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from chiasm.generator.model.kv_cache import KVCacheLayout
     from chiasm.generator.model.make_decoder import DecoderChoice
     from chiasm.kernels.cpu.quantized_layer import Quantization
+
+log = structlog.get_logger("chiasm.generator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,10 @@ def load_model(
     model = load_half(path, "generator", dtype)
     torch.nn.Module.to(model, device)
     spec = read_model_spec(model)
+    if spec.positions_bound:
+        log.warning(
+            "context_shortened", max_positions=spec.max_positions, reason=spec.positions_bound
+        )
     dtype = model.dtype
     budget_bytes = decide_budget(
         model.config.get_text_config(), dtype, request, read_device_memory(device)

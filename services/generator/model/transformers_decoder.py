@@ -9,6 +9,7 @@ from transformers import AttentionInterface
 
 from chiasm.common.compute_threads import call_before_layers
 from chiasm.generator.model.attention import ATTENTION_NAME, AttentionContext, paged_attention
+from chiasm.generator.model.layer_probe import check_layers
 from chiasm.generator.model.model_spec import read_model_spec
 from chiasm.generator.model.text_model_io import (
     apply_logits_rule,
@@ -35,11 +36,16 @@ class TransformersDecoder:
     """
 
     def __init__(self, model: transformers.PreTrainedModel, cache: KVCache) -> None:
-        """Wrap ``model``, the generator half of a checkpoint, on the device of ``cache``."""
+        """Wrap ``model``, the generator half of a checkpoint, on the device of ``cache``.
+
+        Raises:
+            UnsupportedModelError: A layer does not attend as our attention function can.
+        """
         AttentionInterface.register(ATTENTION_NAME, paged_attention)
-        self._text_model = model.get_decoder()  # type: ignore[no-untyped-call]  # transformers' own
-        self._text_model.set_attn_implementation(ATTENTION_NAME)
         self._spec = read_model_spec(model)
+        self._text_model = model.get_decoder()  # type: ignore[no-untyped-call]  # transformers' own
+        check_layers(self._text_model, self._spec)
+        self._text_model.set_attn_implementation(ATTENTION_NAME)
         self._cache = cache
         self._embed = model.get_input_embeddings()
         self._head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # as above

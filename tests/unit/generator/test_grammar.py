@@ -31,6 +31,13 @@ SCHEMA = {
     "required": ["colour", "count", "names"],
     "additionalProperties": False,
 }
+# Together as many as one object may have, and some: those would take long to compile.
+MANY_PROPERTIES = {
+    "anyOf": [
+        {"properties": {f"{part}_{index}": {"type": "integer"} for index in range(40)}}
+        for part in range(200)
+    ]
+}
 GRAMMAR = 'start: "(" start ")" | "x" | "y"'
 
 
@@ -164,8 +171,9 @@ def test_guides_made_to_explode_do_not(compiler: GrammarCompiler) -> None:
         Guide(GuideKind.JSON_SCHEMA, "{"),
         Guide(GuideKind.JSON_SCHEMA, '{"type": "colour"}'),
         Guide(GuideKind.GRAMMAR, "start: nowhere"),
+        Guide(GuideKind.JSON_SCHEMA, json.dumps(MANY_PROPERTIES)),
     ],
-    ids=["regex", "json", "schema", "grammar"],
+    ids=["regex", "json", "schema", "grammar", "properties"],
 )
 def test_guide_that_is_wrong_or_too_large_is_refused(
     compiler: GrammarCompiler, guide: Guide

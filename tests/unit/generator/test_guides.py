@@ -10,7 +10,7 @@ import pytest
 
 from chiasm.common.errors import InvalidRequestError, OverloadedError
 from chiasm.common.sampling import Guide, GuideKind
-from chiasm.generator import guides
+from chiasm.generator import compile_turns, guides
 from chiasm.generator.guides import Guides
 
 if TYPE_CHECKING:
@@ -24,12 +24,15 @@ class _Compiler:
         self.may_go_on = threading.Event()
         self.may_go_on.set()
         self.seen: list[str] = []
+        self.errors: dict[str, Exception] = {}
         self.threads: set[str] = set()
 
     def compile(self, guide: Guide) -> Grammar:
         assert self.may_go_on.wait(10)
         self.seen.append(guide.text)
         self.threads.add(threading.current_thread().name)
+        if guide.text in self.errors:
+            raise self.errors[guide.text]
         return cast("Grammar", f"grammar of {guide.text}")
 
 
@@ -116,21 +119,14 @@ async def test_tenant_that_asks_makes_room_itself_where_it_has_as_much_as_anothe
     subject.close()
 
 
-async def test_guide_that_is_compiled_many_times_at_once_takes_one_place() -> None:
+async def test_guide_that_is_asked_for_many_times_at_once_is_compiled_once() -> None:
     compiler = _Compiler()
     subject = _guides(compiler)
-    own = [_guide(f"a{number}") for number in range(4)]
-    for guide in own:
-        compiling = [subject.compile(guide, "a") for _ in range(guides.MAX_TENANT_COMPILATIONS)]
-        await asyncio.gather(*compiling)
-    for number in range(guides.MAX_GRAMMARS):
-        await subject.compile(_guide(f"b{number}"), "b")
-    num_compiled = len(compiler.seen)
 
-    for guide in own:
-        await subject.compile(guide, "a")
+    grammars = await asyncio.gather(*(subject.compile(_guide("a"), "a") for _ in range(9)))
 
-    assert len(compiler.seen) == num_compiled
+    assert [str(grammar) for grammar in grammars] == ["grammar of a"] * 9
+    assert compiler.seen == ["a"]
     subject.close()
 
 
@@ -146,49 +142,93 @@ async def test_guide_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPa
     subject.close()
 
 
-async def test_guide_whose_turn_does_not_come_is_not_called_wrong(
+async def test_time_before_its_turn_does_not_count_against_a_guide(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(guides, "COMPILE_TIMEOUT_S", 0.05)
     compiler = _Compiler()
     compiler.may_go_on.clear()
     subject = _guides(compiler)
+    slow = asyncio.create_task(subject.compile(_guide("slow"), "a"))
+    behind = asyncio.create_task(subject.compile(_guide("behind"), "a"))
 
-    results = await asyncio.gather(
-        subject.compile(_guide("slow"), "a"),
-        subject.compile(_guide("behind"), "a"),
-        return_exceptions=True,
-    )
-
-    assert [type(result) for result in results] == [InvalidRequestError, OverloadedError]
+    with pytest.raises(InvalidRequestError):
+        await slow
     compiler.may_go_on.set()
+
+    assert str(await behind) == "grammar of behind"
     subject.close()
 
 
-async def test_waiting_guides_are_bounded_for_all_and_for_each_tenant() -> None:
+async def test_guide_whose_turn_does_not_come_is_not_called_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compile_turns, "MAX_WAIT_S", 0.01)
     compiler = _Compiler()
     compiler.may_go_on.clear()
     subject = _guides(compiler)
-    half = guides.MAX_TENANT_COMPILATIONS
-    assert 2 * half == guides.MAX_COMPILATIONS
-    waiting = [
-        asyncio.create_task(subject.compile(_guide(f"{tenant}{number}"), tenant))
-        for tenant in "ab"
-        for number in range(half - (tenant == "b"))
-    ]
+    slow = asyncio.create_task(subject.compile(_guide("slow"), "a"))
     await asyncio.sleep(0)
 
     with pytest.raises(OverloadedError):
-        await subject.compile(_guide("one more"), "a")
-    waiting.append(asyncio.create_task(subject.compile(_guide("the last place"), "b")))
-    await asyncio.sleep(0)
-    with pytest.raises(OverloadedError):
-        await subject.compile(_guide("one more"), "c")
+        await subject.compile(_guide("behind"), "a")
     compiler.may_go_on.set()
-    await asyncio.gather(*waiting)
+    await slow
+    subject.close()
 
-    for tenant in "abc":
-        assert str(await subject.compile(_guide("one more"), tenant)) == "grammar of one more"
+
+async def test_flood_of_one_tenant_is_no_queue_for_another() -> None:
+    compiler = _Compiler()
+    compiler.may_go_on.clear()
+    subject = _guides(compiler)
+    flood = [asyncio.create_task(subject.compile(_guide(f"a{i}"), "a")) for i in range(9)]
+    await asyncio.sleep(0)
+    other = asyncio.create_task(subject.compile(_guide("b"), "b"))
+    await asyncio.sleep(0)
+
+    compiler.may_go_on.set()
+    await asyncio.gather(*flood, other)
+
+    assert compiler.seen[:3] == ["a0", "b", "a1"]
+    subject.close()
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "refused"])
+async def test_turn_ends_with_the_compilation_and_not_with_who_asked(
+    monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr(guides, "COMPILE_TIMEOUT_S", 0.01)
+    compiler = _Compiler()
+    compiler.may_go_on.clear()
+    subject = _guides(compiler)
+    slow = asyncio.create_task(subject.compile(_guide("slow"), "a"))
+    await asyncio.sleep(0)
+    if ending == "cancelled":
+        slow.cancel()
+    await asyncio.wait([slow])
+
+    behind = asyncio.create_task(subject.compile(_guide("behind"), "b"))
+    await asyncio.sleep(0)
+    compiler.may_go_on.set()
+
+    assert str(await behind) == "grammar of behind"
+    assert compiler.seen == ["slow", "behind"]
+    subject.close()
+
+
+async def test_guide_that_is_wrong_ends_its_turn() -> None:
+    compiler = _Compiler()
+    subject = _guides(compiler)
+    wrong = InvalidRequestError("wrong", param="response_format")
+    compiler.errors["wrong"] = wrong
+
+    results = await asyncio.gather(
+        subject.compile(_guide("wrong"), "a"),
+        subject.compile(_guide("right"), "a"),
+        return_exceptions=True,
+    )
+
+    assert [str(result) for result in results] == [str(wrong), "grammar of right"]
     subject.close()
 
 

@@ -69,6 +69,14 @@ def test_context_that_model_or_cache_cannot_hold_is_refused(
         decide_sizes(BYTE_SPEC, torch.float32, wrong, budget_bytes)
 
 
+def test_refusal_says_why_the_model_takes_less_than_it_was_trained_for() -> None:
+    spec = replace(BYTE_SPEC, positions_bound="it was trained for 4096, but")
+    request = replace(REQUEST, max_model_len=513)
+
+    with pytest.raises(CacheTooSmallError, match=r"takes 512 \(it was trained for 4096, but\) and"):
+        decide_sizes(spec, torch.float32, request, BUDGET_BYTES)
+
+
 WINDOWED = replace(BYTE_SPEC, num_layers=4, layer_windows=(0, 32, 32, 0))
 # Of window and chunk, which begin and end within a block: (32 + 64) / 16 + 1.
 WINDOW_BLOCKS = 7

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from chiasm.common.families import PositionScheme
+from chiasm.common.families import PositionScheme, UnsupportedModelError
 from chiasm.common.half_load import load_half
 from chiasm.generator.model.model_spec import LogitsRule, read_model_spec
 from chiasm.generator.model.text_model_io import apply_logits_rule
@@ -76,6 +76,55 @@ def test_layers_are_grouped_by_what_they_see(
     found = read_model_spec(model).cache_groups
 
     assert [(group.layers, group.window) for group in found] == groups
+
+
+@pytest.mark.parametrize("kind", ["conv", "chunked_attention", "linear_attention", "hybrid"])
+def test_layers_of_a_kind_that_is_not_served_are_refused_by_its_name(
+    model: transformers.PreTrainedModel, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    kinds = ["full_attention", kind, "sliding_attention"]
+    monkeypatch.setattr(model.config.get_text_config(), "layer_types", kinds)
+
+    with pytest.raises(UnsupportedModelError, match=f"'qwen2_vl_text' has .* kind {kind};"):
+        read_model_spec(model)
+
+
+def test_model_with_a_state_is_refused_whatever_its_layers_are_called(
+    model: transformers.PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.get_decoder(), "_is_stateful", True)  # type: ignore[no-untyped-call]
+
+    with pytest.raises(UnsupportedModelError, match="'qwen2_vl_text' carries a state"):
+        read_model_spec(model)
+
+
+LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("rope", "most"),
+    [
+        (LONGROPE, 64),
+        ({"full_attention": LONGROPE, "sliding_attention": {"rope_type": "default"}}, 64),
+        ({**LONGROPE, "original_max_position_embeddings": 2048}, 2048),
+        ({**LONGROPE, "rope_type": "yarn"}, 2048),
+        ({"rope_type": "dynamic", "factor": 4.0}, 2048),
+        (None, 2048),
+    ],
+    ids=["longrope", "one kind of layer", "not extended", "yarn", "dynamic", "no angles"],
+)
+def test_context_ends_where_angles_begin_to_depend_on_the_batch(
+    model: transformers.PreTrainedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    rope: dict[str, object] | None,
+    most: int,
+) -> None:
+    monkeypatch.setattr(model.config.get_text_config(), "rope_parameters", rope)
+
+    spec = read_model_spec(model)
+
+    assert spec.max_positions == most
+    assert ("trained for 2048" in spec.positions_bound) == (most < 2048)
 
 
 @pytest.mark.parametrize(
