@@ -173,8 +173,15 @@ class MediaResolver:
         self, context: RequestContext, query: MediaQuery, source_digest: bytes
     ) -> bytes:
         """Return the id under which the embedding of the item is stored if encoded now."""
+        return self.embedding_ids(context, query, source_digest)[0]
+
+    def embedding_ids(
+        self, context: RequestContext, query: MediaQuery, source_digest: bytes
+    ) -> list[bytes]:
+        """Return all ids that the embedding may be stored under: one per secret, newest first."""
         source = self._source(context, query, source_digest)
-        return embedding_id(self._secrets.keys(context.tenant), source)
+        generations = self._secrets.generations(context.tenant)
+        return [embedding_id(keys, source) for keys in generations]
 
     async def _bind(
         self,
@@ -256,13 +263,12 @@ class MediaResolver:
     async def _find(
         self, context: RequestContext, query: MediaQuery, source_digest: bytes
     ) -> Resolution:
-        source = self._source(context, query, source_digest)
-        for keys in self._secrets.generations(context.tenant):
-            found_id = embedding_id(keys, source)
+        possible_ids = self.embedding_ids(context, query, source_digest)
+        for found_id in possible_ids:
             stored = await self._store.lookup(context.tenant, found_id)
             if stored is not None:
                 return Resolution(found_id, source_digest, stored)
-        return Resolution(self.embedding_id(context, query, source_digest), source_digest, None)
+        return Resolution(possible_ids[0], source_digest, None)
 
     def _without_store(self, context: RequestContext, query: MediaQuery) -> Resolution:
         if query.source_digest is None:
