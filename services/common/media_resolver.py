@@ -26,7 +26,7 @@ data are as good as unknown, and null media cannot be told.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -94,11 +94,14 @@ class Resolution:
         embedding_id: Id of its embedding; ``None`` if the source must be fetched to know it.
         source_digest: Digest of its source; ``None`` exactly if ``embedding_id`` is.
         stored: The embedding's ref and layout if it is in the store.
+        ttl_s: Seconds that the item's name asks for after each use; 0: as the store keeps
+            everything.
     """
 
     embedding_id: bytes | None
     source_digest: bytes | None
     stored: StoredEmbedding | None
+    ttl_s: int = 0
 
     @property
     def is_hit(self) -> bool:
@@ -220,6 +223,16 @@ class MediaResolver:
             target = await self._store.aliases.read(context.tenant, name)
         if query.source_digest is not None:
             _check_same(query, target, query.source_digest)
+        resolution = await self._find_target(context, query, target)
+        ttl_s = target.ttl_s if target is not None else 0
+        if query.uuid and resolution.stored is not None:
+            await self._store.keep_at_least(context.tenant, resolution.stored, ttl_s)
+        return replace(resolution, ttl_s=ttl_s)
+
+    async def _find_target(
+        self, context: RequestContext, query: MediaQuery, target: AliasTarget | None
+    ) -> Resolution:
+        if query.source_digest is not None:
             resolution = await self._find(context, query, query.source_digest)
             if resolution.stored is not None and resolution.embedding_id is not None:
                 num_tokens = resolution.stored.layout.num_tokens

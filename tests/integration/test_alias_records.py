@@ -91,3 +91,20 @@ async def test_item_that_is_sent_to_the_same_encoder_stays_described_as_it_was_n
 
     assert (await _bound(store)).record == first
     await store.close()
+
+
+@pytest.mark.parametrize("has_data", [True, False], ids=["data", "null"])
+async def test_use_of_a_name_keeps_an_embedding_of_others_as_long_as_the_name_asks(
+    redis_server: RedisServer, has_data: bool
+) -> None:
+    store = patient_store(redis_server.url, _SECRETS, ttl_s=30.0)
+    first = await _put_for_a_minute(store)
+    used = dataclasses.replace(_QUERY, source_digest=_DIGEST if has_data else None)
+
+    resolution = await MediaResolver(store, _SECRETS, _FIRST).resolve(_CONTEXT, used)
+
+    assert resolution.is_hit
+    assert resolution.ttl_s == 60
+    (left_s,) = await store.seconds_left("a", [first.embedding_id])
+    assert 30 < left_s <= 60
+    await store.close()
