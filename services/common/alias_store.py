@@ -98,7 +98,8 @@ class AliasStore:
         """Bind ``name`` to ``target`` unless it is bound; return what it is bound to now.
 
         Of several binders at once one wins and all are told the same source. If the same source is
-        bound already, its record stays and the newest URL it came by is kept.
+        bound already, the newest URL it came by is kept, and its record stays unless another
+        encoder made the embedding that it tells of.
 
         Raises:
             StoreUnavailableError: The store cannot be used now.
@@ -108,8 +109,13 @@ class AliasStore:
             bound = await self.read(tenant, name)
             if bound is not None and bound.source_digest != target.source_digest:
                 return bound
-            if await self._write(keys, name, bound, target):
-                return target
+            if bound is None:
+                if await self._create(keys, name, target):
+                    return target
+                continue
+            renewed = _renew(bound, target)
+            if renewed == bound or await self._replace(tenant, name, bound, renewed):
+                return renewed
         return await self.read(tenant, name) or target
 
     async def describe(
@@ -130,11 +136,8 @@ class AliasStore:
             if bound is None:
                 return None
             target = replace(bound, record=_merge(bound.record, record))
-            if target == bound:
-                return bound
-            for keys in self._secrets.generations(tenant):
-                if await self._replace(keys, name, bound, target):
-                    return target
+            if target == bound or await self._replace(tenant, name, bound, target):
+                return target
         return None
 
     async def delete(self, tenant: str, name: AliasName) -> bool:
@@ -163,26 +166,23 @@ class AliasStore:
             await self._redis.execute([("PEXPIRE", key, self._ttl_ms(target.ttl_s))])
         return target
 
-    async def _write(
-        self, keys: TenantKeys, name: AliasName, bound: AliasTarget | None, target: AliasTarget
-    ) -> bool:
-        if bound is not None and target.url_digest in (b"", bound.url_digest):
-            return True
-        if bound is not None:
-            kept = replace(target, record=bound.record or target.record)
-            return await self._replace(keys, name, bound, kept)
+    async def _create(self, keys: TenantKeys, name: AliasName, target: AliasTarget) -> bool:
         key, new = _key(keys.tag, alias_hash(keys, name)), self._seal(keys, name, target)
         ttl_ms = self._ttl_ms(target.ttl_s)
         (reply,) = await self._redis.execute([("SET", key, new, "NX", "PX", ttl_ms)])
         return bool(reply)
 
     async def _replace(
-        self, keys: TenantKeys, name: AliasName, bound: AliasTarget, target: AliasTarget
+        self, tenant: str, name: AliasName, bound: AliasTarget, target: AliasTarget
     ) -> bool:
-        key = _key(keys.tag, alias_hash(keys, name))
-        old, new = self._seal(keys, name, bound), self._seal(keys, name, target)
-        command = ("SET", key, new, "PX", self._ttl_ms(target.ttl_s))
-        return await self._redis.execute_if(key, old, command)
+        """Write ``target`` where ``bound`` stands, under whichever secret; tell if it stood."""
+        for keys in self._secrets.generations(tenant):
+            key = _key(keys.tag, alias_hash(keys, name))
+            old, new = self._seal(keys, name, bound), self._seal(keys, name, target)
+            command = ("SET", key, new, "PX", self._ttl_ms(target.ttl_s))
+            if await self._redis.execute_if(key, old, command):
+                return True
+        return False
 
     def _ttl_ms(self, ttl_s: int) -> int:
         return int((ttl_s or 2 * self._embedding_ttl_s) * 1000)
@@ -200,6 +200,15 @@ class AliasStore:
 def alias_prefix(tag: str) -> str:
     """Return what the Redis keys of all aliases of the tenant with ``tag`` begin with."""
     return f"chiasm:{tag}:a:"
+
+
+def _renew(bound: AliasTarget, target: AliasTarget) -> AliasTarget:
+    """Return ``bound`` with what another bind to the same source tells anew."""
+    record, newer = bound.record, target.record
+    if newer is not None and (record is None or record.fingerprint != newer.fingerprint):
+        # The embedding of the record's fingerprint cannot be used by who binds now.
+        record = replace(_merge(record, newer), ttl_s=bound.ttl_s)
+    return AliasTarget(bound.source_digest, target.url_digest or bound.url_digest, record)
 
 
 def _merge(old: AliasRecord | None, new: AliasRecord) -> AliasRecord:

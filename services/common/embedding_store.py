@@ -56,10 +56,17 @@ DEFAULT_TTL_S = 24 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class StoredEmbedding:
-    """What the store tells of an embedding without its tensors."""
+    """What the store tells of an embedding without its tensors.
+
+    Attributes:
+        ref: Identity and shapes.
+        layout: How the item stands in the prompt.
+        ttl_s: Seconds it is kept after each use; 0: as the store keeps everything.
+    """
 
     ref: EmbeddingRef
     layout: MediaLayout
+    ttl_s: int = 0
 
 
 class EmbeddingStore:
@@ -116,7 +123,10 @@ class EmbeddingStore:
                 await self._discard(tenant, entry, "chunk_missing")
                 entry = None
         STORE_LOOKUPS.labels("miss" if entry is None else "hit").inc()
-        return None if entry is None else StoredEmbedding(entry.manifest.ref, entry.manifest.layout)
+        if entry is None:
+            return None
+        manifest = entry.manifest
+        return StoredEmbedding(manifest.ref, manifest.layout, manifest.ttl_s)
 
     async def get(self, tenant: str, ref: EmbeddingRef) -> Embedding | None:
         """Return the embedding that ``ref`` names, and renew its time.
@@ -144,13 +154,16 @@ class EmbeddingStore:
         STORE_BYTES.labels("get").inc(ref.num_bytes)
         return Embedding(ref, [buffer.toreadonly() for buffer in buffers])
 
-    async def put(self, tenant: str, embedding: Embedding, layout: MediaLayout) -> None:
+    async def put(
+        self, tenant: str, embedding: Embedding, layout: MediaLayout, ttl_s: int = 0
+    ) -> None:
         """Store ``embedding``; when this returns, ``lookup`` and ``get`` find it.
 
         Args:
             tenant: Tenant it belongs to.
             embedding: Its buffers must not change until this returns.
             layout: How the item stands in the prompt.
+            ttl_s: Seconds it is kept after each use; 0: as the store keeps everything.
 
         Raises:
             StoreUnavailableError: It was not stored; the caller sends it inline.
@@ -170,8 +183,8 @@ class EmbeddingStore:
                 if self._share is not None:
                     await self._share.make_room(tenant, written, ref.num_bytes)
                 try:
-                    digests = await self._write_chunks(chunks)
-                    manifest = Manifest(ref, layout, write_id, CHUNK_BYTES, digests)
+                    digests = await self._write_chunks(chunks, 2 * self._ttl_ms(ttl_s))
+                    manifest = Manifest(ref, layout, write_id, CHUNK_BYTES, digests, ttl_s)
                     await self._write_manifest(tenant, manifest)
                 except StoreRefusedError:
                     # A full Redis must not stay full of chunks that no manifest names.
@@ -210,7 +223,7 @@ class EmbeddingStore:
         if entry is None:
             return False
         manifest = replace(entry.manifest, ttl_s=ttl_s)
-        old_ms, new_ms = self._ttl_ms(entry.manifest), self._ttl_ms(manifest)
+        old_ms, new_ms = self._ttl_ms(entry.manifest.ttl_s), self._ttl_ms(ttl_s)
         if new_ms == old_ms or (new_ms < old_ms and not may_shorten):
             return True
         key = manifest_key(tenant, embedding_id)
@@ -218,6 +231,17 @@ class EmbeddingStore:
         # If another writer has replaced the manifest meanwhile, its entry stays as it is.
         await self._redis.execute_if(key, entry.envelope, ("SET", key, envelope, "PX", new_ms))
         return await self._renew_chunks(tenant, manifest)
+
+    async def keep_at_least(self, tenant: str, stored: StoredEmbedding, ttl_s: int) -> None:
+        """Keep ``stored`` for ``ttl_s`` after each use, or longer if it is; 0: as everything.
+
+        Nothing is sent if it is kept long enough.
+
+        Raises:
+            StoreUnavailableError: The store cannot be used now.
+        """
+        if self._ttl_ms(stored.ttl_s) < self._ttl_ms(ttl_s):
+            await self.set_ttl(tenant, stored.ref.embedding_id, ttl_s, may_shorten=False)
 
     async def seconds_left(self, tenant: str, embedding_ids: Sequence[bytes]) -> list[float]:
         """Return in how many seconds each embedding is forgotten if not used; 0: it is not there.
@@ -266,15 +290,15 @@ class EmbeddingStore:
             await self._redis.execute_if(key, envelope, ("UNLINK", key))
             return None
         if manifest.ttl_s:
-            await self._redis.execute([("PEXPIRE", key, self._ttl_ms(manifest))])
+            await self._redis.execute([("PEXPIRE", key, self._ttl_ms(manifest.ttl_s))])
         return _Entry(manifest, envelope)
 
-    def _ttl_ms(self, manifest: Manifest) -> int:
-        """Return how long the manifest is kept after each use; its chunks live twice as long."""
-        return int((manifest.ttl_s or self._ttl_s) * 1000)
+    def _ttl_ms(self, ttl_s: int) -> int:
+        """Return how long a manifest is kept after each use; its chunks live twice as long."""
+        return int((ttl_s or self._ttl_s) * 1000)
 
     async def _renew_chunks(self, tenant: str, manifest: Manifest) -> bool:
-        keys, ttl_ms = _manifest_chunk_keys(tenant, manifest), 2 * self._ttl_ms(manifest)
+        keys, ttl_ms = _manifest_chunk_keys(tenant, manifest), 2 * self._ttl_ms(manifest.ttl_s)
         return all(await self._redis.execute([("PEXPIRE", key, ttl_ms) for key in keys]))
 
     async def _read_chunks(
@@ -289,22 +313,22 @@ class EmbeddingStore:
         def accept(index: int) -> bool:
             return digest_of(chunks[index].memory) == digests[index]
 
-        return await self._redis.read_chunks(chunks, 2 * self._ttl_ms(manifest), accept)
+        return await self._redis.read_chunks(chunks, 2 * self._ttl_ms(manifest.ttl_s), accept)
 
-    async def _write_chunks(self, chunks: Sequence[KeyedChunk]) -> tuple[bytes, ...]:
+    async def _write_chunks(self, chunks: Sequence[KeyedChunk], ttl_ms: int) -> tuple[bytes, ...]:
         """Store ``chunks``; return the digest of each, made while Redis reads it."""
         digests: list[bytes] = []
 
         def note(index: int) -> None:
             digests.append(digest_of(chunks[index].memory))
 
-        await self._redis.write_chunks(chunks, int(2000 * self._ttl_s), note)
+        await self._redis.write_chunks(chunks, ttl_ms, note)
         return tuple(digests)
 
     async def _write_manifest(self, tenant: str, manifest: Manifest) -> None:
         envelope = seal_manifest(self._secrets.keys(tenant), manifest)
         key = manifest_key(tenant, manifest.ref.embedding_id)
-        await self._redis.execute([("SET", key, envelope, "PX", self._ttl_ms(manifest))])
+        await self._redis.execute([("SET", key, envelope, "PX", self._ttl_ms(manifest.ttl_s))])
 
     async def _discard(self, tenant: str, entry: _Entry, reason: str) -> None:
         STORE_BAD_ENTRIES.labels(reason).inc()

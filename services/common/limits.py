@@ -11,6 +11,9 @@ from typing import TypeVar
 
 from chiasm.common.errors import InvalidRequestError, TooLargeError
 
+MAX_MEDIA_TTL_S = 366 * 24 * 3600
+"""Most seconds that a server may let clients keep a media item after each use."""
+
 _MIB = 1 << 20
 
 Number = TypeVar("Number", int, float)

@@ -26,7 +26,7 @@ data are as good as unknown, and null media cannot be told.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -94,11 +94,14 @@ class Resolution:
         embedding_id: Id of its embedding; ``None`` if the source must be fetched to know it.
         source_digest: Digest of its source; ``None`` exactly if ``embedding_id`` is.
         stored: The embedding's ref and layout if it is in the store.
+        ttl_s: Seconds that the item's name asks for after each use; 0: as the store keeps
+            everything.
     """
 
     embedding_id: bytes | None
     source_digest: bytes | None
     stored: StoredEmbedding | None
+    ttl_s: int = 0
 
     @property
     def is_hit(self) -> bool:
@@ -173,8 +176,15 @@ class MediaResolver:
         self, context: RequestContext, query: MediaQuery, source_digest: bytes
     ) -> bytes:
         """Return the id under which the embedding of the item is stored if encoded now."""
+        return self.embedding_ids(context, query, source_digest)[0]
+
+    def embedding_ids(
+        self, context: RequestContext, query: MediaQuery, source_digest: bytes
+    ) -> list[bytes]:
+        """Return all ids that the embedding may be stored under: one per secret, newest first."""
         source = self._source(context, query, source_digest)
-        return embedding_id(self._secrets.keys(context.tenant), source)
+        generations = self._secrets.generations(context.tenant)
+        return [embedding_id(keys, source) for keys in generations]
 
     async def _bind(
         self,
@@ -213,6 +223,16 @@ class MediaResolver:
             target = await self._store.aliases.read(context.tenant, name)
         if query.source_digest is not None:
             _check_same(query, target, query.source_digest)
+        resolution = await self._find_target(context, query, target)
+        ttl_s = target.ttl_s if target is not None else 0
+        if query.uuid and resolution.stored is not None:
+            await self._store.keep_at_least(context.tenant, resolution.stored, ttl_s)
+        return replace(resolution, ttl_s=ttl_s)
+
+    async def _find_target(
+        self, context: RequestContext, query: MediaQuery, target: AliasTarget | None
+    ) -> Resolution:
+        if query.source_digest is not None:
             resolution = await self._find(context, query, query.source_digest)
             if resolution.stored is not None and resolution.embedding_id is not None:
                 num_tokens = resolution.stored.layout.num_tokens
@@ -256,13 +276,12 @@ class MediaResolver:
     async def _find(
         self, context: RequestContext, query: MediaQuery, source_digest: bytes
     ) -> Resolution:
-        source = self._source(context, query, source_digest)
-        for keys in self._secrets.generations(context.tenant):
-            found_id = embedding_id(keys, source)
+        possible_ids = self.embedding_ids(context, query, source_digest)
+        for found_id in possible_ids:
             stored = await self._store.lookup(context.tenant, found_id)
             if stored is not None:
                 return Resolution(found_id, source_digest, stored)
-        return Resolution(self.embedding_id(context, query, source_digest), source_digest, None)
+        return Resolution(possible_ids[0], source_digest, None)
 
     def _without_store(self, context: RequestContext, query: MediaQuery) -> Resolution:
         if query.source_digest is None:

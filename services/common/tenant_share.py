@@ -13,6 +13,8 @@ Invariants:
 
 - An embedding is recorded before it is written. Who begins a segment has forgotten those of the
   segment that leaves the share by then.
+- Whenever a tenant writes, all its records are renewed, for twice the longest time that embeddings
+  are kept after a use: until then none is out of sight, however long use has kept it there.
 - Records tell only what to forget, and only of the tenant under whose key they stand. If Redis
   loses them, or a process dies on the way, embeddings stay beyond the share until their time ends.
 """
@@ -23,6 +25,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from chiasm.common.errors import StoreUnavailableError
+from chiasm.common.limits import MAX_MEDIA_TTL_S
 from chiasm.common.manifest import WRITE_ID_BYTES, WRITE_ID_OFFSET
 from chiasm.common.media import DIGEST_BYTES
 from chiasm.common.metrics import STORE_SHARE_FORGOTTEN
@@ -56,11 +59,13 @@ class TenantShare:
         Args:
             redis: The Redis of the store.
             share_bytes: Bytes of embeddings that a tenant may have, with ``KEY_BYTES`` per key.
-            ttl_s: Seconds that the store keeps an embedding after its last use.
+            ttl_s: Seconds that the store keeps an embedding after its last use if it has no time of
+                its own.
         """
         self._redis = redis
         self._segment_bytes = max(1, share_bytes // NUM_SEGMENTS)
-        self._ttl_ms = int(2000 * ttl_s)
+        # Chunks are kept twice as long as their manifest.
+        self._ttl_ms = int(2000 * max(ttl_s, MAX_MEDIA_TTL_S))
 
     async def make_room(self, tenant: str, written: Written, num_bytes: int) -> None:
         """Count what is about to be written and forget what leaves the share for it.
@@ -83,10 +88,14 @@ class TenantShare:
         )
         assert isinstance(end, int), "INCRBY returns a number"
         start = end - charge
+        before, last = (start - 1) // self._segment_bytes, (end - 1) // self._segment_bytes
         key = f"{counter}:{start // self._segment_bytes}"
         record = _RECORD.pack(written.embedding_id, written.write_id, written.num_chunks)
-        await self._redis.execute([("APPEND", key, record), ("PEXPIRE", key, self._ttl_ms)])
-        before, last = (start - 1) // self._segment_bytes, (end - 1) // self._segment_bytes
+        renewals: list[Command] = [
+            ("PEXPIRE", f"{counter}:{kept}", self._ttl_ms)
+            for kept in range(max(0, last - NUM_SEGMENTS + 1), last + 1)
+        ]
+        await self._redis.execute([("APPEND", key, record), *renewals])
         for begun in range(before + 1, last + 1):
             await self._forget_segment(tenant, f"{counter}:{begun - NUM_SEGMENTS}")
 

@@ -56,7 +56,7 @@ class Catalog:
                 embedding_ids.add(peeked.target.record.embedding_id)
         if digest is None:
             return was_bound
-        embedding_ids.add(self._resolver.embedding_id(key.context, _query(key), digest))
+        embedding_ids.update(self._resolver.embedding_ids(key.context, _query(key), digest))
         were_stored = [await self._store.delete(tenant, one) for one in embedding_ids]
         return was_bound or any(were_stored)
 

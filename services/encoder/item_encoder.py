@@ -52,11 +52,12 @@ class Stages:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An embedding, whether the store took it, and how long the stages took."""
+    """An embedding, whether and how long the store keeps it, and how long the stages took."""
 
     embedding: Embedding
     is_stored: bool
     timings: StageTimings
+    ttl_s: int
 
 
 class ItemEncoder:
@@ -97,8 +98,16 @@ class ItemEncoder:
         preprocessor = self._stages.preprocessors[modality]
         return await preprocessor.plan(self._stages.decoder, source, options)
 
-    async def encode(self, tenant: str, item: PlannedItem, ref: EmbeddingRef) -> Encoded:
+    async def encode(
+        self, tenant: str, item: PlannedItem, ref: EmbeddingRef, ttl_s: int = 0
+    ) -> Encoded:
         """Encode an item and put its embedding into the store, if the store can take it.
+
+        Args:
+            tenant: Tenant that it belongs to.
+            item: The item.
+            ref: What its embedding is called.
+            ttl_s: Seconds the store keeps it after each use; 0: as it keeps everything.
 
         Raises:
             InvalidRequestError: The item cannot be decoded or processed.
@@ -111,10 +120,15 @@ class ItemEncoder:
         ENCODER_ENCODED_ITEMS.labels(ref.modality.value).inc()
         parts = torch.chunk(output.rows, len(ref.tensors), dim=1)
         embedding = Embedding(ref, [bytes_of(part.contiguous()) for part in parts])
-        return await self.keep(tenant, embedding, item.layout, timings)
+        return await self.keep(tenant, embedding, item.layout, timings, ttl_s)
 
     async def keep(
-        self, tenant: str, embedding: Embedding, layout: MediaLayout, timings: StageTimings
+        self,
+        tenant: str,
+        embedding: Embedding,
+        layout: MediaLayout,
+        timings: StageTimings,
+        ttl_s: int = 0,
     ) -> Encoded:
         """Put an embedding into the store, if the store can take it.
 
@@ -123,16 +137,17 @@ class ItemEncoder:
             embedding: The embedding.
             layout: How it stands in the prompt.
             timings: Seconds of the stages before this one.
+            ttl_s: Seconds the store keeps it after each use; 0: as it keeps everything.
         """
         started = time.monotonic()
         is_stored = True
         try:
-            await self._stages.store.put(tenant, embedding, layout)
+            await self._stages.store.put(tenant, embedding, layout, ttl_s)
         except StoreUnavailableError as error:
             is_stored = False
             log.warning("embedding_not_stored", reason=error.reason)
         store_s = time.monotonic() - started
-        return Encoded(embedding, is_stored, replace(timings, store_s=store_s))
+        return Encoded(embedding, is_stored, replace(timings, store_s=store_s), ttl_s)
 
     async def warm_up(self) -> None:
         """Run an item of each kind through every stage but the store; raises what these raise."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -168,7 +168,7 @@ class EncodePipeline:
             ticket.queue_work(resolution.embedding_id, item.num_pixels)
             ref = self._ref(command, resolution.embedding_id, item)
             yield ItemPlanned(ref, item.layout, CacheStatus.MISS)
-            events = await self._encode(command, item, ref, source)
+            events = await self._encode(command, item, ref, source, resolution.ttl_s)
             num_tokens = item.layout.num_tokens
             await self._parts.resolver.bind(command.context, query, source.digest, num_tokens)
         for event in events:
@@ -227,30 +227,41 @@ class EncodePipeline:
         item: PlannedItem | ReadyItem,
         ref: EmbeddingRef,
         source: SourceData | ReadyTensor,
+        ttl_s: int,
     ) -> list[EncodeEvent]:
         tenant = command.context.tenant
         fetch_s = source.fetch_s if isinstance(source, SourceData) else 0.0
         outcome = await self._parts.flights.run(
-            tenant, ref.embedding_id, lambda: self._make(tenant, item, ref)
+            tenant, ref.embedding_id, lambda: self._make(tenant, item, ref, ttl_s)
         )
+        if command.uuid:
+            stored = StoredEmbedding(ref, item.layout, outcome.ttl_s)
+            await self._keep_at_least(tenant, stored, ttl_s)
         if isinstance(outcome, StoredEmbedding):
             if command.delivery is Delivery.STORE:
                 return [ItemReady(CacheStatus.HIT, ref.num_bytes, StageTimings(fetch_s=fetch_s))]
             embedding = await self._get(command, ref)
             if embedding is not None:
                 return list(_inline(embedding, StageTimings(fetch_s=fetch_s)))
-            outcome = await self._make(tenant, item, ref)
+            outcome = await self._make(tenant, item, ref, ttl_s)
         timings = replace(outcome.timings, fetch_s=fetch_s)
         if outcome.is_stored and command.delivery is Delivery.STORE:
             return [ItemReady(CacheStatus.MISS, ref.num_bytes, timings)]
         return list(_inline(outcome.embedding, timings))
 
-    async def _make(self, tenant: str, item: PlannedItem | ReadyItem, ref: EmbeddingRef) -> Encoded:
+    async def _keep_at_least(self, tenant: str, stored: StoredEmbedding, ttl_s: int) -> None:
+        """Keep what may have been encoded for another name as long as this one asks."""
+        with suppress(StoreUnavailableError):
+            await self._parts.store.keep_at_least(tenant, stored, ttl_s)
+
+    async def _make(
+        self, tenant: str, item: PlannedItem | ReadyItem, ref: EmbeddingRef, ttl_s: int
+    ) -> Encoded:
         encoder = self._parts.encoder
         if isinstance(item, ReadyItem):
             embedding = Embedding(ref, [bytes_of(item.rows)])
-            return await encoder.keep(tenant, embedding, item.layout, StageTimings())
-        return await encoder.encode(tenant, item, ref)
+            return await encoder.keep(tenant, embedding, item.layout, StageTimings(), ttl_s)
+        return await encoder.encode(tenant, item, ref, ttl_s)
 
     async def _get(self, command: EncodeCommand, ref: EmbeddingRef) -> Embedding | None:
         try:

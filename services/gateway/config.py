@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from chiasm.common.config import RedisUrl, ServiceSettings, SettingsGroup
 from chiasm.common.convert import modality_to_proto, options_from_proto
 from chiasm.common.errors import InvalidRequestError
+from chiasm.common.limits import MAX_MEDIA_TTL_S
 from chiasm.common.media import Modality
 
 from .content_format import ContentFormat
@@ -150,6 +151,7 @@ class LimitSettings(SettingsGroup):
     max_media_ttl_s: float = Field(
         7 * 24 * 3600.0,
         ge=1,
+        le=MAX_MEDIA_TTL_S,
         description="Most seconds a media object is kept after its last use if it asks for more.",
     )
 

@@ -153,7 +153,7 @@ class MediaLibrary:
             raise _not_found(name)
         alias, target = found[0][0], found[0][1].target
         plain = MediaQuery(alias.modality, ProcessingOptions())
-        embedding_ids = {resolver.embedding_id(context, plain, target.source_digest)}
+        embedding_ids = set(resolver.embedding_ids(context, plain, target.source_digest))
         if target.record is not None:
             embedding_ids.add(target.record.embedding_id)
         await store.aliases.delete(tenant, alias)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
 from chiasm.common.errors import StoreUnavailableError
+from chiasm.common.limits import MAX_MEDIA_TTL_S
 from chiasm.common.metrics import STORE_SHARE_FORGOTTEN
 from chiasm.common.secrets import StoreSecrets
 from chiasm.common.tenant_share import KEY_BYTES, NUM_SEGMENTS
@@ -170,6 +172,44 @@ async def test_records_of_a_lost_counter_end_with_their_time(
 
     # What was written before the loss was recorded in segments that were written to again.
     assert len(await _found(store, "a", 2 * _NUM_IN_SHARE)) <= _NUM_IN_SHARE
+
+
+async def test_what_use_has_kept_for_long_counts_as_what_was_just_written(
+    redis_server: RedisServer,
+) -> None:
+    ttl_s = 1.0
+    store = patient_store(redis_server.url, _SECRETS, ttl_s, tenant_bytes=_SHARE)
+    await _put(store, "a", *range(_NUM_IN_SHARE))
+    ends_at = time.monotonic() + 2.5 * ttl_s
+    while time.monotonic() < ends_at:
+        for seed in range(_NUM_IN_SHARE):
+            await store.lookup("a", _ref(seed).embedding_id)
+        await asyncio.sleep(0.1 * ttl_s)
+
+    await _put(store, "a", *range(_NUM_IN_SHARE, 2 * _NUM_IN_SHARE))
+
+    assert len(await _found(store, "a", 2 * _NUM_IN_SHARE)) <= _NUM_IN_SHARE
+    await store.close()
+
+
+async def test_a_write_renews_all_records_for_longer_than_any_embedding_is_kept(
+    store: EmbeddingStore, redis_server: RedisServer
+) -> None:
+    await _put(store, "a", *range(2 * _NUM_IN_SHARE))
+    records = [key for key in await redis_server.keys() if ":n" in key]
+    for key in records:
+        await redis_server.admin.pexpire(key, 50_000)
+
+    await _put(store, "a", 0)
+    assert await store.set_ttl("a", _ref(0).embedding_id, MAX_MEDIA_TTL_S, may_shorten=False)
+
+    records = [key for key in await redis_server.keys() if ":n" in key]
+    others = [key for key in await redis_server.keys() if ":n" not in key]
+    lives = [await redis_server.admin.pttl(key) / 1000 for key in records]
+    longest = max([await redis_server.admin.pttl(key) / 1000 for key in others])
+    assert len(lives) == 1 + NUM_SEGMENTS
+    assert longest > MAX_MEDIA_TTL_S
+    assert min(lives) >= longest - 10
 
 
 async def test_forgotten_tenant_begins_anew(

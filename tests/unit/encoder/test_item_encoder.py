@@ -63,7 +63,7 @@ class _Stages:
         await self.encoded.put(None)
         return TowerRows(self.rows, 0.0)
 
-    async def put(self, tenant: str, embedding: Embedding, layout: MediaLayout) -> None:
+    async def put(self, tenant: str, embedding: Embedding, layout: MediaLayout, ttl_s: int) -> None:
         await self.may_store.wait()
         if self.is_store_down:
             raise StoreUnavailableError("The fake store is down.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chiasm.common.config import ConfigError, load_settings
+from chiasm.common.limits import MAX_MEDIA_TTL_S
 from chiasm.common.media import Modality
 from chiasm.gateway.config import GatewaySettings
 
@@ -44,3 +45,10 @@ def test_an_empty_key_is_kept_so_that_it_can_be_refused() -> None:
     arguments = ["--model", "m", "--service-token-file", "t", "--store-secret-file", "s"]
     settings = load_settings(GatewaySettings, "gateway", arguments, {"VLLM_API_KEY": ""})
     assert [key.get_secret_value() for key in settings.api_key] == [""]
+
+
+def test_media_are_not_kept_longer_than_what_is_known_of_their_bytes() -> None:
+    longest = load("--max-media-ttl-s", str(MAX_MEDIA_TTL_S))
+    assert longest.limits.max_media_ttl_s == MAX_MEDIA_TTL_S
+    with pytest.raises(ConfigError, match=r"max.media.ttl.s"):
+        load("--max-media-ttl-s", str(MAX_MEDIA_TTL_S + 1))
