@@ -175,12 +175,12 @@ def _open(source: mmap.mmap) -> Iterator[_Sound]:
 def _open_file(source: mmap.mmap) -> Iterator[_Sound]:
     demuxer = _sniff(source)
     if demuxer is None:
-        with soundfile.SoundFile(io.BytesIO(source)) as file:
+        with _SequentialFile(io.BytesIO(source)) as file:
             if file.subtype not in _SUBTYPES:
                 raise ValueError(f"sound coded as {file.subtype} is not accepted")
             num_frames = file.frames if file.frames < _UNKNOWN_LENGTH else None
             if num_frames is not None or file.format != "FLAC":
-                yield _Sound(file.samplerate, file.channels, num_frames, _read_blocks(file))
+                yield _Sound(file.samplerate, file.channels, num_frames, file.blocks())
                 return
         demuxer = "flac"  # which libsndfile cannot read without a length
     with av.open(
@@ -211,12 +211,27 @@ def _sniff(source: mmap.mmap) -> str | None:
     raise ValueError("its format is not one of WAV, FLAC, OGG, MP3, M4A, WebM and AAC")
 
 
-def _read_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    while True:
-        block: np.ndarray = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
-        if not len(block):
-            return
-        yield block
+class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]  # has no types
+    """A file that is read once, from its start, without the seeks between blocks.
+
+    Where it can, ``SoundFile`` seeks behind every block that it has read; an MP3's decoder then
+    lacks the bits that frames behind the seek have in those before it.
+    """
+
+    def seekable(self) -> bool:
+        """Return that nobody may seek, whatever the format allows."""
+        return False
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield the file's sound as librosa reads it. [frames, channels] each, float32."""
+        if super().seekable():
+            # libsndfile drops what Opus plays before the first frame at a seek only.
+            self.seek(0)
+        while True:
+            block: np.ndarray = self.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+            if not len(block):
+                return
+            yield block
 
 
 def _open_stream(container: InputContainer) -> _Sound:

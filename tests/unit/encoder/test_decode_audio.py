@@ -78,6 +78,32 @@ def test_sound_files_give_the_samples_of_librosa(kind: str, subtype: str) -> Non
     assert np.array_equal(load(data), sounds.reference(data, RATE))
 
 
+@pytest.mark.parametrize("start", [0, 312, 48_000])
+def test_ogg_opus_of_ffmpeg_gives_the_samples_of_librosa(start: int) -> None:
+    data = sounds.mux(sounds.tone(3 * 48_000, 1, 48_000), 48_000, "ogg", "libopus", start=start)
+
+    samples = load(data)
+
+    assert np.array_equal(samples, sounds.reference(data, RATE))
+
+
+@pytest.mark.parametrize("num_channels", [1, 2])
+def test_an_mp3_of_changing_bit_rate_gives_the_samples_of_librosa(num_channels: int) -> None:
+    # Of one pitch, because its frames keep many of their bits in frames far before them.
+    sound = sounds.pitch(3 * 44_100, num_channels, 44_100)
+    data = sounds.mux(sound, 44_100, "mp3", "libmp3lame", options=sounds.CHANGING_BIT_RATE)
+
+    samples = load(data)
+
+    assert np.array_equal(samples, sounds.reference(data, RATE))
+
+
+def test_a_wav_in_which_nobody_can_seek_is_read() -> None:
+    data = sounds.write(sounds.tone(100_000), RATE, "WAV", "GSM610")
+
+    assert np.array_equal(load(data), sounds.reference(data, RATE))
+
+
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000])
 @pytest.mark.parametrize("num_channels", [1, 2, 6])
 def test_all_rates_and_channels_give_the_samples_of_librosa(rate: int, num_channels: int) -> None:
