@@ -102,6 +102,27 @@ def with_flac_length(data: bytes, num_frames: int) -> bytes:
     return data[:18] + (fields >> 36 << 36 | num_frames).to_bytes(8, "big") + data[26:]
 
 
+def without_length(mp3: bytes) -> bytes:
+    """Return an MP3 without its first frame, in which the encoder tells how many there are."""
+    buffer = io.BytesIO()
+    with (
+        av.open(io.BytesIO(mp3), "r") as source,
+        av.open(buffer, "w", format="mp3", container_options={"write_xing": "0"}) as output,
+    ):
+        stream = output.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux(audio=0):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    return buffer.getvalue()
+
+
+def with_mp3_length(mp3: bytes, num_frames: int) -> bytes:
+    """Return an MP3 whose header announces ``num_frames`` frames of MPEG audio."""
+    at = mp3.index(b"Xing") + 8
+    return mp3[:at] + num_frames.to_bytes(4, "big") + mp3[at + 4 :]
+
+
 def likeness(one: np.ndarray, other: np.ndarray) -> float:
     """Return the largest correlation of two clips, however they are shifted. 1 for equal ones."""
     spectrum = np.fft.rfft(one, 2 * len(one)) * np.conj(np.fft.rfft(other, 2 * len(one)))
