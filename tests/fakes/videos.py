@@ -49,6 +49,7 @@ KINDS = {
     "vp9 in webm": VideoKind("libvpx-vp9", "webm", options={"g": "9"}),
     "h264 in matroska": VideoKind("libx264", "matroska", options=H264.options),
     "mpeg4 in mp4": MPEG4,
+    "h264 in avi": VideoKind("libx264", "avi", options=H264.options),
     "mpeg4 in avi": VideoKind("mpeg4", "avi", options={"g": "5", "bf": "2"}),
     "mjpeg in avi": VideoKind("mjpeg", "avi", "yuvj420p"),
     "mjpeg in mov": VideoKind("mjpeg", "mov", "yuvj420p"),
