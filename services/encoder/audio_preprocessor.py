@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 # A position of an audio tower costs what a patch of a vision tower does, of 14 x 14 pixels.
 _PIXELS_PER_POSITION = 196
 _BYTES_PER_PIXEL = 3
+# Counted up when the same file gives other samples, which makes new names for its embeddings.
+_DECODING_VERSION = 2
 
 
 class FeatureExtractor(Protocol):
@@ -109,9 +111,10 @@ class AudioPreprocessor:
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """Every setting of the feature extractor, in plain types, and how clips are resampled."""
+        """Every setting of the feature extractor, in plain types, and how clips are decoded."""
         resampling = f"mean of channels, soxr {RESAMPLER_QUALITY}"
-        return {**plain(self._extractor.to_dict()), "resampling": resampling}
+        decoding = {"resampling": resampling, "decoding_version": _DECODING_VERSION}
+        return {**plain(self._extractor.to_dict()), **decoding}
 
     async def plan(
         self, decoder: DecodePool, source: MemoryFile, options: ProcessingOptions

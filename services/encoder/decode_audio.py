@@ -4,7 +4,7 @@ A file is told by its first bytes, never by a name, and only formats of the tabl
 
     WAV, RF64, FLAC, OGG, MP3   soundfile (libsndfile); the header tells the number of frames
     MP4 / M4A, WebM, ADTS AAC   PyAV (FFmpeg), one demuxer each; frames are counted by decoding
-    FLAC without a length       PyAV, which needs none
+    FLAC, MP3 without a length  PyAV, which needs none
 
 Sound is decoded block by block, and each block is mixed down and resampled at once, so that memory
 holds one block besides the result. Channels are averaged and soxr resamples with quality
@@ -24,6 +24,7 @@ import soundfile
 import soxr
 
 from chiasm.encoder.decode_errors import MediaTooLargeError
+from chiasm.encoder.mp3_header import is_frame, tells_length
 from chiasm.encoder.wire_audio import RESAMPLER_QUALITY, AudioHeader, AudioTask
 
 if TYPE_CHECKING:
@@ -175,14 +176,14 @@ def _open(source: mmap.mmap) -> Iterator[_Sound]:
 def _open_file(source: mmap.mmap) -> Iterator[_Sound]:
     demuxer = _sniff(source)
     if demuxer is None:
-        with soundfile.SoundFile(io.BytesIO(source)) as file:
+        with _SequentialFile(io.BytesIO(source)) as file:
             if file.subtype not in _SUBTYPES:
                 raise ValueError(f"sound coded as {file.subtype} is not accepted")
-            num_frames = file.frames if file.frames < _UNKNOWN_LENGTH else None
-            if num_frames is not None or file.format != "FLAC":
-                yield _Sound(file.samplerate, file.channels, num_frames, _read_blocks(file))
+            demuxer = _find_counting_demuxer(file, source)
+            if demuxer is None:
+                num_frames = file.frames if file.frames < _UNKNOWN_LENGTH else None
+                yield _Sound(file.samplerate, file.channels, num_frames, file.blocks())
                 return
-        demuxer = "flac"  # which libsndfile cannot read without a length
     with av.open(
         io.BytesIO(source),
         "r",
@@ -192,6 +193,15 @@ def _open_file(source: mmap.mmap) -> Iterator[_Sound]:
         metadata_errors="ignore",
     ) as container:
         yield _open_stream(container)
+
+
+def _find_counting_demuxer(file: _SequentialFile, source: mmap.mmap) -> str | None:
+    """Return FFmpeg's demuxer for a file whose length libsndfile does not know, or guesses."""
+    if file.format == "FLAC" and file.frames >= _UNKNOWN_LENGTH:
+        return "flac"
+    if file.format == "MP3" and not tells_length(source):
+        return "mp3"
+    return None
 
 
 def _sniff(source: mmap.mmap) -> str | None:
@@ -205,18 +215,33 @@ def _sniff(source: mmap.mmap) -> str | None:
         return "mov"
     if start.startswith(b"\x1aE\xdf\xa3"):
         return "matroska"
-    if len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0:
-        # A frame of MPEG audio: layer 0 is ADTS, the others are MP3 and its elders.
+    if is_frame(start):
+        # Layer 0 is ADTS, the others are MP3 and its elders.
         return None if start[1] & 0x06 else "aac"
     raise ValueError("its format is not one of WAV, FLAC, OGG, MP3, M4A, WebM and AAC")
 
 
-def _read_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    while True:
-        block: np.ndarray = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
-        if not len(block):
-            return
-        yield block
+class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]  # has no types
+    """A file that is read once, from its start, without the seeks between blocks.
+
+    Where it can, ``SoundFile`` seeks behind every block that it has read; an MP3's decoder then
+    lacks the bits that frames behind the seek have in those before it.
+    """
+
+    def seekable(self) -> bool:
+        """Return that nobody may seek, whatever the format allows."""
+        return False
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield the file's sound as librosa reads it. [frames, channels] each, float32."""
+        if super().seekable():
+            # libsndfile drops what Opus plays before the first frame at a seek only.
+            self.seek(0)
+        while True:
+            block: np.ndarray = self.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+            if not len(block):
+                return
+            yield block
 
 
 def _open_stream(container: InputContainer) -> _Sound:
@@ -235,6 +260,15 @@ def _open_stream(container: InputContainer) -> _Sound:
 def _decode_blocks(container: InputContainer, stream: av.AudioStream) -> Iterator[np.ndarray]:
     # Only the type of the samples changes; a stream that changes its rate midway is an error.
     to_float = av.AudioResampler(format="fltp")
-    for frame in container.decode(stream):
-        for converted in to_float.resample(frame):
-            yield converted.to_ndarray().T
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            if container.format.name != "mp3":
+                raise
+            # Tags, junk or damage between frames that follow each other without a container.
+            # libsndfile passes over them, too.
+            continue
+        for frame in frames:
+            for converted in to_float.resample(frame):
+                yield converted.to_ndarray().T

@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import io
 import math
+import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import av
 import av.error
 import av.logging
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.stream import Disposition
 from PIL import Image
 
@@ -49,10 +51,16 @@ _OPTIONS = {
     "protocol_whitelist": "none",
 }
 _DEFAULT_FPS = 24.0
-_TURNS = {
-    90: Image.Transpose.ROTATE_90,
-    180: Image.Transpose.ROTATE_180,
-    270: Image.Transpose.ROTATE_270,
+_MATRIX = struct.Struct("=9i")
+# What makes a frame upright, by whether it is upside down and how far it then turns to the left.
+_TRANSPOSES = {
+    (False, 90): Image.Transpose.ROTATE_90,
+    (False, 180): Image.Transpose.ROTATE_180,
+    (False, 270): Image.Transpose.ROTATE_270,
+    (True, 0): Image.Transpose.FLIP_TOP_BOTTOM,
+    (True, 90): Image.Transpose.TRANSVERSE,
+    (True, 180): Image.Transpose.FLIP_LEFT_RIGHT,
+    (True, 270): Image.Transpose.TRANSPOSE,
 }
 
 
@@ -194,7 +202,10 @@ def _read_packets(container: InputContainer, stream: VideoStream, max_frames: in
                 key_times.append(packet.pts)
     if not num_frames:
         raise ValueError("it has no frames")
-    if len(times) < num_frames or len(set(times)) < num_frames:
+    # AVI tells no times: FFmpeg makes them up in the order of packets, in which frames that
+    # refer to later ones are not shown.
+    has_times = container.format.name != "avi" and len(set(times)) == num_frames
+    if not has_times:
         return _Packets([], [], num_frames)
     return _Packets(sorted(times), sorted(key_times), num_frames)
 
@@ -298,6 +309,20 @@ def _turn(frame: VideoFrame) -> int:
     return round(frame.rotation / 90) * 90 % 360
 
 
+def _is_mirrored(frame: VideoFrame) -> bool:
+    """Return whether the frame's matrix, which may also turn it, has a negative determinant."""
+    # NOTE: not `frame.side_data`, which keeps the frame until the garbage collector runs.
+    try:
+        side_data = SideDataContainer(frame)  # type: ignore[call-arg]  # missing in PyAV's types
+    except ValueError:
+        return False  # there is a kind of side data that PyAV does not know
+    matrix = next((data for data in side_data if data.type == Type.DISPLAYMATRIX), None)
+    if matrix is None:
+        return False
+    x_to_x, x_to_y, _, y_to_x, y_to_y, *_ = _MATRIX.unpack(bytes(matrix))
+    return bool(x_to_x * y_to_y < x_to_y * y_to_x)
+
+
 def _upright_size(frame: VideoFrame) -> tuple[int, int]:
     is_turned = _turn(frame) in (90, 270)
     return (frame.height, frame.width) if is_turned else (frame.width, frame.height)
@@ -305,5 +330,5 @@ def _upright_size(frame: VideoFrame) -> tuple[int, int]:
 
 def _upright_pixels(frame: VideoFrame) -> bytes:
     picture: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]  # PyAV's own
-    turn = _turn(frame)
-    return (picture.transpose(_TURNS[turn]) if turn else picture).tobytes()
+    transpose = _TRANSPOSES.get((_is_mirrored(frame), _turn(frame)))
+    return (picture if transpose is None else picture.transpose(transpose)).tobytes()

@@ -10,6 +10,9 @@ import numpy as np
 import soundfile
 import soxr
 
+# What makes LAME write frames of all sizes.
+CHANGING_BIT_RATE = {"flags": "+qscale", "global_quality": "236"}
+
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 
 
@@ -22,6 +25,12 @@ def tone(num_frames: int, num_channels: int = 1, rate: int = 16000, seed: int = 
     noise = 0.02 * generator.standard_normal((num_frames, num_channels))
     sound: np.ndarray = (chord + noise).astype(np.float32)
     return sound
+
+
+def pitch(num_frames: int, num_channels: int = 1, rate: int = 16000) -> np.ndarray:
+    """Return one pitch, for which codecs need few bits. [num_frames, num_channels], float32."""
+    wave = 0.3 * np.sin(2 * np.pi * 440 / rate * np.arange(num_frames, dtype=np.float32))
+    return np.repeat(wave[:, None], num_channels, axis=1).astype(np.float32)
 
 
 def write(sound: np.ndarray, rate: int, kind: str = "WAV", subtype: str | None = None) -> bytes:
@@ -48,20 +57,25 @@ def mux(
     *,
     video: bool = False,
     title: str = "",
+    start: int = 0,
+    options: dict[str, str] | None = None,
 ) -> bytes:
-    """Return a file of FFmpeg's muxer ``container``; ``sound`` is [frames, channels], float32."""
+    """Return a file of FFmpeg's muxer ``container``; ``sound`` is [frames, channels], float32.
+
+    ``options`` are the encoder's, and the file's clock is at frame ``start`` when sound begins.
+    """
     buffer = io.BytesIO()
     layout = _LAYOUTS[sound.shape[1]]
     with av.open(buffer, "w", format=container) as output:
         output.metadata.update({"title": title} if title else {})
         # All streams before the first packet, which writes the header.
-        stream = output.add_stream(codec, rate=rate, layout=layout)
+        stream = output.add_stream(codec, rate=rate, layout=layout, options=options)
         assert isinstance(stream, av.AudioStream)
         packets = _encode_picture(output) if video else []
         frame = av.AudioFrame.from_ndarray(
             np.ascontiguousarray(sound.T), format="fltp", layout=layout
         )
-        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
+        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), start
         output.mux([*packets, *stream.encode(frame), *stream.encode(None)])
     return buffer.getvalue()
 
@@ -88,6 +102,27 @@ def with_flac_length(data: bytes, num_frames: int) -> bytes:
     return data[:18] + (fields >> 36 << 36 | num_frames).to_bytes(8, "big") + data[26:]
 
 
+def without_length(mp3: bytes) -> bytes:
+    """Return an MP3 without its first frame, in which the encoder tells how many there are."""
+    buffer = io.BytesIO()
+    with (
+        av.open(io.BytesIO(mp3), "r") as source,
+        av.open(buffer, "w", format="mp3", container_options={"write_xing": "0"}) as output,
+    ):
+        stream = output.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux(audio=0):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    return buffer.getvalue()
+
+
+def with_mp3_length(mp3: bytes, num_frames: int) -> bytes:
+    """Return an MP3 whose header announces ``num_frames`` frames of MPEG audio."""
+    at = mp3.index(b"Xing") + 8
+    return mp3[:at] + num_frames.to_bytes(4, "big") + mp3[at + 4 :]
+
+
 def likeness(one: np.ndarray, other: np.ndarray) -> float:
     """Return the largest correlation of two clips, however they are shifted. 1 for equal ones."""
     spectrum = np.fft.rfft(one, 2 * len(one)) * np.conj(np.fft.rfft(other, 2 * len(one)))
@@ -96,9 +131,7 @@ def likeness(one: np.ndarray, other: np.ndarray) -> float:
 
 def reference(data: bytes, rate: int) -> np.ndarray:
     """Return a file as librosa loads it: soundfile, mean of channels, soxr, fixed length."""
-    # Not soundfile.read(), which seeks first: MP3s of low rates then differ in their last bits.
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        sound, file_rate = file.read(dtype="float32", always_2d=True), file.samplerate
+    sound, file_rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     mono = sound.mean(axis=1)
     resampled = soxr.resample(mono, file_rate, rate, "HQ")
     num_samples = int(np.ceil(len(mono) * rate / file_rate))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -49,6 +50,7 @@ KINDS = {
     "vp9 in webm": VideoKind("libvpx-vp9", "webm", options={"g": "9"}),
     "h264 in matroska": VideoKind("libx264", "matroska", options=H264.options),
     "mpeg4 in mp4": MPEG4,
+    "h264 in avi": VideoKind("libx264", "avi", options=H264.options),
     "mpeg4 in avi": VideoKind("mpeg4", "avi", options={"g": "5", "bf": "2"}),
     "mjpeg in avi": VideoKind("mjpeg", "avi", "yuvj420p"),
     "mjpeg in mov": VideoKind("mjpeg", "mov", "yuvj420p"),
@@ -133,6 +135,23 @@ def still_video(num_frames: int, side: int, rate: int = 25) -> bytes:
     return buffer.getvalue()
 
 
+def jpeg_video(jpegs: Sequence[bytes], width: int, height: int, rate: int = 10) -> bytes:
+    """Return a QuickTime file whose frames are JPEG files as they are."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mov") as container:
+        stream = container.add_stream("mjpeg", rate=rate)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p"
+        for number, jpeg in enumerate(jpegs):
+            packet = av.Packet(jpeg)
+            packet.stream = stream
+            packet.pts = packet.dts = number
+            packet.time_base = Fraction(1, rate)
+            packet.is_keyframe = True
+            container.mux(packet)
+    return buffer.getvalue()
+
+
 def read_video(data: bytes) -> np.ndarray:
     """Return all frames of a video, decoded from its start. [num_frames, height, width, 3]."""
     with av.open(io.BytesIO(data), "r") as container:
@@ -142,6 +161,14 @@ def read_video(data: bytes) -> np.ndarray:
 def with_bytes_at(data: bytes, offset: int, new: bytes) -> bytes:
     """Return ``data`` with the bytes from ``offset`` on replaced by ``new``."""
     return data[:offset] + new + data[offset + len(new) :]
+
+
+def with_display_matrix(mp4: bytes, matrix: tuple[int, int, int, int]) -> bytes:
+    """Return an MP4 that is shown through a matrix: of a pixel's ``x``, then of its ``y``."""
+    x_to_x, x_to_y, y_to_x, y_to_y = (number << 16 for number in matrix)
+    numbers = struct.pack(">9i", x_to_x, x_to_y, 0, y_to_x, y_to_y, 0, 0, 0, 1 << 30)
+    # Behind the box's name, version, times, numbers and volume.
+    return with_bytes_at(mp4, mp4.index(b"tkhd\0") + 44, numbers)
 
 
 def _write_silence(buffer: io.BytesIO, container_format: str) -> bytes:

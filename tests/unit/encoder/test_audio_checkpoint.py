@@ -162,10 +162,11 @@ async def test_a_file_of_another_kind_is_refused(path: Path, decoder: DecodePool
     )
 
 
-async def test_the_fingerprint_covers_the_resampling(path: Path) -> None:
+async def test_the_fingerprint_covers_how_clips_are_decoded_and_resampled(path: Path) -> None:
     settings = load(path).preprocessors[Modality.AUDIO].settings
 
     assert settings["resampling"] == "mean of channels, soxr HQ"
+    assert settings["decoding_version"] == 2
     assert settings["sampling_rate"] == RATE
 
 

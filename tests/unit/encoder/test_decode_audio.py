@@ -78,6 +78,32 @@ def test_sound_files_give_the_samples_of_librosa(kind: str, subtype: str) -> Non
     assert np.array_equal(load(data), sounds.reference(data, RATE))
 
 
+@pytest.mark.parametrize("start", [0, 312, 48_000])
+def test_ogg_opus_of_ffmpeg_gives_the_samples_of_librosa(start: int) -> None:
+    data = sounds.mux(sounds.tone(3 * 48_000, 1, 48_000), 48_000, "ogg", "libopus", start=start)
+
+    samples = load(data)
+
+    assert np.array_equal(samples, sounds.reference(data, RATE))
+
+
+@pytest.mark.parametrize("num_channels", [1, 2])
+def test_an_mp3_of_changing_bit_rate_gives_the_samples_of_librosa(num_channels: int) -> None:
+    # Of one pitch, because its frames keep many of their bits in frames far before them.
+    sound = sounds.pitch(3 * 44_100, num_channels, 44_100)
+    data = sounds.mux(sound, 44_100, "mp3", "libmp3lame", options=sounds.CHANGING_BIT_RATE)
+
+    samples = load(data)
+
+    assert np.array_equal(samples, sounds.reference(data, RATE))
+
+
+def test_a_wav_in_which_nobody_can_seek_is_read() -> None:
+    data = sounds.write(sounds.tone(100_000), RATE, "WAV", "GSM610")
+
+    assert np.array_equal(load(data), sounds.reference(data, RATE))
+
+
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000])
 @pytest.mark.parametrize("num_channels", [1, 2, 6])
 def test_all_rates_and_channels_give_the_samples_of_librosa(rate: int, num_channels: int) -> None:
@@ -152,6 +178,84 @@ def test_what_lies_behind_the_announced_frames_is_not_heard() -> None:
     samples = load(sounds.with_flac_length(data, 5000))
 
     assert np.array_equal(samples, load(data)[:5000])
+
+
+def swelling(num_channels: int = 2, rate: int = 44_100) -> np.ndarray:
+    """Return a pitch, then noise: the first half takes far fewer bits. 3 s, float32."""
+    sound = sounds.pitch(3 * rate, num_channels, rate)
+    loud = sounds.tone(2 * rate, num_channels, rate) * 2
+    sound[rate:] = loud + np.random.default_rng(0).normal(0, 0.2, loud.shape)
+    return sound
+
+
+def as_mp3(sound: np.ndarray, rate: int = 44_100, options: dict[str, str] | None = None) -> bytes:
+    return sounds.mux(sound, rate, "mp3", "libmp3lame", options=options or sounds.CHANGING_BIT_RATE)
+
+
+def assert_whole(data: bytes, sound: np.ndarray, rate: int) -> None:
+    """Check that a file is heard from the first frame to the last, which padding may follow."""
+    header, samples = read_header(data), load(data)
+    expected = sounds.reference(sounds.write(sound, rate, "WAV", "FLOAT"), RATE)
+    assert len(sound) <= header.num_frames < len(sound) + 3 * 1152
+    assert sounds.likeness(samples[: len(expected)], expected) > 0.9
+
+
+@pytest.mark.parametrize("is_loud_first", [False, True])
+@pytest.mark.parametrize(("num_channels", "rate"), [(1, 44_100), (2, 44_100), (1, 16_000)])
+def test_an_mp3_without_a_length_is_counted(
+    num_channels: int, rate: int, is_loud_first: bool
+) -> None:
+    sound = swelling(num_channels, rate)[:: -1 if is_loud_first else 1]
+
+    assert_whole(sounds.without_length(as_mp3(sound, rate)), sound, rate)
+
+
+@pytest.mark.parametrize("tag", [b"", b"ID3\4\0\0\0\2\0\0" + bytes(2 << 14)])
+def test_an_mp3_of_one_bit_rate_without_a_length_is_counted(tag: bytes) -> None:
+    sound = swelling()
+
+    data = sounds.without_length(as_mp3(sound, options={"b": "128000"}))
+
+    assert_whole(tag + data, sound, 44_100)
+
+
+def test_an_mp3_that_went_through_a_pipe_is_counted() -> None:
+    # Its header was written before anything was known, and nobody could go back.
+    assert_whole(sounds.with_mp3_length(as_mp3(swelling()), 0), swelling(), 44_100)
+
+
+def test_mp3s_one_behind_the_other_are_heard_to_the_end() -> None:
+    one = as_mp3(swelling())
+
+    header = read_header(one + one)
+
+    assert header.num_frames >= 2 * read_header(one).num_frames
+
+
+def test_junk_and_tags_between_the_frames_of_an_mp3_are_passed_over() -> None:
+    data = sounds.without_length(as_mp3(swelling()))
+    middle = len(data) // 2
+
+    with_junk = data[:middle] + b"junk" * 99 + data[middle:] + b"TAG".ljust(128)
+
+    # The frame in which the junk lies and the one behind it are lost.
+    assert 0 <= read_header(data).num_frames - read_header(with_junk).num_frames <= 2 * 1152
+
+
+def test_an_mp3_without_a_length_gives_the_samples_of_librosa() -> None:
+    # Of one bit rate, of which libsndfile guesses the length well enough to read it whole.
+    data = sounds.without_length(as_mp3(sounds.tone(3 * RATE), RATE, {"b": "64000"}))
+
+    samples = load(data)
+
+    assert np.allclose(samples, sounds.reference(data, RATE), rtol=0, atol=1e-5)
+
+
+def test_counting_an_mp3_stops_at_the_bound() -> None:
+    data = sounds.without_length(as_mp3(sounds.pitch(11 * RATE), RATE))
+
+    with pytest.raises(MediaTooLargeError, match="10s"):
+        read_header(data)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from chiasm.common.errors import InvalidRequestError, TooLargeError
 from chiasm.common.media import Modality
@@ -24,14 +24,16 @@ from tests.fakes.videos import (
     KINDS,
     MPEG4,
     VideoKind,
+    jpeg_video,
     moving_square,
     read_video,
     with_bytes_at,
+    with_display_matrix,
     write_video,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from chiasm.encoder.decode_pool import DecodePool
 
@@ -93,6 +95,41 @@ async def test_turned_videos_stand_upright(
 
     assert frames.shape == ((2, 64, 32, 3) if quarter_turns % 2 else (2, 32, 64, 3))
     assert np.array_equal(frames, np.rot90(read_video(data)[[0, 3]], quarter_turns, (1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "show"),
+    [
+        ((-1, 0, 0, 1), lambda frames: frames[:, :, ::-1]),
+        ((1, 0, 0, -1), lambda frames: frames[:, ::-1]),
+        ((-1, 0, 0, -1), lambda frames: frames[:, ::-1, ::-1]),
+        ((0, 1, -1, 0), lambda frames: np.rot90(frames, -1, (1, 2))),
+        ((0, 1, 1, 0), lambda frames: frames.swapaxes(1, 2)),
+        ((0, -1, -1, 0), lambda frames: frames[:, ::-1, ::-1].swapaxes(1, 2)),
+    ],
+    ids=["left and right", "top and bottom", "both", "turned", "transposed", "turned transposed"],
+)
+async def test_mirrored_videos_are_shown_as_in_a_mirror(
+    decoder: DecodePool,
+    matrix: tuple[int, int, int, int],
+    show: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    data = with_display_matrix(write_video(moving_square(4, 64, 32)), matrix)
+
+    frames = await decode(decoder, data, [0, 3])
+
+    assert np.array_equal(frames, show(read_video(data)[[0, 3]]))
+
+
+async def test_frames_that_carry_exif_are_shown(decoder: DecodePool) -> None:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.ImageDescription] = "a frame"
+    Image.fromarray(moving_square(1, 64, 48)[0]).save(buffer, "JPEG", exif=exif)
+    data = jpeg_video([buffer.getvalue()] * 3, 64, 48)
+
+    frames = await decode(decoder, data, [0, 2])
+
+    assert np.array_equal(frames, read_video(data)[[0, 2]])
 
 
 async def test_a_list_of_pictures_is_a_video_without_a_clock(decoder: DecodePool) -> None:
