@@ -125,8 +125,8 @@ def run_soak(stack: Stack, soak: Soak) -> dict[str, float]:
     for name in SERVICES:
         first, middle, last = sampler.thirds(name)
         growth[name] = median_rss(last) / median_rss(middle)
-        # Pools fill on demand, so the start may be below their size; the first third is not.
-        most_threads = max(threads[name], *(usage.num_threads for usage in first))
+        # Pools fill on demand, so the start may be below their size; a leak grows to the end.
+        most_threads = max(threads[name], *(usage.num_threads for usage in (*first, *middle)))
         assert read_usage(pids[name]).num_threads <= most_threads, f"threads of {name}"
     return growth
 
